@@ -1,0 +1,2 @@
+//! Moongate.
+fn main() {}
