@@ -1,2 +1,130 @@
-//! Moongate.
-fn main() {}
+//! Command line, settings, log, run until a signal; nothing else.
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use moongate::config::{Config, LogConfig, LogFormat};
+use moongate::server::Server;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+#[cfg(feature = "jemalloc")]
+mod allocator {
+    #[global_allocator]
+    static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
+    // SAFETY: the symbol is jemalloc's documented option string, NUL-terminated.
+    #[allow(unsafe_code, non_upper_case_globals)]
+    #[unsafe(export_name = "_rjem_malloc_conf")]
+    pub(crate) static malloc_conf: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
+}
+
+/// A push gateway. Settings come from the environment: MOONGATE_LISTEN, MOONGATE_API_LISTEN and so on.
+#[derive(Parser)]
+#[command(version)]
+struct Arguments {
+    #[command(subcommand)]
+    action: Option<Action>,
+}
+
+#[derive(Subcommand, Clone, Copy)]
+enum Action {
+    /// Run a node (the default).
+    Serve,
+    /// Check the settings and the certificate, and exit.
+    Check,
+}
+
+/// Settings are wrong.
+const EXIT_SETTINGS: u8 = 2;
+
+fn main() -> ExitCode {
+    let action = Arguments::parse().action.unwrap_or(Action::Serve);
+    let config = match Config::from_env() {
+        Ok(config) => config,
+        Err(errors) => {
+            eprintln!("{errors}");
+            return ExitCode::from(EXIT_SETTINGS);
+        }
+    };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match action {
+        Action::Serve => {
+            start_log(&config.log);
+            runtime.block_on(serve(config))
+        }
+        Action::Check => check(&config),
+    }
+}
+
+fn check(config: &Config) -> ExitCode {
+    if let Some(Err(error)) = config.tls.as_ref().map(moongate::edge::tls::Certificates::load) {
+        eprintln!("{error}");
+        return ExitCode::from(EXIT_SETTINGS);
+    }
+    println!("settings are good: clients on {}, API on {}, standalone", config.listen, config.api.listen);
+    ExitCode::SUCCESS
+}
+
+async fn serve(config: Config) -> ExitCode {
+    let tls = config.tls.is_some();
+    let server = match Server::bind(config) {
+        Ok(server) => server,
+        Err(error) => {
+            tracing::error!("{error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    tracing::info!(clients = %server.clients_address(), tls, api = %server.api_address(), "listening");
+    let stop = CancellationToken::new();
+    let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            tracing::error!(%error, "cannot listen for signals");
+            return ExitCode::FAILURE;
+        }
+    };
+    let on_signal = stop.clone();
+    let second = async {
+        for number in 1..=2 {
+            tokio::select! {
+                _ = signals.0.recv() => {}
+                _ = signals.1.recv() => {}
+            }
+            if number == 1 {
+                on_signal.cancel();
+            }
+        }
+    };
+    tokio::select! {
+        _ = server.run(stop) => ExitCode::SUCCESS,
+        () = second => {
+            tracing::warn!("second signal: not drained");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// The libraries log whole payloads at `trace`: they stay at `info` unless the filter names them.
+fn start_log(config: &LogConfig) {
+    let mut filter = EnvFilter::new(&config.filter);
+    for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls"] {
+        if !config.filter.contains(library) {
+            if let Ok(directive) = format!("{library}=info").parse() {
+                filter = filter.add_directive(directive);
+            }
+        }
+    }
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match config.format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().flatten_event(true).init(),
+    }
+}

@@ -1,0 +1,570 @@
+//! The receiving connections: opening them, and threads that read, check and count what arrives.
+//!
+//! They must cost less than the server, as both share the machine: raw sockets, one large read buffer per thread, no copy
+//! of a frame unless it was cut, one clock reading per `read(2)`.
+
+use std::io::{ErrorKind, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use hdrhistogram::Histogram;
+use mio::net::TcpStream;
+use mio::{Events, Interest, Poll, Token, Waker};
+
+use crate::frame::{self, Front};
+use crate::http;
+use crate::message::{Arrival, Header, Seen};
+use crate::{PATIENCE, Result};
+
+/// The key and the answer to it of RFC 6455's own example: a tester needs no secrecy, so nobody here computes SHA-1.
+pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
+/// See [`KEY`].
+pub(crate) const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+/// From here on, one source address may run out of ports on the way to one destination.
+const PORTS: usize = 28_000;
+/// Clients for each source address when several are needed.
+const PER_SOURCE: usize = 20_000;
+const WAKE: Token = Token(usize::MAX);
+
+/// A connection after its handshake and the server's first message.
+#[derive(Debug)]
+pub(crate) struct Connected {
+    stream: std::net::TcpStream,
+    /// By which the server knows it.
+    pub(crate) client_id: String,
+    /// What arrived behind the first message.
+    rest: Vec<u8>,
+}
+
+/// Opens `count` connections, spread over `servers`, and waits for each one's `init` message. `side` keeps the source
+/// addresses of several servers under test apart.
+pub(crate) fn connect(servers: &[SocketAddr], count: usize, side: u8) -> Result<Vec<Connected>> {
+    let mut clients = Vec::with_capacity(count);
+    let many = count / servers.len().max(1) > PORTS;
+    let mut opened = 0;
+    while opened < count {
+        crate::interrupted()?;
+        // some dozens at a time, so that neither side waits for the other
+        let mut streams = Vec::new();
+        for index in opened..count.min(opened + 64) {
+            let server = servers.iter().cycle().nth(index % servers.len().max(1)).ok_or("no server to connect to")?;
+            let source = Ipv4Addr::new(127, 0, side, 1 + (index / PER_SOURCE) as u8);
+            let stream = open(*server, (many && server.ip().is_loopback()).then_some(source));
+            let mut stream = stream.map_err(|error| format!("client {index} to {server}: {error}"))?;
+            write!(
+                stream,
+                "GET / HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+            )?;
+            streams.push(stream);
+        }
+        for stream in streams {
+            clients.push(greet(stream).map_err(|error| format!("client {}: {error}", clients.len()))?);
+        }
+        opened = clients.len();
+    }
+    Ok(clients)
+}
+
+fn open(server: SocketAddr, source: Option<Ipv4Addr>) -> Result<std::net::TcpStream> {
+    use socket2::{Domain, Socket, Type};
+    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
+    if let Some(source) = source {
+        socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
+    }
+    socket.connect_timeout(&server.into(), PATIENCE)?;
+    let stream = std::net::TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    Ok(stream)
+}
+
+fn greet(mut stream: std::net::TcpStream) -> Result<Connected> {
+    let mut input = Vec::new();
+    let mut buffer = [0; 2048];
+    loop {
+        let count = match stream.read(&mut buffer) {
+            Ok(count) => count,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                return Err("no init message in time; is INIT_MESSAGE the default?".into());
+            }
+            Err(error) => return Err(error.into()),
+        };
+        if count == 0 {
+            return Err(format!("closed in the handshake, after {:?}", String::from_utf8_lossy(&input)).into());
+        }
+        input.extend_from_slice(buffer.get(..count).unwrap_or_default());
+        if let Some((client_id, rest)) = greeting(&input)? {
+            return Ok(Connected { stream, client_id: client_id.to_owned(), rest: rest.to_owned() });
+        }
+    }
+}
+
+/// Reads the answer to the handshake and the `init` message; gives the client id and what follows, or `None` while
+/// incomplete.
+fn greeting(input: &[u8]) -> Result<Option<(&str, &[u8])>> {
+    let Some(end) = http::head_end(input) else {
+        return Ok(None);
+    };
+    let (head, mut rest) = input.split_at_checked(end).unwrap_or_default();
+    if http::status(head) != Some(101) || http::header(head, "sec-websocket-accept") != Some(ACCEPT) {
+        return Err(format!("refused: {}", String::from_utf8_lossy(input)).into());
+    }
+    loop {
+        match frame::front(rest) {
+            Front::Partial => return Ok(None),
+            Front::Foreign => return Err("a frame that no gateway sends".into()),
+            // a ping this early may go unanswered
+            Front::Whole(frame) if frame.opcode == frame::PING => rest = frame.rest,
+            Front::Whole(frame) => {
+                let text = std::str::from_utf8(frame.payload)?;
+                let after = text.split_once("\"client_id\":\"").and_then(|(_, after)| after.split_once('"'));
+                let (client_id, _) = after.ok_or_else(|| format!("no client_id in the first message: {text}"))?;
+                return Ok(Some((client_id, frame.rest)));
+            }
+        }
+    }
+}
+
+/// Counts deliveries for the publisher and wakes it when the one arrives that it waits for.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    delivered: AtomicU64,
+    wake_at: AtomicU64,
+    waker: Waker,
+}
+
+impl Gate {
+    /// A gate that wakes the poll of `waker`.
+    pub(crate) fn new(waker: Waker) -> Self {
+        Self { delivered: AtomicU64::new(0), wake_at: AtomicU64::new(u64::MAX), waker }
+    }
+
+    /// First-time deliveries so far.
+    pub(crate) fn delivered(&self) -> u64 {
+        self.delivered.load(Ordering::SeqCst)
+    }
+
+    /// Asks to be woken when `delivered` reaches `count`; look at it again afterwards, before sleeping.
+    pub(crate) fn wake_at(&self, count: u64) {
+        self.wake_at.store(count, Ordering::SeqCst);
+    }
+
+    fn add(&self, count: u64) {
+        if count == 0 {
+            return;
+        }
+        let before = self.delivered.fetch_add(count, Ordering::SeqCst);
+        let wake_at = self.wake_at.load(Ordering::SeqCst);
+        if before < wake_at && wake_at <= before + count {
+            // a lost wake-up costs the publisher one tick of its timeout
+            self.waker.wake().ok();
+        }
+    }
+}
+
+/// What the receivers saw.
+#[derive(Debug, Clone)]
+pub(crate) struct Stats {
+    /// Messages that a client got for the first time.
+    pub(crate) delivered: u64,
+    /// Messages that a client had got before.
+    pub(crate) duplicates: u64,
+    /// Messages that came after a later one of their topic.
+    pub(crate) reordered: u64,
+    /// Messages of a topic that the client is not in, or with a payload that nobody sent.
+    pub(crate) misdelivered: u64,
+    /// Pings answered.
+    pub(crate) pings: u64,
+    /// Connections that ended.
+    pub(crate) closed: u64,
+    /// Why the first one ended.
+    pub(crate) first_close: Option<String>,
+    /// From sending to reading, in nanoseconds.
+    pub(crate) latency: Histogram<u64>,
+}
+
+impl Stats {
+    /// Nothing seen.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            delivered: 0,
+            duplicates: 0,
+            reordered: 0,
+            misdelivered: 0,
+            pings: 0,
+            closed: 0,
+            first_close: None,
+            latency: histogram()?,
+        })
+    }
+
+    /// Adds what another saw.
+    pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
+        self.delivered += other.delivered;
+        self.duplicates += other.duplicates;
+        self.reordered += other.reordered;
+        self.misdelivered += other.misdelivered;
+        self.pings += other.pings;
+        self.closed += other.closed;
+        if self.first_close.is_none() {
+            self.first_close.clone_from(&other.first_close);
+        }
+        self.latency.add(&other.latency)?;
+        Ok(())
+    }
+
+    fn clear(&mut self) {
+        (self.delivered, self.duplicates, self.reordered) = (0, 0, 0);
+        (self.misdelivered, self.pings, self.closed) = (0, 0, 0);
+        self.first_close = None;
+        self.latency.reset();
+    }
+
+    fn ended(&mut self, why: impl FnOnce() -> String) {
+        self.closed += 1;
+        self.first_close.get_or_insert_with(why);
+    }
+}
+
+/// A histogram of nanoseconds between 1 µs and 2 minutes, three digits precise.
+pub(crate) fn histogram() -> Result<Histogram<u64>> {
+    Ok(Histogram::new_with_bounds(1_000, 120_000_000_000, 3)?)
+}
+
+struct Shared {
+    stats: Mutex<Stats>,
+    stop: AtomicBool,
+    /// Kernel id, told by the thread itself.
+    thread: OnceLock<i32>,
+    waker: Waker,
+}
+
+/// The threads that read for the clients of one server.
+pub(crate) struct Pool {
+    threads: Vec<(Arc<Shared>, JoinHandle<()>)>,
+}
+
+impl Pool {
+    /// Starts `threads` threads for `clients` (each with its topic). `size` is that of every message, `epoch` the moment
+    /// from which send times count.
+    pub(crate) fn start(
+        clients: Vec<(Connected, u32)>,
+        threads: usize,
+        size: usize,
+        epoch: Instant,
+        gate: &Arc<Gate>,
+    ) -> Result<Self> {
+        let threads = threads.clamp(1, 64);
+        let mut pool = Self { threads: Vec::new() };
+        let mut shares: Vec<Vec<(Connected, u32)>> = (0..threads).map(|_| Vec::new()).collect();
+        for (index, client) in clients.into_iter().enumerate() {
+            if let Some(share) = shares.get_mut(index % threads) {
+                share.push(client);
+            }
+        }
+        for share in shares {
+            let poll = Poll::new()?;
+            let shared = Arc::new(Shared {
+                stats: Mutex::new(Stats::new()?),
+                stop: AtomicBool::new(false),
+                thread: OnceLock::new(),
+                waker: Waker::new(poll.registry(), WAKE)?,
+            });
+            let mut clients = Vec::with_capacity(share.len());
+            for (index, (connected, topic)) in share.into_iter().enumerate() {
+                connected.stream.set_nonblocking(true)?;
+                let mut stream = TcpStream::from_std(connected.stream);
+                poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
+                clients.push(Client { stream, topic, open: true, seen: Seen::default(), rest: connected.rest });
+            }
+            // at least twice a message: a read always finds room behind the longest unfinished frame
+            let buffer = vec![0; (256 * 1024).max(2 * size + 64 * 1024)];
+            let reader = Reader { poll, clients, buffer, size, epoch, shared: shared.clone(), gate: gate.clone() };
+            let thread = std::thread::Builder::new().name("receiver".to_owned()).spawn(move || reader.run())?;
+            pool.threads.push((shared, thread));
+        }
+        Ok(pool)
+    }
+
+    /// What was seen since the last call.
+    pub(crate) fn take(&self) -> Result<Stats> {
+        let mut sum = Stats::new()?;
+        for (shared, _) in &self.threads {
+            let mut stats = shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            sum.add(&stats)?;
+            stats.clear();
+        }
+        Ok(sum)
+    }
+
+    /// Kernel ids of the threads, for their CPU time.
+    pub(crate) fn thread_ids(&self) -> Vec<i32> {
+        self.threads.iter().map(|(shared, _)| *shared.thread.wait()).collect()
+    }
+}
+
+impl Drop for Pool {
+    /// Says goodbye on every connection.
+    fn drop(&mut self) {
+        for (shared, _) in &self.threads {
+            shared.stop.store(true, Ordering::SeqCst);
+            shared.waker.wake().ok();
+        }
+        for (_, thread) in self.threads.drain(..) {
+            thread.join().ok();
+        }
+    }
+}
+
+struct Client {
+    stream: TcpStream,
+    topic: u32,
+    open: bool,
+    seen: Seen,
+    /// The beginning of a frame that a read cut; mostly empty.
+    rest: Vec<u8>,
+}
+
+struct Reader {
+    poll: Poll,
+    clients: Vec<Client>,
+    buffer: Vec<u8>,
+    size: usize,
+    epoch: Instant,
+    shared: Arc<Shared>,
+    gate: Arc<Gate>,
+}
+
+impl Reader {
+    fn run(mut self) {
+        self.shared.thread.get_or_init(|| rustix::thread::gettid().as_raw_nonzero().get());
+        let mut events = Events::with_capacity(1024);
+        loop {
+            if let Err(error) = self.poll.poll(&mut events, None)
+                && error.kind() != ErrorKind::Interrupted
+            {
+                eprintln!("loadtest: a receiving thread ended: {error}");
+                return;
+            }
+            if self.shared.stop.load(Ordering::SeqCst) {
+                return self.goodbye();
+            }
+            let mut fresh = 0;
+            let mut stats = self.shared.stats.lock().unwrap_or_else(PoisonError::into_inner);
+            for event in &events {
+                if let Some(client) = self.clients.get_mut(event.token().0) {
+                    let check = Check { size: self.size, epoch: self.epoch, stats: &mut stats };
+                    fresh += client.read(&mut self.buffer, event.is_read_closed(), check);
+                }
+            }
+            drop(stats);
+            self.gate.add(fresh);
+        }
+    }
+
+    fn goodbye(mut self) {
+        let mut bye = Vec::new();
+        frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
+        for client in &mut self.clients {
+            client.stream.write_all(&bye).ok();
+        }
+    }
+}
+
+struct Check<'a> {
+    size: usize,
+    epoch: Instant,
+    stats: &'a mut Stats,
+}
+
+impl Client {
+    /// Reads all there is; gives the number of first-time deliveries. Events are edge-triggered, yet a short read means
+    /// that nothing is left (epoll(7)), unless the end of the stream is behind it: so one read per event and not two.
+    fn read(&mut self, buffer: &mut [u8], ends: bool, mut check: Check<'_>) -> u64 {
+        let mut fresh = 0;
+        while self.open {
+            let kept = self.rest.len();
+            let Some((front, room)) = buffer.split_at_mut_checked(kept) else {
+                self.end(&mut check, || "a frame larger than any that was sent".to_owned());
+                break;
+            };
+            front.copy_from_slice(&self.rest);
+            let space = room.len();
+            let count = match self.stream.read(room) {
+                Ok(0) => {
+                    self.end(&mut check, || "the server ended the connection without a close frame".to_owned());
+                    break;
+                }
+                Ok(count) => count,
+                Err(error) if error.kind() == ErrorKind::WouldBlock => break,
+                Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    self.end(&mut check, || error.to_string());
+                    break;
+                }
+            };
+            let input = buffer.get(..kept + count).unwrap_or_default();
+            fresh += self.take(input, &mut check);
+            if count < space && !ends {
+                break;
+            }
+        }
+        fresh
+    }
+
+    /// Checks the frames in `input`, which begins with what was kept, and keeps what is incomplete.
+    fn take(&mut self, mut input: &[u8], check: &mut Check<'_>) -> u64 {
+        let now = check.epoch.elapsed().as_nanos() as u64;
+        let mut fresh = 0;
+        loop {
+            match frame::front(input) {
+                Front::Partial => break,
+                Front::Foreign => {
+                    self.end(check, || "a frame that no gateway sends".to_owned());
+                    break;
+                }
+                Front::Whole(frame) => {
+                    input = frame.rest;
+                    match frame.opcode {
+                        frame::TEXT | frame::BINARY => {
+                            fresh += u64::from(self.deliver(frame.payload, now, check));
+                        }
+                        frame::PING => {
+                            check.stats.pings += 1;
+                            let mut pong = Vec::new();
+                            frame::from_client(&mut pong, frame::PONG, frame.payload);
+                            self.stream.write_all(&pong).ok();
+                        }
+                        frame::CLOSE => self.end(check, || closing(frame.payload)),
+                        _ => {}
+                    }
+                }
+            }
+        }
+        self.rest.clear();
+        self.rest.extend_from_slice(input);
+        fresh
+    }
+
+    /// Whether this was a first-time delivery.
+    fn deliver(&mut self, payload: &[u8], now: u64, check: &mut Check<'_>) -> bool {
+        let Some(header) = Header::read(payload, check.size).filter(|header| header.topic == self.topic) else {
+            check.stats.misdelivered += 1;
+            return false;
+        };
+        match self.seen.note(header.seq) {
+            Arrival::Duplicate => {
+                check.stats.duplicates += 1;
+                return false;
+            }
+            Arrival::Late => check.stats.reordered += 1,
+            Arrival::Next => {}
+        }
+        check.stats.delivered += 1;
+        check.stats.latency.saturating_record(now.saturating_sub(header.sent));
+        true
+    }
+
+    fn end(&mut self, check: &mut Check<'_>, why: impl FnOnce() -> String) {
+        if self.open {
+            self.open = false;
+            check.stats.ended(why);
+            self.stream.shutdown(std::net::Shutdown::Both).ok();
+        }
+    }
+}
+
+fn closing(payload: &[u8]) -> String {
+    match payload.split_first_chunk() {
+        Some((code, reason)) => {
+            format!("closed with {} {}", u16::from_be_bytes(*code), String::from_utf8_lossy(reason))
+        }
+        None => "closed without a code".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEAD: &str = "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
+
+    #[test]
+    fn greetings_whole_and_cut() {
+        let mut input = HEAD.as_bytes().to_vec();
+        frame::from_server(&mut input, frame::TEXT, br#"{"type":"init","client_id":"7f000001"}"#);
+        for cut in 0..input.len() {
+            assert!(greeting(&input[..cut]).unwrap().is_none(), "cut at {cut}");
+        }
+        frame::from_server(&mut input, frame::PING, b"");
+        assert_eq!(greeting(&input).unwrap(), Some(("7f000001", &[0x89, 0][..])));
+    }
+
+    #[test]
+    fn greetings_that_are_none() {
+        assert!(greeting(b"HTTP/1.1 503 Service Unavailable\r\n\r\n").is_err());
+        assert!(greeting(b"HTTP/1.1 101 X\r\nSec-WebSocket-Accept: wrong\r\n\r\n").is_err());
+        let mut input = HEAD.as_bytes().to_vec();
+        frame::from_server(&mut input, frame::TEXT, b"welcome");
+        assert!(greeting(&input).is_err());
+    }
+
+    /// A client whose stream is never used.
+    fn client() -> Client {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        Client { stream: TcpStream::from_std(stream), topic: 7, open: true, seen: Seen::default(), rest: Vec::new() }
+    }
+
+    fn message(topic: u32, seq: u32) -> Vec<u8> {
+        let (mut payload, mut out) = (Vec::new(), Vec::new());
+        Header { topic, seq, sent: 0 }.write(&mut payload, 200);
+        frame::from_server(&mut out, frame::TEXT, &payload);
+        out
+    }
+
+    #[test]
+    fn payloads_are_checked() {
+        let mut stats = Stats::new().unwrap();
+        let mut client = client();
+        let mut input = Vec::new();
+        for (topic, seq) in [(7, 0), (7, 2), (7, 1), (7, 2), (8, 3)] {
+            input.extend_from_slice(&message(topic, seq));
+        }
+        frame::from_server(&mut input, frame::TEXT, b"who said this?");
+        let fresh = client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
+        assert_eq!((fresh, stats.delivered, stats.latency.len()), (3, 3, 3));
+        assert_eq!((stats.reordered, stats.duplicates, stats.misdelivered), (1, 1, 2));
+    }
+
+    #[test]
+    fn cut_frames_are_kept() {
+        let mut stats = Stats::new().unwrap();
+        let mut client = client();
+        let whole: Vec<u8> = (0..3).flat_map(|seq| message(7, seq)).collect();
+        let mut fresh = 0;
+        for piece in whole.chunks(33) {
+            let input = [client.rest.as_slice(), piece].concat();
+            fresh += client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
+        }
+        assert_eq!((fresh, stats.reordered, stats.misdelivered, client.rest.len()), (3, 0, 0, 0));
+    }
+
+    #[test]
+    fn closes_are_told() {
+        let mut stats = Stats::new().unwrap();
+        let mut client = client();
+        let mut input = Vec::new();
+        frame::from_server(&mut input, frame::CLOSE, b"\x03\xf5slow");
+        client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
+        assert_eq!(
+            (stats.closed, stats.first_close.as_deref(), client.open),
+            (1, Some("closed with 1013 slow"), false)
+        );
+    }
+}

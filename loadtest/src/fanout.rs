@@ -1,0 +1,53 @@
+//! `fanout`: every message goes to all clients of a group.
+
+use clap::Args;
+
+use crate::Result;
+use crate::publish::{Kind, Pace};
+use crate::report::Report;
+use crate::scenario::{RunArgs, Scenario};
+
+/// Options of `fanout`.
+#[derive(Debug, Args)]
+pub(crate) struct FanoutArgs {
+    /// Connections
+    #[arg(long, default_value_t = 1000)]
+    clients: usize,
+    /// Groups to which they are dealt
+    #[arg(long, default_value_t = 1)]
+    groups: usize,
+    /// Messages in each round
+    #[arg(long, default_value_t = 2000)]
+    messages: u64,
+    /// At most so many messages undelivered: the next goes when the oldest has reached everyone
+    #[arg(long, default_value_t = 1, conflicts_with_all = ["rate", "backlog"])]
+    window: u32,
+    /// So many messages a second, on a fixed schedule from which latency counts
+    #[arg(long, conflicts_with = "backlog")]
+    rate: Option<f64>,
+    /// So many messages to a group in one batch, the next batch when all were delivered
+    #[arg(long)]
+    backlog: Option<u32>,
+    /// Connections that publish; each group keeps to one of them
+    #[arg(long, default_value_t = 1)]
+    publishers: usize,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+impl FanoutArgs {
+    /// Runs it.
+    pub(crate) fn run(&self) -> Result<Report> {
+        let (pace, words) = match (self.rate, self.backlog) {
+            (Some(rate), _) => (Pace::Rate(rate), format!("{rate} messages/s")),
+            (None, Some(backlog)) => (Pace::Backlog(backlog), format!("{backlog} waiting per client")),
+            (None, None) => (Pace::Window(self.window), format!("window {}", self.window)),
+        };
+        let Self { clients, groups, messages, publishers, run, .. } = self;
+        let title =
+            format!("fanout: {clients} clients in {groups} group(s), {} B, {messages} messages, {words}", run.size);
+        let lanes = (*publishers).min(*groups);
+        let kind = Kind::Group;
+        Scenario { args: run, title, kind, clients: *clients, topics: *groups, messages: *messages, pace, lanes }.run()
+    }
+}

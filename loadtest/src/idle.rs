@@ -1,0 +1,184 @@
+//! `idle`: what a connection costs that only is there, bound to a uid and in one group.
+
+use std::time::{Duration, Instant};
+
+use clap::Args;
+use serde::Serialize;
+
+use crate::Result;
+use crate::clients::{self, Pool};
+use crate::http::Caller;
+use crate::publish::{Kind, Pace, Plan, Publisher, Wire};
+use crate::report::table;
+use crate::scenario::{members, memberships};
+use crate::target::{self, TargetArgs};
+
+/// Options of `idle`.
+#[derive(Debug, Args)]
+pub(crate) struct IdleArgs {
+    #[command(flatten)]
+    target: TargetArgs,
+    /// Connections, each bound to a uid of its own and in one group
+    #[arg(long, default_value_t = 10_000)]
+    clients: usize,
+    /// Groups to which they are dealt
+    #[arg(long, default_value_t = 100)]
+    groups: usize,
+    /// How long to watch the CPU; whole heartbeat intervals
+    #[arg(long, default_value_t = 10)]
+    seconds: u64,
+    /// Seconds between setting up and measuring
+    #[arg(long, default_value_t = 2)]
+    settle: u64,
+    /// Receiving threads
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Print JSON instead of a table
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What came of it.
+#[derive(Debug, Serialize)]
+pub(crate) struct IdleReport {
+    title: String,
+    /// Resident memory of the server before the clients, bytes.
+    resident_before: u64,
+    /// With all of them, settled.
+    resident_after: u64,
+    /// The difference for each client, bytes.
+    resident_per_connection: f64,
+    /// µs of server CPU per connection and second.
+    cpu_us_per_connection_second: f64,
+    /// µs of server CPU per connection for connecting, binding and joining.
+    setup_cpu_us_per_connection: f64,
+    /// Pings that the clients answered while watched.
+    pings: u64,
+    /// Connections that ended.
+    closed: u64,
+    /// Why the first of them did.
+    first_close: Option<String>,
+    /// Deliveries of a last message to each group, to see that everyone is still reached.
+    delivered: u64,
+    /// As many as clients.
+    expected: u64,
+    /// Nobody lost.
+    pass: bool,
+}
+
+const SIZE: usize = 64;
+
+impl IdleArgs {
+    /// Runs it.
+    pub(crate) fn run(&self) -> Result<IdleReport> {
+        let Self { clients, groups, .. } = *self;
+        if clients == 0 || groups == 0 || groups > clients {
+            return Err("at least one client in each group is needed".into());
+        }
+        target::raise_descriptors(clients as u64 + 64)?;
+        let epoch = Instant::now();
+        let target = self.target.open()?.ok_or("name a gateway: --spawn, or --ws and --api with --pid")?;
+        if target.meter.pids.is_empty() {
+            return Err("--pid: without the server's process nothing can be measured".into());
+        }
+        target.meter.check_descriptors((clients / target.clients.len().max(1) + 64) as u64)?;
+
+        // one visitor first: what the server allocates once for all is no cost of a connection
+        let mut caller = Caller::new(&target.api)?;
+        let visitor = clients::connect(&target.clients, 1, 1)?;
+        let ids = || visitor.iter().map(|client| (&*client.client_id, 0));
+        caller.batch(&memberships(ids(), Kind::Uid))?;
+        caller.batch(&memberships(ids(), Kind::Group))?;
+        drop(visitor);
+        std::thread::sleep(Duration::from_millis(200));
+
+        let (resident_before, setup) = (target.meter.resident()?, target.meter.cpu()?);
+        let connected = clients::connect(&target.clients, clients, 1)?;
+        let commands: Vec<String> = {
+            let ids = || connected.iter().enumerate();
+            let uids = memberships(ids().map(|(index, client)| (&*client.client_id, index as u32)), Kind::Uid);
+            let group = |index| (index % groups) as u32;
+            let groups = memberships(ids().map(|(index, client)| (&*client.client_id, group(index))), Kind::Group);
+            uids.into_iter().zip(groups).flat_map(|(uid, group)| [uid, group]).collect()
+        };
+        caller.batch(&commands)?;
+        drop((commands, caller));
+        let setup = target.meter.cpu()?.since(setup);
+
+        let wire = Wire::Http(target.api.clone(), Kind::Group);
+        let mut publisher = Publisher::new(wire, 1, members(clients, groups), epoch)?;
+        let dealt =
+            connected.into_iter().enumerate().map(|(index, client)| (client, (index % groups) as u32)).collect();
+        let pool = Pool::start(dealt, self.threads, SIZE, epoch, publisher.gate())?;
+        pause(self.settle)?;
+        let resident_after = target.meter.resident()?;
+        let before_settle = pool.take()?;
+        let (watched, begin) = (target.meter.cpu()?, Instant::now());
+        pause(self.seconds)?;
+        let (cpu, seconds) = (target.meter.cpu()?.since(watched), begin.elapsed().as_secs_f64());
+        let pings = pool.take()?;
+
+        let deadline = Duration::from_secs(10);
+        let plan = Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, joined: false, deadline };
+        let outcome = publisher.run(&plan)?;
+        let mut stats = pool.take()?;
+        let delivered = stats.delivered;
+        stats.add(&before_settle)?;
+        stats.add(&pings)?;
+
+        let each = |value: f64| value / clients as f64;
+        let wrong = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + outcome.errors;
+        Ok(IdleReport {
+            title: format!("idle: {clients} clients, each with a uid and in one of {groups} groups"),
+            resident_before,
+            resident_after,
+            resident_per_connection: each(resident_after as f64 - resident_before as f64),
+            cpu_us_per_connection_second: each(cpu.total() as f64) / seconds.max(1e-9),
+            setup_cpu_us_per_connection: each(setup.total() as f64),
+            pings: pings.pings,
+            closed: stats.closed,
+            first_close: stats.first_close,
+            delivered,
+            expected: outcome.expected,
+            pass: wrong == 0 && delivered == clients as u64,
+        })
+    }
+}
+
+fn pause(seconds: u64) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(seconds);
+    while Instant::now() < end {
+        crate::interrupted()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+impl IdleReport {
+    /// Whether nobody was lost.
+    pub(crate) fn pass(&self) -> bool {
+        self.pass
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> String {
+        let rows = [
+            ("resident before, KiB", vec![format!("{:.0}", self.resident_before as f64 / 1024.0)]),
+            ("resident after, KiB", vec![format!("{:.0}", self.resident_after as f64 / 1024.0)]),
+            ("resident per connection, bytes", vec![format!("{:.0}", self.resident_per_connection)]),
+            ("CPU per connection, µs/s", vec![format!("{:.3}", self.cpu_us_per_connection_second)]),
+            ("connect + bind + join, µs", vec![format!("{:.1}", self.setup_cpu_us_per_connection)]),
+            ("pings answered", vec![self.pings.to_string()]),
+            ("connections lost", vec![self.closed.to_string()]),
+            ("reached at the end", vec![format!("{} of {}", self.delivered, self.expected)]),
+        ];
+        let mut out = format!("{}\n\n{}", self.title, table(&rows));
+        if let Some(close) = &self.first_close {
+            out.push_str("note: the first lost connection: ");
+            out.push_str(close);
+            out.push('\n');
+        }
+        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everyone was still there\n" });
+        out
+    }
+}

@@ -1,0 +1,181 @@
+//! The message under test: what the publisher writes into each payload and what every receiver checks.
+//!
+//! A payload is `LT`, the topic (8 hex digits), the sequence number within the topic (8), the time of sending in
+//! nanoseconds since the start of the tester (16), then `x` up to the wanted size. Fixed width and plain ASCII: it goes
+//! into JSON without escapes, and reading it back costs some tens of nanoseconds.
+
+use crate::Result;
+
+/// Bytes of the fixed part, hence the smallest message.
+pub(crate) const HEADER: usize = 34;
+
+/// What the fixed part says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Header {
+    /// The group or uid by number.
+    pub(crate) topic: u32,
+    /// Counts from 0 within the topic, over all rounds of a run.
+    pub(crate) seq: u32,
+    /// Nanoseconds since the start of the tester; in runs with a rate, the scheduled and not the actual time.
+    pub(crate) sent: u64,
+}
+
+impl Header {
+    /// Appends a payload of `size` bytes (at least [`HEADER`]) to `out`.
+    pub(crate) fn write(self, out: &mut Vec<u8>, size: usize) {
+        let start = out.len();
+        out.extend_from_slice(b"LT");
+        hex(out, u64::from(self.topic), 8);
+        hex(out, u64::from(self.seq), 8);
+        hex(out, self.sent, 16);
+        out.resize(start + size.max(HEADER), b'x');
+    }
+
+    /// Reads a payload that must be `size` bytes long; anything else is none of ours.
+    pub(crate) fn read(payload: &[u8], size: usize) -> Option<Self> {
+        if payload.len() != size {
+            return None;
+        }
+        let rest = payload.strip_prefix(b"LT")?;
+        let (topic, rest) = rest.split_at_checked(8)?;
+        let (seq, rest) = rest.split_at_checked(8)?;
+        let (sent, _) = rest.split_at_checked(16)?;
+        Some(Self {
+            topic: u32::try_from(number(topic)?).ok()?,
+            seq: u32::try_from(number(seq)?).ok()?,
+            sent: number(sent)?,
+        })
+    }
+}
+
+/// Refuses sizes that cannot hold the header or, as JSON in one request, would exceed the gateway's default body limit.
+pub(crate) fn check_size(size: usize, per_request: usize) -> Result<()> {
+    if size < HEADER {
+        return Err(format!("--size {size}: a message has at least {HEADER} bytes (its checks are inside)").into());
+    }
+    if per_request.saturating_mul(size + 128) > 1024 * 1024 {
+        return Err(format!("{per_request} messages of {size} bytes do not fit into one request of 1 MiB").into());
+    }
+    Ok(())
+}
+
+fn hex(out: &mut Vec<u8>, value: u64, digits: u32) {
+    for place in (0..digits).rev() {
+        let digit = (value >> (4 * place) & 0xf) as u8;
+        out.push(if digit < 10 { b'0' + digit } else { b'a' + digit - 10 });
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    let mut value = 0u64;
+    for &byte in digits {
+        let digit = match byte {
+            b'0'..=b'9' => byte - b'0',
+            b'a'..=b'f' => byte - b'a' + 10,
+            _ => return None,
+        };
+        value = value << 4 | u64::from(digit);
+    }
+    Some(value)
+}
+
+/// How a message relates to those that a receiver saw before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Arrival {
+    /// Higher than everything before: right.
+    Next,
+    /// Seen for the first time, but after a higher one: an order violation.
+    Late,
+    /// Seen before.
+    Duplicate,
+}
+
+/// A receiver's memory of sequence numbers: the highest and, as bits, the 64 up to it. What arrives more than 64 late
+/// counts as late, also if it is a duplicate; both are faults.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Seen {
+    /// One above the highest seen.
+    next: u32,
+    /// Bit `i` is set when `next - 1 - i` was seen.
+    bits: u64,
+}
+
+impl Seen {
+    /// Notes `seq` and says what it was.
+    pub(crate) fn note(&mut self, seq: u32) -> Arrival {
+        if seq >= self.next {
+            let shift = seq - self.next + 1;
+            self.bits = self.bits.checked_shl(shift).unwrap_or(0) | 1;
+            self.next = seq.saturating_add(1);
+            return Arrival::Next;
+        }
+        let Some(bit) = 1u64.checked_shl(self.next - 1 - seq) else {
+            return Arrival::Late;
+        };
+        if self.bits & bit != 0 {
+            return Arrival::Duplicate;
+        }
+        self.bits |= bit;
+        Arrival::Late
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_it_wrote() {
+        let header = Header { topic: 99, seq: u32::MAX, sent: 0x0123_4567_89ab_cdef };
+        let mut out = b"before".to_vec();
+        header.write(&mut out, 128);
+        assert_eq!(out.len(), 6 + 128);
+        assert_eq!(Header::read(&out[6..], 128), Some(header));
+        assert!(out[6 + HEADER..].iter().all(|&byte| byte == b'x'));
+    }
+
+    #[test]
+    fn refuses_what_is_not_ours() {
+        let mut out = Vec::new();
+        Header { topic: 1, seq: 2, sent: 3 }.write(&mut out, 64);
+        assert_eq!(Header::read(&out[..63], 64), None, "truncated");
+        assert_eq!(Header::read(&out, 65), None, "another size");
+        out[5] = b'G';
+        assert_eq!(Header::read(&out, 64), None, "not a digit");
+        assert_eq!(Header::read(b"{\"type\":\"init\"}", 15), None);
+        assert_eq!(Header::read(b"", 0), None);
+    }
+
+    #[test]
+    fn tells_late_from_duplicate() {
+        let mut seen = Seen::default();
+        assert_eq!(seen.note(0), Arrival::Next);
+        assert_eq!(seen.note(0), Arrival::Duplicate);
+        assert_eq!(seen.note(3), Arrival::Next, "a gap is a loss, not a violation");
+        assert_eq!(seen.note(2), Arrival::Late);
+        assert_eq!(seen.note(2), Arrival::Duplicate);
+        assert_eq!(seen.note(1), Arrival::Late);
+        assert_eq!(seen.note(3), Arrival::Duplicate);
+        assert_eq!(seen.note(4), Arrival::Next);
+    }
+
+    #[test]
+    fn forgets_after_sixty_four() {
+        let mut seen = Seen::default();
+        for seq in 0..200 {
+            assert_eq!(seen.note(seq), Arrival::Next);
+        }
+        assert_eq!(seen.note(136), Arrival::Duplicate, "63 below the highest is still known");
+        assert_eq!(seen.note(135), Arrival::Late);
+        assert_eq!(seen.note(10_000), Arrival::Next);
+        assert_eq!(seen.note(9_999), Arrival::Late);
+    }
+
+    #[test]
+    fn sizes() {
+        assert!(check_size(33, 1).is_err());
+        assert!(check_size(34, 1).is_ok());
+        assert!(check_size(128, 1000).is_ok());
+        assert!(check_size(1024 * 1024, 1).is_err());
+    }
+}

@@ -1,0 +1,426 @@
+//! The figures: of a round, of all rounds of a server, of the comparison; as a table and as JSON.
+
+use std::fmt::Write as _;
+
+use hdrhistogram::Histogram;
+use serde::Serialize;
+
+use crate::Result;
+use crate::clients::Stats;
+use crate::publish::Outcome;
+use crate::target::Cpu;
+
+/// What one round with one server gave.
+#[derive(Debug, Serialize)]
+pub(crate) struct Round {
+    /// Messages sent.
+    published: u64,
+    /// Deliveries that should follow.
+    expected: u64,
+    /// Deliveries that did, each counted once.
+    delivered: u64,
+    /// Deliveries beyond the first of a message to a client.
+    duplicates: u64,
+    /// Deliveries after a later message of the same topic.
+    order_violations: u64,
+    /// Deliveries to a client that is not in the topic, or with contents that nobody sent.
+    misdelivered: u64,
+    /// Connections that ended.
+    closed: u64,
+    /// Why the first of them did.
+    first_close: Option<String>,
+    /// Requests answered with an error.
+    errors: u64,
+    /// The first of them.
+    first_error: Option<String>,
+    /// Deliveries stopped before all had arrived.
+    gave_up: bool,
+    /// From the first request to the last delivery.
+    seconds: f64,
+    /// Server CPU, user and system, µs per delivery.
+    server_cpu_us: Option<f64>,
+    /// Of it in user space.
+    server_user_us: Option<f64>,
+    /// Server CPU in all.
+    server_cpu_seconds: Option<f64>,
+    /// The tester's own CPU, µs per delivery.
+    tester_cpu_us: f64,
+    /// Share of a core that its busiest thread used.
+    tester_busiest_thread: f64,
+    /// With a rate: how late the tester itself sent, 99th percentile, ms.
+    tester_lag_p99_ms: Option<f64>,
+}
+
+impl Round {
+    /// Divides by the deliveries. `cpu` is the server's if it is known, `busiest` µs.
+    pub(crate) fn new(outcome: &Outcome, stats: &Stats, cpu: Option<Cpu>, tester: Cpu, busiest: u64) -> Self {
+        let each = |micros: u64| micros as f64 / stats.delivered.max(1) as f64;
+        Self {
+            published: outcome.published,
+            expected: outcome.expected,
+            delivered: stats.delivered,
+            duplicates: stats.duplicates,
+            order_violations: stats.reordered,
+            misdelivered: stats.misdelivered,
+            closed: stats.closed,
+            first_close: stats.first_close.clone(),
+            errors: outcome.errors,
+            first_error: outcome.first_error.clone(),
+            gave_up: outcome.gave_up,
+            seconds: outcome.wall.as_secs_f64(),
+            server_cpu_us: cpu.map(|cpu| each(cpu.total())),
+            server_user_us: cpu.map(|cpu| each(cpu.user)),
+            server_cpu_seconds: cpu.map(|cpu| cpu.total() as f64 / 1e6),
+            tester_cpu_us: each(tester.total()),
+            tester_busiest_thread: busiest as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9),
+            tester_lag_p99_ms: (!outcome.lag.is_empty()).then(|| outcome.lag.value_at_quantile(0.99) as f64 / 1e6),
+        }
+    }
+
+    fn faulty(&self) -> bool {
+        self.delivered != self.expected
+            || self.duplicates + self.order_violations + self.misdelivered + self.closed + self.errors > 0
+    }
+}
+
+/// Latency over all rounds, in ms.
+#[derive(Debug, Serialize)]
+pub(crate) struct Latency {
+    p50: f64,
+    p90: f64,
+    p99: f64,
+    p999: f64,
+    max: f64,
+}
+
+impl Latency {
+    /// Of a histogram in nanoseconds.
+    pub(crate) fn new(histogram: &Histogram<u64>) -> Self {
+        let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e6;
+        Self { p50: at(0.5), p90: at(0.9), p99: at(0.99), p999: at(0.999), max: histogram.max() as f64 / 1e6 }
+    }
+}
+
+/// Median and range of a figure over the rounds.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub(crate) struct Spread {
+    median: f64,
+    min: f64,
+    max: f64,
+}
+
+impl Spread {
+    /// `None` without values.
+    pub(crate) fn of(values: impl Iterator<Item = f64>) -> Option<Self> {
+        let mut values: Vec<f64> = values.collect();
+        values.sort_by(f64::total_cmp);
+        let (&min, &max) = (values.first()?, values.last()?);
+        let upper = *values.get(values.len() / 2)?;
+        let lower = *values.get((values.len() - 1) / 2)?;
+        Some(Self { median: f64::midpoint(lower, upper), min, max })
+    }
+
+    fn words(self, digits: usize) -> String {
+        let Self { median, min, max } = self;
+        if max > min {
+            format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
+        } else {
+            format!("{median:.digits$}")
+        }
+    }
+}
+
+/// All rounds of one server.
+#[derive(Debug, Serialize)]
+pub(crate) struct Contestant {
+    name: &'static str,
+    rounds: Vec<Round>,
+    latency_ms: Option<Latency>,
+    /// Before the first round; its faults count, its figures do not.
+    warm_up: Option<Round>,
+    #[serde(skip)]
+    latency: Histogram<u64>,
+}
+
+impl Contestant {
+    /// Without rounds yet.
+    pub(crate) fn new(name: &'static str) -> Result<Self> {
+        let latency = crate::clients::histogram()?;
+        Ok(Self { name, rounds: Vec::new(), latency_ms: None, warm_up: None, latency })
+    }
+
+    /// Notes the warm-up.
+    pub(crate) fn warm_up(&mut self, round: Round) {
+        self.warm_up = Some(round);
+    }
+
+    /// Adds a round.
+    pub(crate) fn add(&mut self, round: Round, stats: &Stats) -> Result<()> {
+        self.rounds.push(round);
+        self.latency.add(&stats.latency)?;
+        self.latency_ms = Some(Latency::new(&self.latency));
+        Ok(())
+    }
+
+    /// Whether deliveries stopped, so that further rounds make no sense.
+    pub(crate) fn gave_up(&self) -> bool {
+        self.all().any(|round| round.gave_up)
+    }
+
+    /// The rounds, and the warm-up.
+    fn all(&self) -> impl Iterator<Item = &Round> {
+        self.warm_up.iter().chain(&self.rounds)
+    }
+
+    fn sum(&self, figure: impl Fn(&Round) -> u64) -> u64 {
+        self.all().map(figure).sum()
+    }
+
+    fn spread(&self, figure: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
+        Spread::of(self.rounds.iter().filter_map(figure))
+    }
+
+    fn faulty(&self) -> bool {
+        self.rounds.is_empty() || self.all().any(Round::faulty)
+    }
+}
+
+/// Server CPU per delivery of the gateway ÷ that of a floor in the same round.
+#[derive(Debug, Serialize)]
+struct Ratio {
+    floor: &'static str,
+    ratio: Spread,
+}
+
+/// A whole run that published.
+#[derive(Debug, Serialize)]
+pub(crate) struct Report {
+    title: String,
+    servers: Vec<Contestant>,
+    ratios: Vec<Ratio>,
+    /// What casts doubt on the figures.
+    notes: Vec<String>,
+    /// Everything delivered, once, in order.
+    pass: bool,
+}
+
+impl Report {
+    /// Compares the first contestant, if it is the gateway, with the others.
+    pub(crate) fn new(title: &str, servers: Vec<Contestant>) -> Self {
+        let mut ratios = Vec::new();
+        if let Some((gateway, floors)) = servers.split_first() {
+            for floor in floors.iter().filter(|_| gateway.name == "gateway") {
+                let pairs = gateway.rounds.iter().zip(&floor.rounds);
+                let values = pairs.filter_map(|(own, floor)| Some(own.server_cpu_us? / floor.server_cpu_us?));
+                if let Some(ratio) = Spread::of(values.filter(|value| value.is_finite())) {
+                    ratios.push(Ratio { floor: floor.name, ratio });
+                }
+            }
+        }
+        let notes = servers.iter().flat_map(notes).collect();
+        let pass = !servers.iter().any(Contestant::faulty);
+        Self { title: title.to_owned(), servers, ratios, notes, pass }
+    }
+
+    /// Whether everything was delivered, once and in order.
+    pub(crate) fn pass(&self) -> bool {
+        self.pass
+    }
+
+    /// The table.
+    pub(crate) fn table(&self) -> String {
+        let mut rows: Vec<(&str, Vec<String>)> = Vec::new();
+        let mut row = |label, figure: &dyn Fn(&Contestant) -> String| {
+            rows.push((label, self.servers.iter().map(figure).collect()));
+        };
+        let spread = |server: &Contestant, digits, figure: &dyn Fn(&Round) -> Option<f64>| {
+            server.spread(figure).map_or("–".to_owned(), |spread| spread.words(digits))
+        };
+        row("", &|server| server.name.to_owned());
+        row("deliveries", &|server| {
+            let delivered: u64 = server.rounds.iter().map(|round| round.delivered).sum();
+            delivered.to_string()
+        });
+        row("ratio delivered", &|server| {
+            let (delivered, expected) = (server.sum(|round| round.delivered), server.sum(|round| round.expected));
+            // not rounded up to 1 while one is missing
+            let ratio = delivered as f64 / expected.max(1) as f64;
+            if delivered == expected {
+                "1".to_owned()
+            } else {
+                format!("{ratio:.6} ({} lost)", expected.saturating_sub(delivered))
+            }
+        });
+        row("duplicates", &|server| server.sum(|round| round.duplicates).to_string());
+        row("order violations", &|server| server.sum(|round| round.order_violations).to_string());
+        row("misdelivered", &|server| server.sum(|round| round.misdelivered).to_string());
+        row("deliveries/s", &|server| spread(server, 0, &|round| Some(round.delivered as f64 / round.seconds)));
+        let latency = |server: &Contestant, figure: &dyn Fn(&Latency) -> f64| {
+            server.latency_ms.as_ref().map_or("–".to_owned(), |latency| format!("{:.3}", figure(latency)))
+        };
+        row("latency p50, ms", &|server| latency(server, &|latency| latency.p50));
+        row("        p90", &|server| latency(server, &|latency| latency.p90));
+        row("        p99", &|server| latency(server, &|latency| latency.p99));
+        row("        p99.9", &|server| latency(server, &|latency| latency.p999));
+        row("        max", &|server| latency(server, &|latency| latency.max));
+        row("server CPU, µs/delivery", &|server| spread(server, 3, &|round| round.server_cpu_us));
+        row("        of it user", &|server| spread(server, 3, &|round| round.server_user_us));
+        row("tester CPU, µs/delivery", &|server| spread(server, 3, &|round| Some(round.tester_cpu_us)));
+        row("        busiest thread, %", &|server| {
+            spread(server, 0, &|round| Some(round.tester_busiest_thread * 100.0))
+        });
+        let mut out = format!("{}\n\n{}", self.title, table(&rows));
+        for Ratio { floor, ratio } in &self.ratios {
+            writeln!(out, "gateway ÷ {floor}: {}", ratio.words(2)).ok();
+        }
+        for note in &self.notes {
+            writeln!(out, "note: {note}").ok();
+        }
+        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everything was delivered, once and in order\n" });
+        out
+    }
+}
+
+/// Lays out rows of a label and cells.
+pub(crate) fn table(rows: &[(&str, Vec<String>)]) -> String {
+    let width = |text: &str| text.chars().count();
+    let labels = rows.iter().map(|(label, _)| width(label)).max().unwrap_or(0);
+    let columns = rows.iter().map(|(_, cells)| cells.len()).max().unwrap_or(0);
+    let cells = |column: usize| rows.iter().filter_map(move |(_, cells)| cells.get(column));
+    let widths: Vec<usize> =
+        (0..columns).map(|column| cells(column).map(|cell| width(cell)).max().unwrap_or(0)).collect();
+    let mut out = String::new();
+    for (label, cells) in rows {
+        let mut line = format!("{label:labels$}");
+        for (cell, &width) in cells.iter().zip(&widths) {
+            write!(line, "  {cell:<width$}").ok();
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// What a reader must know before believing the figures of a server.
+fn notes(server: &Contestant) -> Vec<String> {
+    let mut notes = Vec::new();
+    let name = server.name;
+    if server.gave_up() {
+        notes.push(format!("{name}: deliveries stopped; the run was ended after the --deadline"));
+    }
+    if let Some(error) = server.all().find_map(|round| round.first_error.as_ref()) {
+        let errors = server.sum(|round| round.errors);
+        notes.push(format!("{name}: {errors} requests were answered with an error, the first: {error}"));
+    }
+    if let Some(close) = server.all().find_map(|round| round.first_close.as_ref()) {
+        let closed = server.sum(|round| round.closed);
+        notes.push(format!("{name}: {closed} connections ended, the first: {close}"));
+    }
+    let busiest = server.rounds.iter().map(|round| round.tester_busiest_thread).fold(0.0, f64::max);
+    if busiest > 0.9 {
+        notes.push(format!(
+            "{name}: THE TESTER WAS THE BOTTLENECK, a thread of it used {:.0} % of a core: throughput and latency are its \
+             own, CPU per delivery still counts; try more --threads, or a machine of its own",
+            busiest * 100.0
+        ));
+    }
+    let lag = server.rounds.iter().filter_map(|round| round.tester_lag_p99_ms).fold(0.0, f64::max);
+    if lag > 1.0 {
+        notes.push(format!(
+            "{name}: THE TESTER LAGGED, 1 % of the messages left more than {lag:.1} ms after they could: these \
+             milliseconds are in the latency"
+        ));
+    }
+    let shortest = server.rounds.iter().filter_map(|round| round.server_cpu_seconds).fold(f64::INFINITY, f64::min);
+    if shortest < 1.0 {
+        // accounting steps of 10 ms, one lost at either end
+        notes.push(format!(
+            "{name}: a round used only {shortest:.2} s of server CPU, accounted in steps of 10 ms (± {:.0} %): more --messages",
+            2.0 / shortest.max(0.01)
+        ));
+    }
+    if server.rounds.iter().any(|round| round.server_cpu_us.is_none()) {
+        notes.push(format!("{name}: without --pid nothing is known about the server's CPU"));
+    }
+    notes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spreads() {
+        assert_eq!(Spread::of([].into_iter()), None);
+        let spread = Spread::of([3.0, 1.0, 2.0].into_iter()).unwrap();
+        assert_eq!(spread, Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert_eq!(spread.words(1), "2.0 (1.0–3.0)");
+        assert_eq!(Spread::of([4.0, 1.0].into_iter()).unwrap().words(2), "2.50 (1.00–4.00)");
+        assert_eq!(Spread::of([4.0].into_iter()).unwrap().words(2), "4.00");
+    }
+
+    fn round(cpu: f64) -> Round {
+        Round {
+            published: 10,
+            expected: 10,
+            delivered: 10,
+            duplicates: 0,
+            order_violations: 0,
+            misdelivered: 0,
+            closed: 0,
+            first_close: None,
+            errors: 0,
+            first_error: None,
+            gave_up: false,
+            seconds: 1.0,
+            server_cpu_us: Some(cpu),
+            server_user_us: Some(0.0),
+            server_cpu_seconds: Some(2.0),
+            tester_cpu_us: 1.0,
+            tester_busiest_thread: 0.5,
+            tester_lag_p99_ms: None,
+        }
+    }
+
+    fn contestant(name: &'static str, cpu: [f64; 3]) -> Contestant {
+        let mut contestant = Contestant::new(name).unwrap();
+        for cpu in cpu {
+            contestant.add(round(cpu), &Stats::new().unwrap()).unwrap();
+        }
+        contestant
+    }
+
+    #[test]
+    fn ratios_pair_rounds() {
+        let servers = vec![contestant("gateway", [2.0, 9.0, 4.0]), contestant("floor, plain", [1.0, 3.0, 4.0])];
+        let report = Report::new("title", servers);
+        assert_eq!(report.ratios[0].ratio, Spread { median: 2.0, min: 1.0, max: 3.0 });
+        assert!(report.pass() && report.notes.is_empty(), "{:?}", report.notes);
+        assert!(report.table().contains("gateway ÷ floor, plain: 2.00 (1.00–3.00)"));
+    }
+
+    #[test]
+    fn faults_fail() {
+        let faults: [fn(&mut Round); 5] = [
+            |round| round.delivered = 9,
+            |round| round.duplicates = 1,
+            |round| round.order_violations = 1,
+            |round| round.misdelivered = 1,
+            |round| round.errors = 1,
+        ];
+        for fault in faults {
+            let mut server = contestant("gateway", [1.0; 3]);
+            fault(&mut server.rounds[1]);
+            assert!(!Report::new("", vec![server]).pass());
+        }
+    }
+
+    #[test]
+    fn doubts_are_told() {
+        let mut server = contestant("gateway", [1.0; 3]);
+        server.rounds[0].tester_busiest_thread = 0.97;
+        server.rounds[0].tester_lag_p99_ms = Some(5.0);
+        server.rounds[0].server_cpu_seconds = Some(0.1);
+        assert_eq!(notes(&server).len(), 3);
+    }
+}

@@ -1,0 +1,40 @@
+//! `unicast`: every message goes to one uid out of many.
+
+use clap::Args;
+
+use crate::Result;
+use crate::publish::{Kind, Pace};
+use crate::report::Report;
+use crate::scenario::{RunArgs, Scenario};
+
+/// Options of `unicast`.
+#[derive(Debug, Args)]
+pub(crate) struct UnicastArgs {
+    /// Connections, each bound to a uid of its own
+    #[arg(long, default_value_t = 5000)]
+    clients: usize,
+    /// Messages in each round
+    #[arg(long, default_value_t = 200_000)]
+    messages: u64,
+    /// Connections that publish, each with one request on the way
+    #[arg(long, default_value_t = 256)]
+    inflight: usize,
+    /// So many messages a second, on a fixed schedule from which latency counts; else as fast as answers come
+    #[arg(long)]
+    rate: Option<f64>,
+    #[command(flatten)]
+    pub(crate) run: RunArgs,
+}
+
+impl UnicastArgs {
+    /// Runs it.
+    pub(crate) fn run(&self) -> Result<Report> {
+        let Self { clients, messages, inflight, run, .. } = self;
+        let lanes = (*inflight).min(*clients);
+        let pace = self.rate.map_or(Pace::Free, Pace::Rate);
+        let words = self.rate.map_or(format!("{lanes} in flight"), |rate| format!("{rate} messages/s"));
+        let title = format!("unicast: to one uid of {clients}, {} B, {messages} messages, {words}", run.size);
+        let kind = Kind::Uid;
+        Scenario { args: run, title, kind, clients: *clients, topics: *clients, messages: *messages, pace, lanes }.run()
+    }
+}

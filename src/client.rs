@@ -1,0 +1,542 @@
+//! One connection as others hold it: its id, its socket, and its bounded outbox.
+//!
+//! **The write path.** Whoever delivers appends a ready-made frame to the outbox and writes it with a non-blocking
+//! write, on its own thread: waking the connection's task for each delivery would cost as much as the write itself.
+//! Only when the socket is full (`blocked`) is the owning task woken, to wait until there is room and to drain.
+//! What waits for one socket leaves in one write, gathered into a scratch buffer of the thread: measured, copying
+//! small frames together costs a third of a vectored write of many pieces.
+//!
+//! With TLS the records are made under the same lock by the same thread.
+//!
+//! The owning task (`edge`) reads the socket; nobody else does. The mutex is never held across an await.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::io::{self, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, Waker, ready};
+
+use bytes::{Buf, Bytes};
+use parking_lot::Mutex;
+use prometheus_client::metrics::counter::Counter;
+use rustls::ServerConnection;
+use tokio::net::TcpStream;
+
+use crate::config::SlowConsumer;
+use crate::hub::Departed;
+use crate::id::ClientId;
+use crate::message::{Close, Message};
+
+/// What is gathered for one write at the most. The kernel's own default send buffer is of this order.
+const GATHER: usize = 64 * 1024;
+
+/// An emptied queue keeps room for so many frames; a larger one is given back, or a burst would stay for ever.
+const KEEP_CAPACITY: usize = 4;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(Vec::with_capacity(GATHER));
+}
+
+/// How much may wait for one client, and what happens beyond it; shared by all clients of a node.
+#[derive(Debug)]
+pub struct SendLimit {
+    /// Unsent bytes; one message is taken whatever its size when nothing waits.
+    pub bytes: usize,
+    /// What happens beyond.
+    pub policy: SlowConsumer,
+    /// Messages dropped under [`SlowConsumer::Drop`].
+    pub dropped: Counter,
+}
+
+/// What became of one message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pushed {
+    /// Written, or waiting in the outbox.
+    Taken,
+    /// As `Taken`, and the outbox became dirty: the caller owes it one [`Client::flush`].
+    TakenFirst,
+    /// The outbox is full and the policy is to drop.
+    Dropped,
+    /// The outbox is full and the policy is to close: the client is closing now, and its owner leaves the hub.
+    Overflowed,
+    /// The client is closing or gone.
+    Closed,
+}
+
+/// A connection; others hold it by `Arc`.
+pub struct Client {
+    id: ClientId,
+    socket: TcpStream,
+    outbox: Mutex<Outbox>,
+    /// A sign of life since the last heartbeat tick.
+    heard: AtomicBool,
+    limit: Arc<SendLimit>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Open,
+    /// A close frame is queued; nothing more is taken.
+    Closing,
+    /// No more writes: destroyed, or the socket failed.
+    Gone,
+}
+
+struct Outbox {
+    /// Frames in order; of the first only what is not yet written.
+    waiting: VecDeque<Bytes>,
+    /// Bytes in `waiting`.
+    bytes: usize,
+    stage: Stage,
+    /// The socket took no more: only the owner writes, when there is room.
+    blocked: bool,
+    /// Somebody owes a flush.
+    dirty: bool,
+    /// Why we are closing it, when it is we who do.
+    close: Option<Close>,
+    /// Left here by the hub when it let the client go; taken by the owner.
+    departed: Option<Box<Departed>>,
+    /// The owning task.
+    owner: Option<Waker>,
+    tls: Option<Box<ServerConnection>>,
+}
+
+impl Client {
+    /// A client over a socket that the handshake has left; with TLS, its session.
+    pub fn new(
+        id: ClientId,
+        socket: TcpStream,
+        tls: Option<Box<ServerConnection>>,
+        limit: Arc<SendLimit>,
+    ) -> Arc<Self> {
+        let outbox = Outbox {
+            waiting: VecDeque::new(),
+            bytes: 0,
+            stage: Stage::Open,
+            blocked: false,
+            dirty: false,
+            close: None,
+            departed: None,
+            owner: None,
+            tls,
+        };
+        Arc::new(Self { id, socket, outbox: Mutex::new(outbox), heard: AtomicBool::new(false), limit })
+    }
+
+    /// Its name in the cluster.
+    pub fn id(&self) -> ClientId {
+        self.id
+    }
+
+    /// Sends in one touch: written at once when nothing waits, else queued behind what does.
+    pub fn send(&self, message: &Message) -> Pushed {
+        let outbox = &mut *self.outbox.lock();
+        if outbox.stage != Stage::Open {
+            return Pushed::Closed;
+        }
+        let frame = message.frame();
+        if outbox.waiting.is_empty() && !outbox.blocked && outbox.tls.is_none() {
+            match self.socket.try_write(frame) {
+                Ok(written) if written == frame.len() => return Pushed::Taken,
+                Ok(written) => outbox.push(frame.slice(written..)),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => outbox.push(frame.clone()),
+                Err(_) => return outbox.fail(),
+            }
+            outbox.block();
+            return Pushed::Taken;
+        }
+        match self.admit(outbox, frame) {
+            Pushed::Taken if !outbox.blocked => {
+                self.drain(outbox);
+                Pushed::Taken
+            }
+            pushed => pushed,
+        }
+    }
+
+    /// Queues without writing; on [`Pushed::TakenFirst`] the caller owes a flush, so that several messages leave in one write.
+    pub fn append(&self, message: &Message) -> Pushed {
+        let outbox = &mut *self.outbox.lock();
+        if outbox.stage != Stage::Open {
+            return Pushed::Closed;
+        }
+        match self.admit(outbox, message.frame()) {
+            Pushed::Taken if !outbox.blocked && !outbox.dirty => {
+                outbox.dirty = true;
+                Pushed::TakenFirst
+            }
+            pushed => pushed,
+        }
+    }
+
+    /// Writes what waits.
+    pub fn flush(&self) {
+        let outbox = &mut *self.outbox.lock();
+        outbox.dirty = false;
+        if !outbox.blocked {
+            self.drain(outbox);
+        }
+    }
+
+    /// Ends the connection in order: what is queued, `last`, then a close frame. False when it is ending already.
+    pub fn close(&self, last: Option<&Message>, close: Close) -> bool {
+        let outbox = &mut *self.outbox.lock();
+        if outbox.stage != Stage::Open {
+            return false;
+        }
+        if let Some(last) = last {
+            outbox.push(last.frame().clone());
+        }
+        self.start_closing(outbox, close);
+        true
+    }
+
+    /// Ends the connection at once; what is unsent is lost.
+    pub fn destroy(&self) {
+        let outbox = &mut *self.outbox.lock();
+        outbox.close.get_or_insert(Close::DESTROYED);
+        outbox.fail();
+    }
+
+    /// Whether there was a sign of life since the last call.
+    pub fn take_heard(&self) -> bool {
+        self.heard.swap(false, Ordering::Relaxed)
+    }
+
+    /// The hub has let the client go; its owner is told.
+    pub(crate) fn depart(&self, departed: Departed) {
+        let outbox = &mut *self.outbox.lock();
+        outbox.departed = Some(Box::new(departed));
+        outbox.wake();
+    }
+
+    /// Checks the limit and queues; never returns `TakenFirst`.
+    fn admit(&self, outbox: &mut Outbox, frame: &Bytes) -> Pushed {
+        if outbox.bytes > 0 && outbox.bytes + frame.len() > self.limit.bytes {
+            // What waits may only be waiting for its flush.
+            if !outbox.blocked {
+                self.drain(outbox);
+            }
+            if outbox.stage == Stage::Gone {
+                return Pushed::Closed;
+            }
+            if outbox.bytes > 0 && outbox.bytes + frame.len() > self.limit.bytes {
+                return self.overflow(outbox);
+            }
+        }
+        outbox.push(frame.clone());
+        Pushed::Taken
+    }
+
+    fn overflow(&self, outbox: &mut Outbox) -> Pushed {
+        match self.limit.policy {
+            SlowConsumer::Drop => {
+                self.limit.dropped.inc();
+                Pushed::Dropped
+            }
+            SlowConsumer::Close => {
+                // The close frame shall not wait behind what the client does not read; but a frame begun is finished.
+                outbox.waiting.truncate(1);
+                outbox.bytes = outbox.waiting.front().map_or(0, Bytes::len);
+                self.start_closing(outbox, Close::SLOW);
+                Pushed::Overflowed
+            }
+        }
+    }
+
+    fn start_closing(&self, outbox: &mut Outbox, close: Close) {
+        outbox.push(close.to_message().frame().clone());
+        outbox.close = Some(close);
+        outbox.stage = Stage::Closing;
+        if !outbox.blocked {
+            self.drain(outbox);
+        }
+        outbox.wake();
+    }
+
+    /// Writes until nothing waits or the socket is full.
+    fn drain(&self, outbox: &mut Outbox) {
+        let result = match &mut outbox.tls {
+            None => drain_plain(&self.socket, &mut outbox.waiting, &mut outbox.bytes),
+            Some(tls) => drain_tls(&self.socket, tls, &mut outbox.waiting, &mut outbox.bytes),
+        };
+        match result {
+            Ok(()) => {
+                outbox.blocked = false;
+                if outbox.waiting.capacity() > KEEP_CAPACITY {
+                    outbox.waiting = VecDeque::new();
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => outbox.block(),
+            Err(_) => {
+                outbox.fail();
+            }
+        }
+    }
+}
+
+/// For the owning task alone.
+impl Client {
+    /// Notes a sign of life.
+    pub(crate) fn note_heard(&self) {
+        self.heard.store(true, Ordering::Relaxed);
+    }
+
+    /// Drains a blocked outbox when the socket has room; ready as soon as the client is no longer open.
+    pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let outbox = &mut *self.outbox.lock();
+        outbox.owner_is(cx);
+        if outbox.blocked {
+            self.poll_drain(outbox, cx);
+        }
+        if outbox.stage == Stage::Open && outbox.departed.is_none() { Poll::Pending } else { Poll::Ready(()) }
+    }
+
+    /// Ready when nothing waits any more.
+    pub(crate) fn poll_flushed(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let outbox = &mut *self.outbox.lock();
+        outbox.owner_is(cx);
+        self.poll_drain(outbox, cx);
+        if outbox.waiting.is_empty() && !outbox.blocked || outbox.stage == Stage::Gone {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
+    }
+
+    /// Ready when the hub has let the client go.
+    pub(crate) fn poll_departed(&self, cx: &mut Context<'_>) -> Poll<Box<Departed>> {
+        let outbox = &mut *self.outbox.lock();
+        outbox.owner_is(cx);
+        outbox.departed.take().map_or(Poll::Pending, Poll::Ready)
+    }
+
+    /// Why we are closing it, when it is we who do.
+    pub(crate) fn our_close(&self) -> Option<Close> {
+        self.outbox.lock().close.clone()
+    }
+
+    /// Whether nothing can be written any more.
+    pub(crate) fn is_gone(&self) -> bool {
+        self.outbox.lock().stage == Stage::Gone
+    }
+
+    /// Has the socket end with a reset, so that the kernel keeps nothing for a peer that does not read.
+    pub(crate) fn reset(&self) {
+        drop(socket2::SockRef::from(&self.socket).set_linger(Some(std::time::Duration::ZERO)));
+    }
+
+    fn poll_drain(&self, outbox: &mut Outbox, cx: &mut Context<'_>) {
+        while outbox.stage != Stage::Gone {
+            match self.socket.poll_write_ready(cx) {
+                Poll::Pending => return,
+                Poll::Ready(Err(_)) => {
+                    outbox.fail();
+                }
+                Poll::Ready(Ok(())) => {
+                    self.drain(outbox);
+                    if !outbox.blocked {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whole frames that the WebSocket library made by itself (pongs, the answer to a close) take the same way as
+    /// all others, so order and framing stay right. After our own close frame nothing may follow.
+    pub(crate) fn push_control(&self, frame: &[u8]) {
+        let outbox = &mut *self.outbox.lock();
+        if outbox.stage != Stage::Open {
+            return;
+        }
+        let closes = Close::is_close_frame(frame);
+        let frame = Bytes::copy_from_slice(frame);
+        if closes {
+            outbox.push(frame);
+            outbox.stage = Stage::Closing;
+        } else if self.admit(outbox, &frame) != Pushed::Taken {
+            return;
+        }
+        if !outbox.blocked {
+            self.drain(outbox);
+        }
+    }
+
+    /// Reads into `buffer`; 0 is the end.
+    pub(crate) fn poll_read(&self, cx: &mut Context<'_>, buffer: &mut [u8]) -> Poll<io::Result<usize>> {
+        loop {
+            // A TLS session may hold plaintext that the socket will not announce again.
+            if let Some(read) = self.read_tls_plaintext(buffer) {
+                return Poll::Ready(read);
+            }
+            ready!(self.socket.poll_read_ready(cx))?;
+            let outbox = &mut *self.outbox.lock();
+            let read = match &mut outbox.tls {
+                None => self.socket.try_read(buffer),
+                Some(tls) => match tls.read_tls(&mut NonBlocking(&self.socket)) {
+                    Ok(0) => Ok(0),
+                    Ok(_) => {
+                        tls.process_new_packets().map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+                        if tls.wants_write() && !outbox.blocked {
+                            self.drain(outbox);
+                        }
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                },
+            };
+            match read {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read),
+            }
+        }
+    }
+
+    fn read_tls_plaintext(&self, buffer: &mut [u8]) -> Option<io::Result<usize>> {
+        let outbox = &mut *self.outbox.lock();
+        match outbox.tls.as_mut()?.reader().read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => None,
+            read => Some(read),
+        }
+    }
+
+    /// Tells the peer that nothing more comes.
+    pub(crate) fn finish_writing(&self) {
+        let outbox = &mut *self.outbox.lock();
+        if let Some(tls) = &mut outbox.tls {
+            tls.send_close_notify();
+            self.drain(outbox);
+        }
+        outbox.stage = Stage::Gone;
+        shut_down(&self.socket, std::net::Shutdown::Write);
+    }
+
+    /// Ends the socket for whoever still holds the client, and gives its memory back.
+    pub(crate) fn release(&self) {
+        let outbox = &mut *self.outbox.lock();
+        outbox.fail();
+        outbox.owner = None;
+        outbox.tls = None;
+        shut_down(&self.socket, std::net::Shutdown::Both);
+    }
+}
+
+/// The socket may be shut down by the peer already; then there is nothing to do.
+fn shut_down(socket: &TcpStream, how: std::net::Shutdown) {
+    drop(socket2::SockRef::from(socket).shutdown(how));
+}
+
+impl Outbox {
+    fn push(&mut self, frame: Bytes) {
+        self.bytes += frame.len();
+        self.waiting.push_back(frame);
+    }
+
+    fn block(&mut self) {
+        if !self.blocked {
+            self.blocked = true;
+            self.wake();
+        }
+    }
+
+    fn fail(&mut self) -> Pushed {
+        self.stage = Stage::Gone;
+        self.waiting = VecDeque::new();
+        self.bytes = 0;
+        self.blocked = false;
+        self.wake();
+        Pushed::Closed
+    }
+
+    fn wake(&self) {
+        if let Some(owner) = &self.owner {
+            owner.wake_by_ref();
+        }
+    }
+
+    fn owner_is(&mut self, cx: &Context<'_>) {
+        match &mut self.owner {
+            Some(owner) => owner.clone_from(cx.waker()),
+            None => self.owner = Some(cx.waker().clone()),
+        }
+    }
+}
+
+/// The socket as `std::io`, never blocking.
+struct NonBlocking<'a>(&'a TcpStream);
+
+impl Read for NonBlocking<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.try_read(buffer)
+    }
+}
+
+impl Write for NonBlocking<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.try_write(bytes)
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes the waiting frames with as few calls as possible.
+fn drain_plain(socket: &TcpStream, waiting: &mut VecDeque<Bytes>, bytes: &mut usize) -> io::Result<()> {
+    while !waiting.is_empty() {
+        let written = with_gathered(waiting, |ready| socket.try_write(ready))?;
+        consume(waiting, bytes, written);
+    }
+    Ok(())
+}
+
+/// As [`drain_plain`], through records. What rustls has taken counts as sent: it holds at most its own 64 KiB.
+fn drain_tls(
+    socket: &TcpStream,
+    tls: &mut ServerConnection,
+    waiting: &mut VecDeque<Bytes>,
+    bytes: &mut usize,
+) -> io::Result<()> {
+    loop {
+        while tls.wants_write() {
+            tls.write_tls(&mut NonBlocking(socket))?;
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let taken = with_gathered(waiting, |ready| tls.writer().write(ready))?;
+        consume(waiting, bytes, taken);
+    }
+}
+
+/// Shows `write` the front of the queue as one slice: a single or a large frame as it is, small ones gathered.
+fn with_gathered<T>(waiting: &VecDeque<Bytes>, write: impl FnOnce(&[u8]) -> T) -> T {
+    let mut frames = waiting.iter();
+    match frames.next() {
+        Some(first) if waiting.len() > 1 && first.len() < GATHER => SCRATCH.with_borrow_mut(|scratch| {
+            scratch.clear();
+            scratch.extend_from_slice(first);
+            for frame in frames {
+                if scratch.len() + frame.len() > GATHER {
+                    break;
+                }
+                scratch.extend_from_slice(frame);
+            }
+            write(scratch)
+        }),
+        first => write(first.map_or(&[][..], |frame| &frame[..])),
+    }
+}
+
+fn consume(waiting: &mut VecDeque<Bytes>, bytes: &mut usize, mut written: usize) {
+    *bytes -= written;
+    while let Some(first) = waiting.front_mut() {
+        if written < first.len() {
+            first.advance(written);
+            return;
+        }
+        written -= first.len();
+        waiting.pop_front();
+    }
+}

@@ -1,0 +1,594 @@
+//! Every setting: its default, its check, its words. The only reader of the environment.
+//!
+//! [`Config::read`] takes the variables as they are, so tests never touch the real environment; it reports all
+//! mistakes at once, one line each.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+use std::str::FromStr;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+
+use crate::id::LanAddress;
+
+/// What every variable's name begins with.
+pub const PREFIX: &str = "MOONGATE_";
+
+/// One line of the settings table.
+#[derive(Debug, Clone, Copy)]
+pub struct Setting {
+    /// Name without the prefix.
+    pub name: &'static str,
+    /// Its value is never shown.
+    pub secret: bool,
+}
+
+macro_rules! settings {
+    ($($field:ident $name:literal $($secret:ident)?,)*) => {
+        /// The settings that exist.
+        pub const SETTINGS: &[Setting] = &[$(Setting { name: $name, secret: settings!(@ $($secret)?) },)*];
+
+        /// The variables as envy reads them: text or nothing.
+        #[derive(Default, Deserialize)]
+        struct Raw { $($field: Option<String>,)* }
+
+        impl Raw {
+            #[cfg(test)]
+            fn names() -> Vec<&'static str> { vec![$(stringify!($field)),*] }
+        }
+    };
+    (@ secret) => { true };
+    (@) => { false };
+}
+
+settings! {
+    listen "LISTEN",
+    tls_cert "TLS_CERT",
+    tls_key "TLS_KEY",
+    api_listen "API_LISTEN",
+    api_token "API_TOKEN" secret,
+    metrics_open "METRICS_OPEN",
+    api_max_body "API_MAX_BODY",
+    max_session_size "MAX_SESSION_SIZE",
+    max_groups_per_client "MAX_GROUPS_PER_CLIENT",
+    node_id "NODE_ID",
+    lan_ip "LAN_IP",
+    lan_port "LAN_PORT",
+    init_message "INIT_MESSAGE",
+    leave_message "LEAVE_MESSAGE",
+    leave_max_group "LEAVE_MAX_GROUP",
+    ping_interval "PING_INTERVAL",
+    ping_not_response_limit "PING_NOT_RESPONSE_LIMIT",
+    ping_data "PING_DATA",
+    handshake_timeout "HANDSHAKE_TIMEOUT",
+    max_message_size "MAX_MESSAGE_SIZE",
+    send_buffer "SEND_BUFFER",
+    slow_consumer "SLOW_CONSUMER",
+    drain "DRAIN",
+    log "LOG",
+    log_format "LOG_FORMAT",
+}
+
+/// All settings, checked.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Where clients connect.
+    pub listen: SocketAddr,
+    /// wss on `listen`, when set.
+    pub tls: Option<TlsFiles>,
+    /// The HTTP API.
+    pub api: ApiConfig,
+    /// This process among the nodes.
+    pub node_id: String,
+    /// First part of every client id.
+    pub lan: LanAddress,
+    /// What clients may do and get.
+    pub clients: ClientConfig,
+    /// How long a stopping node takes to let its clients go.
+    pub drain: Duration,
+    /// The log.
+    pub log: LogConfig,
+    /// `TZ`: what `{time}` in templates is written in.
+    pub time_zone: TimeZone,
+}
+
+/// Certificate chain and key, PEM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct TlsFiles {
+    pub cert: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Settings of the HTTP API.
+#[derive(Debug, Clone)]
+pub struct ApiConfig {
+    /// Its address.
+    pub listen: SocketAddr,
+    /// The bearer token.
+    pub token: Option<SecretString>,
+    /// `/metrics` without the token.
+    pub metrics_open: bool,
+    /// Largest body, bytes.
+    pub max_body: usize,
+}
+
+/// Settings of client connections.
+#[derive(Debug, Clone)]
+pub struct ClientConfig {
+    /// First message, a template; empty none.
+    pub init_message: String,
+    /// Message to a departed client's groups, a template; empty none.
+    pub leave_message: String,
+    /// Larger groups do not get it.
+    pub leave_max_group: usize,
+    /// Time between two heartbeats; zero off.
+    pub ping_interval: Duration,
+    /// Unanswered heartbeats after which a client is cut; 0 never.
+    pub ping_not_response_limit: u32,
+    /// What a heartbeat sends; empty: a WebSocket ping.
+    pub ping_data: String,
+    /// For TLS and the request head.
+    pub handshake_timeout: Duration,
+    /// Largest message from a client, bytes.
+    pub max_message_size: usize,
+    /// Unsent bytes per client.
+    pub send_buffer: usize,
+    /// What happens beyond.
+    pub slow_consumer: SlowConsumer,
+    /// Largest session, bytes of JSON.
+    pub max_session_size: usize,
+    /// Most groups of one client.
+    pub max_groups: usize,
+}
+
+/// What happens to a client with more unsent bytes than `SEND_BUFFER`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SlowConsumer {
+    /// It is closed with 1013.
+    Close,
+    /// Further messages to it are dropped and counted, as `GatewayWorker` does.
+    Drop,
+}
+
+/// Settings of the log.
+#[derive(Debug, Clone)]
+pub struct LogConfig {
+    /// `tracing` filter.
+    pub filter: String,
+    /// Its form.
+    pub format: LogFormat,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum LogFormat {
+    Text,
+    Json,
+}
+
+/// Everything that is wrong with the settings.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl Config {
+    /// The settings of this process.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        Self::read(std::env::vars_os())
+    }
+
+    /// The settings that these variables say.
+    pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let mut ours = Vec::new();
+        let mut time_zone = TimeZone::UTC;
+        for (name, value) in variables {
+            let Some(name) = name.to_str() else { continue };
+            if name == "TZ" {
+                time_zone = read_time_zone(&value, &mut errors);
+                continue;
+            }
+            let Some(short) = name.strip_prefix(PREFIX) else { continue };
+            let value = value.into_string();
+            if is_service_link(short, value.as_deref().unwrap_or_default()) {
+                continue;
+            }
+            if !SETTINGS.iter().any(|setting| setting.name == short) {
+                errors.push(unknown(short));
+                continue;
+            }
+            match value {
+                Ok(value) => ours.push((name.to_owned(), value)),
+                Err(_) => errors.push(format!("{name}: takes UTF-8 text")),
+            }
+        }
+        // All values are text, so envy has nothing to refuse.
+        let raw: Raw = match envy::prefixed(PREFIX).from_iter(ours) {
+            Ok(raw) => raw,
+            Err(error) => {
+                errors.push(format!("{PREFIX}…: {error}"));
+                Raw::default()
+            }
+        };
+        let config = Reader { errors: &mut errors }.config(raw, time_zone);
+        if errors.is_empty() {
+            Ok(config)
+        } else {
+            errors.sort();
+            Err(ConfigErrors(errors))
+        }
+    }
+}
+
+struct Reader<'a> {
+    errors: &'a mut Vec<String>,
+}
+
+impl Reader<'_> {
+    fn config(mut self, raw: Raw, time_zone: TimeZone) -> Config {
+        let address = "takes an address and port, such as 0.0.0.0:7272";
+        let positive = "takes a size above zero, such as 64KiB or 1MiB";
+        let duration = "takes a duration, such as 10s, 500ms or 2m";
+        let api_listen: SocketAddr = self.take("API_LISTEN", raw.api_listen, address, "127.0.0.1:7273", parse);
+        let token = self.take("API_TOKEN", raw.api_token, "takes 1 to 256 visible ASCII characters", "", token);
+        if token.is_none()
+            && !api_listen.ip().is_loopback()
+            && self.errors.iter().all(|line| !line.starts_with("MOONGATE_API_"))
+        {
+            self.errors.push(format!(
+                "MOONGATE_API_TOKEN: is needed where MOONGATE_API_LISTEN ({api_listen}) is not loopback"
+            ));
+        }
+        let tls = match (filled(raw.tls_cert), filled(raw.tls_key)) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert: cert.into(), key: key.into() }),
+            (None, None) => None,
+            (Some(_), None) => self.missing("TLS_KEY", "takes a PEM file, as MOONGATE_TLS_CERT is set"),
+            (None, Some(_)) => self.missing("TLS_CERT", "takes a PEM file, as MOONGATE_TLS_KEY is set"),
+        };
+        let ip = self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip);
+        let port = self.take("LAN_PORT", raw.lan_port, "takes a port from 1 to 65535", "2900", |text| {
+            parse(text).filter(|port| *port > 0)
+        });
+        Config {
+            listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
+            tls,
+            api: ApiConfig {
+                listen: api_listen,
+                token,
+                metrics_open: self.take("METRICS_OPEN", raw.metrics_open, "takes true or false", "false", parse),
+                max_body: self.take("API_MAX_BODY", raw.api_max_body, positive, "1MiB", positive_size),
+            },
+            node_id: self.take("NODE_ID", raw.node_id, "takes 1 to 64 of A-Z a-z 0-9 . _ -", "", node_id),
+            lan: LanAddress { ip, port },
+            clients: ClientConfig {
+                init_message: raw
+                    .init_message
+                    .unwrap_or_else(|| r#"{"type":"init","client_id":"{client_id}"}"#.to_owned()),
+                leave_message: raw.leave_message.unwrap_or_default(),
+                leave_max_group: self.take("LEAVE_MAX_GROUP", raw.leave_max_group, "takes a number", "1000", parse),
+                ping_interval: self.take("PING_INTERVAL", raw.ping_interval, duration, "25s", parse_duration),
+                ping_not_response_limit: self.take(
+                    "PING_NOT_RESPONSE_LIMIT",
+                    raw.ping_not_response_limit,
+                    "takes a number from 0 to 1000",
+                    "1",
+                    |text| parse(text).filter(|limit| *limit <= 1000),
+                ),
+                ping_data: raw.ping_data.unwrap_or_default(),
+                handshake_timeout: self.take(
+                    "HANDSHAKE_TIMEOUT",
+                    raw.handshake_timeout,
+                    "takes a duration above zero, such as 10s",
+                    "10s",
+                    |text| parse_duration(text).filter(|timeout| !timeout.is_zero()),
+                ),
+                max_message_size: self.take("MAX_MESSAGE_SIZE", raw.max_message_size, positive, "1MiB", positive_size),
+                send_buffer: self.take("SEND_BUFFER", raw.send_buffer, positive, "1MiB", positive_size),
+                slow_consumer: self.take("SLOW_CONSUMER", raw.slow_consumer, "takes close or drop", "close", |text| {
+                    match text {
+                        "close" => Some(SlowConsumer::Close),
+                        "drop" => Some(SlowConsumer::Drop),
+                        _ => None,
+                    }
+                }),
+                max_session_size: self.take("MAX_SESSION_SIZE", raw.max_session_size, positive, "64KiB", positive_size),
+                max_groups: self.take(
+                    "MAX_GROUPS_PER_CLIENT",
+                    raw.max_groups_per_client,
+                    "takes a number",
+                    "1000",
+                    parse,
+                ),
+            },
+            drain: self.take("DRAIN", raw.drain, duration, "25s", parse_duration),
+            log: LogConfig {
+                filter: self.take(
+                    "LOG",
+                    raw.log,
+                    "takes a tracing filter, such as info or moongate=debug",
+                    "info",
+                    |text| tracing_subscriber::EnvFilter::try_new(text).is_ok().then(|| text.to_owned()),
+                ),
+                format: self.take("LOG_FORMAT", raw.log_format, "takes text or json", "text", |text| match text {
+                    "text" => Some(LogFormat::Text),
+                    "json" => Some(LogFormat::Json),
+                    _ => None,
+                }),
+            },
+            time_zone,
+        }
+    }
+
+    /// One setting. An empty value is as unset. After a mistake the default stands in, so that all mistakes are found.
+    #[allow(clippy::panic)] // a default that its own check refuses is a mistake in this file, found by any test
+    fn take<T>(
+        &mut self,
+        name: &'static str,
+        raw: Option<String>,
+        takes: &str,
+        default: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> T {
+        if let Some(text) = filled(raw) {
+            if let Some(value) = parse(&text) {
+                return value;
+            }
+            let secret = SETTINGS.iter().any(|setting| setting.name == name && setting.secret);
+            let got = if secret { "<hidden>".to_owned() } else { format!("{text:?}") };
+            self.errors.push(format!("{PREFIX}{name}: got {got}, {takes}"));
+        }
+        parse(default).unwrap_or_else(|| panic!("default of {name}"))
+    }
+
+    fn missing<T>(&mut self, name: &str, takes: &str) -> Option<T> {
+        self.errors.push(format!("{PREFIX}{name}: is not set, {takes}"));
+        None
+    }
+}
+
+fn filled(raw: Option<String>) -> Option<String> {
+    raw.filter(|text| !text.is_empty())
+}
+
+fn parse<T: FromStr>(text: &str) -> Option<T> {
+    text.parse().ok()
+}
+
+/// `10s`, `500ms`, `2m`; at most a day, which no setting needs.
+fn parse_duration(text: &str) -> Option<Duration> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: u64 = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let milliseconds = match text.get(digits.len()..)? {
+        "ms" => number,
+        "s" => number.checked_mul(1000)?,
+        "m" => number.checked_mul(60_000)?,
+        "h" => number.checked_mul(3_600_000)?,
+        _ => return None,
+    };
+    (milliseconds <= 86_400_000).then(|| Duration::from_millis(milliseconds))
+}
+
+/// `64KiB`, `1MiB`, plain bytes; below 1 GiB, and above zero.
+fn positive_size(text: &str) -> Option<usize> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let number: usize = digits.parse().ok().filter(|_| digits.bytes().all(|byte| byte.is_ascii_digit()))?;
+    let unit = match text.get(digits.len()..)? {
+        "" | "B" => 1,
+        "KiB" => 1024,
+        "MiB" => 1024 * 1024,
+        _ => return None,
+    };
+    number.checked_mul(unit).filter(|bytes| (1..1 << 30).contains(bytes))
+}
+
+#[allow(clippy::option_option)] // unset is a value here
+fn token(text: &str) -> Option<Option<SecretString>> {
+    match text.len() {
+        0 => Some(None),
+        1..=256 if text.bytes().all(|byte| byte.is_ascii_graphic()) => Some(Some(text.to_owned().into())),
+        _ => None,
+    }
+}
+
+fn node_id(text: &str) -> Option<String> {
+    match text.len() {
+        0 => Some(uuid::Uuid::new_v4().to_string()),
+        1..=64 if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) => {
+            Some(text.to_owned())
+        }
+        _ => None,
+    }
+}
+
+fn lan_ip(text: &str) -> Option<Ipv4Addr> {
+    if text == "auto" { Some(Ipv4Addr::LOCALHOST) } else { parse(text) }
+}
+
+fn read_time_zone(value: &OsString, errors: &mut Vec<String>) -> TimeZone {
+    match value.to_str().map(|name| name.trim_start_matches(':')) {
+        Some("") => TimeZone::UTC,
+        Some(name) if TimeZone::get(name).is_ok() => TimeZone::get(name).unwrap_or(TimeZone::UTC),
+        _ => {
+            errors.push(format!("TZ: got {value:?}, takes a time zone such as Asia/Shanghai"));
+            TimeZone::UTC
+        }
+    }
+}
+
+/// Variables that Kubernetes adds for a Service whose name begins with `moongate`.
+fn is_service_link(name: &str, value: &str) -> bool {
+    let port_of = |protocol: &str| {
+        name.split("_PORT_").skip(1).chain(name.strip_prefix("PORT_")).any(|rest| {
+            let digits = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+            digits.len() < rest.len() && digits.starts_with(protocol)
+        })
+    };
+    let ends = |suffix: &str| name.ends_with(suffix) || suffix.strip_prefix('_') == Some(name);
+    let is_service_port = name.contains("_SERVICE_PORT") || name.starts_with("SERVICE_PORT");
+    let is_port_url = ends("_PORT") && (value.starts_with("tcp://") || value.starts_with("udp://"));
+    ends("_SERVICE_HOST") || is_service_port || port_of("_TCP") || port_of("_UDP") || is_port_url
+}
+
+fn unknown(name: &str) -> String {
+    let nearest = SETTINGS.iter().map(|setting| (strsim::damerau_levenshtein(name, setting.name), setting.name)).min();
+    let hint = match nearest {
+        Some((distance, near)) if distance <= 1 + near.len() / 3 => format!("; the nearest is {PREFIX}{near}"),
+        _ => String::new(),
+    };
+    format!("{PREFIX}{name}: is not a setting{hint}")
+}
+
+impl ApiConfig {
+    /// Whether this is the token, compared in constant time.
+    pub fn is_token(&self, offered: &str) -> bool {
+        use subtle::ConstantTimeEq as _;
+        self.token.as_ref().is_some_and(|token| token.expose_secret().as_bytes().ct_eq(offered.as_bytes()).into())
+    }
+}
+
+impl fmt::Display for SlowConsumer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Close => "close",
+            Self::Drop => "drop",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, Vec<String>> {
+        let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+        Config::read(variables).map_err(|errors| errors.0)
+    }
+
+    #[test]
+    fn every_setting_has_a_field_of_its_name() {
+        let names: Vec<String> = SETTINGS.iter().map(|setting| setting.name.to_lowercase()).collect();
+        assert_eq!(names, Raw::names());
+    }
+
+    #[test]
+    fn without_variables_the_defaults_hold() {
+        let config = read(&[("PATH", "/bin"), ("MOONGATE_LISTEN", ""), ("MOONGATE_API_TOKEN", "")]).unwrap();
+        assert_eq!(config.listen.to_string(), "0.0.0.0:7272");
+        assert_eq!(config.api.listen.to_string(), "127.0.0.1:7273");
+        assert_eq!(config.clients.ping_interval, Duration::from_secs(25));
+        assert_eq!(config.clients.init_message, r#"{"type":"init","client_id":"{client_id}"}"#);
+        assert_eq!(config.clients.send_buffer, 1 << 20);
+        assert!(config.api.token.is_none());
+    }
+
+    #[test]
+    fn an_empty_init_message_is_none_and_not_the_default() {
+        assert_eq!(read(&[("MOONGATE_INIT_MESSAGE", "")]).unwrap().clients.init_message, "");
+    }
+
+    #[test]
+    fn all_mistakes_are_told_at_once_each_with_its_name() {
+        let errors = read(&[
+            ("MOONGATE_LISTEN", "7272"),
+            ("MOONGATE_SEND_BUFER", "1MiB"),
+            ("MOONGATE_API_TOKEN", "two words"),
+            ("MOONGATE_PING_INTERVAL", "25"),
+            ("MOONGATE_TLS_CERT", "cert.pem"),
+            ("MOONGATE_WHATEVER_THIS_IS_MEANT_TO_BE", "secret"),
+            ("MOONGATE_SLOW_CONSUMER", "wait"),
+        ])
+        .unwrap_err();
+        assert_eq!(
+            errors,
+            [
+                r"MOONGATE_API_TOKEN: got <hidden>, takes 1 to 256 visible ASCII characters",
+                r#"MOONGATE_LISTEN: got "7272", takes an address and port, such as 0.0.0.0:7272"#,
+                r#"MOONGATE_PING_INTERVAL: got "25", takes a duration, such as 10s, 500ms or 2m"#,
+                r"MOONGATE_SEND_BUFER: is not a setting; the nearest is MOONGATE_SEND_BUFFER",
+                r#"MOONGATE_SLOW_CONSUMER: got "wait", takes close or drop"#,
+                r"MOONGATE_TLS_KEY: is not set, takes a PEM file, as MOONGATE_TLS_CERT is set",
+                r"MOONGATE_WHATEVER_THIS_IS_MEANT_TO_BE: is not a setting",
+            ]
+        );
+    }
+
+    #[test]
+    fn beyond_loopback_the_api_needs_a_token() {
+        let errors = read(&[("MOONGATE_API_LISTEN", "0.0.0.0:7273")]).unwrap_err();
+        assert!(errors[0].starts_with("MOONGATE_API_TOKEN: is needed"), "{errors:?}");
+        assert!(read(&[("MOONGATE_API_LISTEN", "0.0.0.0:7273"), ("MOONGATE_API_TOKEN", "t")]).is_ok());
+    }
+
+    #[test]
+    fn secrets_are_in_no_debug_output() {
+        let config = read(&[("MOONGATE_API_TOKEN", "hunter2hunter2")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn kubernetes_service_links_are_no_settings() {
+        read(&[
+            ("MOONGATE_SERVICE_HOST", "10.0.0.1"),
+            ("MOONGATE_SERVICE_PORT", "7272"),
+            ("MOONGATE_SERVICE_PORT_WS", "7272"),
+            ("MOONGATE_PORT", "tcp://10.0.0.1:7272"),
+            ("MOONGATE_PORT_7272_TCP", "tcp://10.0.0.1:7272"),
+            ("MOONGATE_PORT_7272_TCP_ADDR", "10.0.0.1"),
+            ("MOONGATE_PORT_53_UDP_PROTO", "udp"),
+            ("MOONGATE_LAN_PORT", "tcp://10.0.0.1:2900"),
+            ("MOONGATE_API_SERVICE_HOST", "10.0.0.2"),
+            ("MOONGATE_API_PORT_7273_TCP_PORT", "7273"),
+        ])
+        .unwrap();
+        assert!(read(&[("MOONGATE_PORT", "7272")]).is_err());
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_value_that_is_not_utf_8_is_named() {
+        use std::os::unix::ffi::OsStringExt as _;
+        let value = OsString::from_vec(vec![0xff]);
+        let errors = Config::read([("MOONGATE_LOG".into(), value.clone()), ("OTHER".into(), value)]).unwrap_err();
+        assert_eq!(errors.0, ["MOONGATE_LOG: takes UTF-8 text"]);
+    }
+
+    #[test]
+    fn durations_and_sizes_are_read_with_their_units() {
+        for (text, milliseconds) in [("10s", 10_000), ("500ms", 500), ("2m", 120_000), ("0s", 0), ("1h", 3_600_000)] {
+            assert_eq!(parse_duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
+        }
+        for text in ["", "10", "s", "-1s", "1.5s", "10 s", "+1s", "99999999999999999999s", "25h", "1d"] {
+            assert_eq!(parse_duration(text), None, "{text}");
+        }
+        for (text, bytes) in [("64KiB", 65_536), ("1MiB", 1 << 20), ("512", 512), ("512B", 512)] {
+            assert_eq!(positive_size(text), Some(bytes), "{text}");
+        }
+        for text in ["", "0", "0MiB", "1KB", "1mib", "1024MiB", "-1", "1 MiB", "99999999999999999999"] {
+            assert_eq!(positive_size(text), None, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_in_any_setting_is_one_line_and_not_a_panic(which in 0..SETTINGS.len(), value in ".{0,40}") {
+            let name = format!("{PREFIX}{}", SETTINGS[which].name);
+            if let Err(lines) = read(&[(&name, &value)]) {
+                prop_assert!(lines.iter().all(|line| line.starts_with(PREFIX)));
+            }
+        }
+
+        #[test]
+        fn any_name_is_a_setting_a_service_link_or_a_line(name in "[A-Z_0-9]{0,30}") {
+            drop(read(&[(&format!("{PREFIX}{name}"), "x")]));
+        }
+    }
+}

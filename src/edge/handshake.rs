@@ -1,0 +1,159 @@
+//! The WebSocket handshake (RFC 6455, section 4.2) over hyper, on any path.
+
+use std::convert::Infallible;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hyper::body::Incoming;
+use hyper::header::{
+    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
+    SEC_WEBSOCKET_VERSION, UPGRADE,
+};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use parking_lot::Mutex;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+
+use super::Edge;
+
+/// The largest request head, bytes; beyond it hyper answers 431.
+pub(crate) const MAX_HEAD: usize = 16 * 1024;
+/// The most header lines of a request.
+pub(crate) const MAX_HEADERS: usize = 64;
+
+type Body = axum::body::Body;
+
+impl Edge {
+    /// Reads one request and answers it; gives the stream back, with bytes that came behind the request, when it is
+    /// a WebSocket now.
+    pub(super) async fn http_handshake<S>(self: &Arc<Self>, stream: S) -> Option<(S, Bytes)>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let upgrade = Arc::new(Mutex::new(None));
+        let service = hyper::service::service_fn(|request| {
+            let response = self.answer(request, &upgrade);
+            async { Ok::<_, Infallible>(response) }
+        });
+        let served = hyper::server::conn::http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.handshake_timeout)
+            .max_buf_size(MAX_HEAD)
+            .max_headers(MAX_HEADERS)
+            .keep_alive(false)
+            .serve_connection(TokioIo::new(stream), service)
+            .with_upgrades()
+            .await;
+        if let Err(error) = served {
+            tracing::debug!(%error, "handshake failed");
+            self.refuse(if error.is_timeout() { "timeout" } else { "http" });
+            return None;
+        }
+        let upgrade: OnUpgrade = upgrade.lock().take()?;
+        let parts = upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
+        Some((parts.io.into_inner(), parts.read_buf))
+    }
+
+    fn answer(&self, mut request: Request<Incoming>, upgrade: &Mutex<Option<OnUpgrade>>) -> Response<Body> {
+        if self.refusing.is_cancelled() {
+            self.refuse("draining");
+            return refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &[(RETRY_AFTER, "1")],
+                "this node is stopping; connect again\n",
+            );
+        }
+        match accept_key(request.method(), request.headers()) {
+            Ok(accept) => {
+                *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
+                let mut response = Response::new(Body::empty());
+                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+                let headers = response.headers_mut();
+                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+                headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+                response
+            }
+            Err((status, words)) => {
+                self.refuse("not_websocket");
+                let version = (SEC_WEBSOCKET_VERSION, "13");
+                let headers: &[_] =
+                    if status == StatusCode::UPGRADE_REQUIRED { &[(UPGRADE, "websocket"), version] } else { &[] };
+                refusal(status, headers, words)
+            }
+        }
+    }
+}
+
+fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: &'static str) -> Response<Body> {
+    let mut response = Response::new(Body::from(words));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    for (name, value) in headers {
+        response.headers_mut().insert(name, HeaderValue::from_static(value));
+    }
+    response
+}
+
+/// The `Sec-WebSocket-Accept` of a request that asks for a WebSocket, or why it does not.
+fn accept_key(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, (StatusCode, &'static str)> {
+    if method != Method::GET {
+        return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET\n"));
+    }
+    if !has_token(headers, &UPGRADE, "websocket") || !has_token(headers, &CONNECTION, "upgrade") {
+        return Err((StatusCode::UPGRADE_REQUIRED, "this address speaks WebSocket\n"));
+    }
+    if headers.get(SEC_WEBSOCKET_VERSION).is_none_or(|version| version != "13") {
+        return Err((StatusCode::UPGRADE_REQUIRED, "WebSocket version 13 is spoken here\n"));
+    }
+    let key = headers.get(SEC_WEBSOCKET_KEY).map_or(&b""[..], HeaderValue::as_bytes);
+    // Sixteen bytes in base64: RFC 6455, 4.2.1.
+    let is_key = key.len() == 24
+        && key.ends_with(b"==")
+        && key.iter().take(22).all(|byte| byte.is_ascii_alphanumeric() || b"+/".contains(byte));
+    if !is_key {
+        return Err((StatusCode::BAD_REQUEST, "Sec-WebSocket-Key takes 16 bytes in base64\n"));
+    }
+    HeaderValue::try_from(derive_accept_key(key)).map_err(|_| (StatusCode::BAD_REQUEST, "bad Sec-WebSocket-Key\n"))
+}
+
+/// Whether a comma list names a token, in any case.
+fn has_token(headers: &HeaderMap, name: &HeaderName, token: &str) -> bool {
+    let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).any(|item| item.trim().eq_ignore_ascii_case(token))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value))).collect()
+    }
+
+    #[test]
+    fn the_handshake_follows_rfc_6455() {
+        let good = [
+            ("upgrade", "WebSocket"),
+            ("connection", "keep-alive, Upgrade"),
+            ("sec-websocket-version", "13"),
+            ("sec-websocket-key", "dGhlIHNhbXBsZSBub25jZQ=="),
+        ];
+        // The example of RFC 6455, 1.3.
+        assert_eq!(accept_key(&Method::GET, &headers(&good)).unwrap(), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
+        assert_eq!(accept_key(&Method::POST, &headers(&good)).unwrap_err().0, StatusCode::METHOD_NOT_ALLOWED);
+        for (place, value, status) in [
+            (0, "h2c", StatusCode::UPGRADE_REQUIRED),
+            (1, "close", StatusCode::UPGRADE_REQUIRED),
+            (2, "8", StatusCode::UPGRADE_REQUIRED),
+            (3, "short", StatusCode::BAD_REQUEST),
+            (3, "dGhlIHNhbXBsZSBub25jZQ!=", StatusCode::BAD_REQUEST),
+        ] {
+            let mut bad = good;
+            bad[place].1 = value;
+            assert_eq!(accept_key(&Method::GET, &headers(&bad)).unwrap_err().0, status, "{value}");
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! What clients speak: the accept loop of `LISTEN`, the handshake, and the connection itself.
+//!
+//! Slow peers hold up nobody: the loop only accepts; TLS and request head are read in the connection's own task, under
+//! one deadline. After the handshake the long-lived task is spawned anew, so that it is no larger than it needs to be.
+
+mod handshake;
+pub mod tls;
+mod websocket;
+
+pub(crate) use handshake::{MAX_HEAD, MAX_HEADERS};
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::gateway::Gateway;
+use crate::metrics::Reason;
+use tls::Certificates;
+
+/// After `accept` failed (descriptors or memory ran out) the loop waits so long, and goes on.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// The door for clients.
+pub struct Edge {
+    /// Where commands and clients go.
+    pub gateway: Arc<Gateway>,
+    /// wss, when set.
+    pub certificates: Option<Arc<Certificates>>,
+    /// For TLS and the request head.
+    pub handshake_timeout: Duration,
+    /// What a connection may do.
+    pub connection: ConnectionSettings,
+    /// Every connection's task.
+    pub tasks: TaskTracker,
+    /// Handshakes are answered with 503 from then on.
+    pub refusing: CancellationToken,
+    /// The loop ends.
+    pub closed: CancellationToken,
+}
+
+/// What a connection may do, and what counts as its sign of life.
+#[derive(Debug, Clone, Copy)]
+pub struct ConnectionSettings {
+    /// Largest message from a client, bytes.
+    pub max_message_size: usize,
+    /// A pong is a sign of life: the heartbeat sends WebSocket pings.
+    pub pong_counts: bool,
+}
+
+impl Edge {
+    /// Accepts until `closed`.
+    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        loop {
+            let accepted = tokio::select! {
+                () = self.closed.cancelled() => return,
+                accepted = listener.accept() => accepted,
+            };
+            match accepted {
+                Ok((socket, _)) => {
+                    let edge = Arc::clone(&self);
+                    self.tasks.spawn(async move {
+                        let timeout = edge.handshake_timeout;
+                        if tokio::time::timeout(timeout, Box::pin(edge.shake_hands(socket))).await.is_err() {
+                            edge.refuse("timeout");
+                        }
+                    });
+                }
+                Err(error) => accept_failed(&error, self.gateway.metrics()).await,
+            }
+        }
+    }
+
+    async fn shake_hands(self: &Arc<Self>, socket: TcpStream) {
+        // Before TLS: without it a handshake can wait for a delayed acknowledgement.
+        if socket.set_nodelay(true).is_err() {
+            return;
+        }
+        let shaken = match &self.certificates {
+            None => self.http_handshake(socket).await.map(|(socket, ahead)| (socket, None, ahead)),
+            Some(certificates) => match certificates.accept(socket).await {
+                Ok(stream) => self.http_handshake(stream).await.map(|(stream, ahead)| {
+                    let (socket, session) = stream.into_inner();
+                    (socket, Some(Box::new(session)), ahead)
+                }),
+                Err(error) => {
+                    tracing::debug!(%error, "TLS handshake failed");
+                    self.refuse("tls");
+                    None
+                }
+            },
+        };
+        if let Some((socket, session, ahead)) = shaken {
+            websocket::spawn(self, socket, session, ahead);
+        }
+    }
+
+    fn refuse(&self, reason: &'static str) {
+        self.gateway.metrics().refused.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+/// Counts a failed `accept` and waits a moment: the cause, usually a lack of descriptors, needs time to go away.
+pub(crate) async fn accept_failed(error: &io::Error, metrics: &crate::metrics::Metrics) {
+    metrics.accept_errors.inc();
+    tracing::debug!(%error, "could not accept a connection");
+    tokio::time::sleep(ACCEPT_PAUSE).await;
+}

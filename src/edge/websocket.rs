@@ -1,0 +1,218 @@
+//! One WebSocket connection: the task that owns its socket.
+//!
+//! tungstenite parses what the client says; what goes out passes it by (see `client`). One poll looks at both sides.
+//! Whatever ends the connection, the same tail runs: the client leaves the hub, then its close is told.
+
+use std::io;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::{FutureExt as _, Stream as _};
+use rustls::ServerConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
+use tokio_tungstenite::tungstenite::{self, Message as Frame};
+
+use super::{ConnectionSettings, Edge};
+use crate::client::Client;
+use crate::gateway::Gateway;
+use crate::hub::Stopped;
+use crate::message::Close;
+
+/// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
+/// with the default of 128 KiB an idle connection would need seventy times its memory.
+const READ_BUFFER: usize = 512;
+
+/// So long we try to get out what is queued and the close frame, and wait for the client's own.
+const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// After the last byte the socket is read to its end for so long; closed with input unread, it would be reset, and the
+/// reset would eat the close code.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a client may say at once before others are looked at.
+const READ_BATCH: usize = 64;
+
+/// Takes a socket over after its handshake; `ahead` came behind the request.
+pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: Bytes) {
+    let (gateway, settings) = (Arc::clone(&edge.gateway), edge.connection);
+    let client = Client::new(gateway.next_client_id(), socket, session, gateway.send_limit());
+    edge.tasks.spawn(own(gateway, client, settings, ahead.to_vec()));
+}
+
+/// The life of a client, from the hub's first word of it to the last.
+async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSettings, ahead: Vec<u8>) {
+    if gateway.connected(Arc::clone(&client)).await.is_err() {
+        client.release();
+        return;
+    }
+    let config = WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_message_size(Some(settings.max_message_size))
+        .max_frame_size(Some(settings.max_message_size));
+    let mut socket =
+        WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, Some(config)).await;
+
+    let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket));
+    let close = match AssertUnwindSafe(talk).catch_unwind().await {
+        Ok(End::Peer(close)) => close,
+        Ok(End::Violation(close)) => {
+            client.close(None, close.clone());
+            close
+        }
+        Ok(End::Ours | End::Lost) => client.our_close().unwrap_or(Close::LOST),
+        Err(_) => {
+            tracing::error!(client_id = %client.id(), "a connection's task panicked");
+            client.destroy();
+            Close::LOST
+        }
+    };
+    // That the client has left does not wait for a slow peer.
+    Box::pin(async {
+        let told = leave(&gateway, &client, close);
+        let (told, ()) = tokio::join!(told, finish(&client, &mut socket));
+        // A stopping node's hub answers no more; then nobody listens either.
+        told.ok();
+    })
+    .await;
+    client.release();
+}
+
+/// Has the client leave the hub, if it is not the hub that let it go, and tells what it had.
+async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<(), Stopped> {
+    gateway.hub().ended(client.id(), close).await?;
+    let departed = std::future::poll_fn(|cx| client.poll_departed(cx)).await;
+    gateway.departed(*departed).await
+}
+
+/// Gets the close frame out, waits for the peer's, and ends the socket without a reset.
+async fn finish(client: &Client, socket: &mut WebSocketStream<Io>) {
+    let mut heard_out = false;
+    let handshake = std::future::poll_fn(|cx| {
+        for _ in 0..READ_BATCH {
+            if heard_out {
+                return client.poll_flushed(cx);
+            }
+            match Pin::new(&mut *socket).poll_next(cx) {
+                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(_) => heard_out = true,
+                Poll::Pending => {
+                    return if client.poll_flushed(cx).is_ready() && client.is_gone() {
+                        Poll::Ready(())
+                    } else {
+                        Poll::Pending
+                    };
+                }
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    });
+    if client.is_gone() {
+        return;
+    }
+    if timeout(CLOSE_TIME, handshake).await.is_err() {
+        client.reset();
+        return;
+    }
+    client.finish_writing();
+    let linger = timeout(LINGER, async {
+        let mut rest = [0; 256];
+        while let Ok(1..) = std::future::poll_fn(|cx| client.poll_read(cx, &mut rest)).await {}
+    });
+    // A peer that goes on talking is cut all the same.
+    drop(linger.await);
+}
+
+/// How a conversation ended.
+enum End {
+    /// The peer's close frame; the answer to it is in the outbox.
+    Peer(Close),
+    /// We are closing it.
+    Ours,
+    /// The peer broke the protocol: it is told so.
+    Violation(Close),
+    /// No close frame came, and none can go.
+    Lost,
+}
+
+fn poll_talk(
+    cx: &mut Context<'_>,
+    gateway: &Gateway,
+    client: &Client,
+    settings: ConnectionSettings,
+    socket: &mut WebSocketStream<Io>,
+) -> Poll<End> {
+    for _ in 0..READ_BATCH {
+        // Each time, as reading may have filled the outbox (pongs), or ended it.
+        if client.poll_ended(cx).is_ready() {
+            return Poll::Ready(End::Ours);
+        }
+        let Some(read) = ready!(Pin::new(&mut *socket).poll_next(cx)) else { return Poll::Ready(End::Lost) };
+        match read {
+            Ok(Frame::Text(_) | Frame::Binary(_)) => {
+                client.note_heard();
+                gateway.received();
+            }
+            Ok(Frame::Pong(_)) if settings.pong_counts => client.note_heard(),
+            Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_)) => {}
+            Ok(Frame::Close(frame)) => {
+                let close = frame.map_or(Close::new(1005, ""), |frame| Close {
+                    code: frame.code.into(),
+                    reason: frame.reason.as_str().to_owned().into(),
+                });
+                return Poll::Ready(End::Peer(close));
+            }
+            Err(error) => return Poll::Ready(violation(&error).map_or(End::Lost, End::Violation)),
+        }
+    }
+    // Others shall have their turn; this one comes again.
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// What a peer that broke the protocol is told.
+fn violation(error: &tungstenite::Error) -> Option<Close> {
+    use tungstenite::error::ProtocolError;
+    match error {
+        tungstenite::Error::Capacity(_) => Some(Close::TOO_BIG),
+        tungstenite::Error::Utf8(_) => Some(Close::NOT_UTF8),
+        // The ordinary abrupt end.
+        tungstenite::Error::Protocol(ProtocolError::ResetWithoutClosingHandshake) => None,
+        tungstenite::Error::Protocol(_) => Some(Close::PROTOCOL),
+        _ => None,
+    }
+}
+
+/// The client's socket as tungstenite sees it: reads are its own, writes go to the outbox.
+struct Io(Arc<Client>);
+
+impl AsyncRead for Io {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let read = ready!(self.0.poll_read(cx, buffer.initialize_unfilled()))?;
+        buffer.advance(read);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Io {
+    /// With a write buffer of 0 tungstenite writes whole frames.
+    fn poll_write(self: Pin<&mut Self>, _: &mut Context<'_>, frame: &[u8]) -> Poll<io::Result<usize>> {
+        self.0.push_control(frame);
+        Poll::Ready(Ok(frame.len()))
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}

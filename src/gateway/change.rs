@@ -1,0 +1,164 @@
+//! Changes of one client, and batches: neighbouring changes of one client are one step on the shard that holds it.
+
+use std::time::Duration;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{Failure, Gateway, Limits};
+use crate::command::{Batch, Command, MAX_BATCH, ParseError, Reply};
+use crate::hub::Shard;
+use crate::id::{ClientId, Group, Uid};
+use crate::json::Invalid;
+use crate::message::Close;
+use crate::session::Session;
+
+/// What a whole batch may take.
+const BATCH_TIME: Duration = Duration::from_secs(30);
+
+/// A change of one client.
+#[derive(Debug)]
+pub(super) enum Change {
+    Bind { uid: Uid, single: bool },
+    Unbind { only: Option<Uid> },
+    Join(Vec<Group>),
+    Leave(Vec<Group>),
+    SetSession(Session),
+    UpdateSession(Session),
+}
+
+impl Change {
+    /// A command as a change of one client, if it is one.
+    pub(super) fn of(command: Command) -> Result<(ClientId, Self), Command> {
+        Ok(match command {
+            Command::BindUid(c) => (c.client_id, Self::Bind { uid: c.uid, single: c.single }),
+            Command::UnbindUid(c) => (c.client_id, Self::Unbind { only: c.uid }),
+            Command::SetSession(c) => (c.client_id, Self::SetSession(c.session)),
+            Command::UpdateSession(c) => (c.client_id, Self::UpdateSession(c.session)),
+            Command::JoinGroup(c) => match (c.client_id, &c.uid) {
+                (Some(client_id), None) => (client_id, Self::Join(c.group.into_items())),
+                _ => return Err(Command::JoinGroup(c)),
+            },
+            Command::LeaveGroup(c) => match (c.client_id, &c.uid) {
+                (Some(client_id), None) => (client_id, Self::Leave(c.group.into_items())),
+                _ => return Err(Command::LeaveGroup(c)),
+            },
+            other => return Err(other),
+        })
+    }
+
+    fn apply(&self, shard: &mut Shard, id: ClientId, limits: Limits) -> Result<(), Failure> {
+        let found = match self {
+            Self::Bind { uid, .. } => shard.bind(id, uid),
+            Self::Unbind { only } => shard.unbind(id, only.as_ref()),
+            Self::Join(groups) => shard.join(id, groups, limits.groups)?,
+            Self::Leave(groups) => shard.leave(id, groups),
+            Self::SetSession(session) => {
+                let changed = shard.change_session(id, |_| limits.check(session).map(|()| session.clone()));
+                changed.transpose()?.is_some()
+            }
+            Self::UpdateSession(update) => {
+                let changed = shard.change_session(id, |stored| {
+                    let merged = stored.cloned().unwrap_or_default().merge(update);
+                    limits.check(&merged).map(|()| merged)
+                });
+                changed.transpose()?.is_some()
+            }
+        };
+        if found { Ok(()) } else { Err(Failure::ClientNotFound(id)) }
+    }
+}
+
+impl Gateway {
+    /// Changes one client in one step: no message comes between. One result for each change.
+    pub(super) async fn change(&self, id: ClientId, changes: Vec<Change>) -> Vec<Result<Reply, Failure>> {
+        let count = changes.len();
+        let limits = self.limits;
+        // A uid that is to be single is taken and cleared of others before the next one is.
+        let singles: Vec<(usize, Uid)> = changes
+            .iter()
+            .enumerate()
+            .filter_map(|(place, change)| match change {
+                Change::Bind { uid, single: true } => Some((place, uid.clone())),
+                _ => None,
+            })
+            .collect();
+        let _turn = if singles.is_empty() { None } else { Some(self.single_binds.lock().await) };
+
+        let step = self.hub.at_client(id, move |shard| {
+            changes.iter().map(|change| change.apply(shard, id, limits).map(|()| Reply::DONE)).collect::<Vec<_>>()
+        });
+        let mut results = match step.await {
+            Ok(results) => results,
+            Err(stopped) => vec![Err(stopped.into()); count],
+        };
+        for (place, uid) in singles {
+            let Some(result) = results.get_mut(place).filter(|result| result.is_ok()) else { continue };
+            if let Err(stopped) = self.close_uid(uid, Some(id), None, Close::REPLACED).await {
+                *result = Err(stopped.into());
+            }
+        }
+        results
+    }
+
+    /// Runs commands in order; one result for each.
+    pub async fn batch(&self, batch: Batch) -> Result<Vec<Result<Reply, BatchFailure>>, Failure> {
+        if batch.commands.len() > MAX_BATCH {
+            return Err(Invalid::field("commands", format_args!("takes at most {MAX_BATCH} commands")).into());
+        }
+        let deadline = Instant::now() + BATCH_TIME;
+        let mut results = Vec::with_capacity(batch.commands.len());
+        // Changes of one client that are waiting to be one step.
+        let mut step: Option<(ClientId, Vec<Change>)> = None;
+        for value in &batch.commands {
+            let command = match Command::parse_object(value.0.get()) {
+                Ok(command) => Change::of(command),
+                Err(error) => {
+                    self.finish_step(&mut step, deadline, &mut results).await;
+                    results.push(Err(error.into()));
+                    continue;
+                }
+            };
+            match command {
+                Ok((client, change)) => {
+                    if step.as_ref().is_some_and(|(other, _)| *other != client) {
+                        self.finish_step(&mut step, deadline, &mut results).await;
+                    }
+                    step.get_or_insert_with(|| (client, Vec::new())).1.push(change);
+                }
+                Err(command) => {
+                    self.finish_step(&mut step, deadline, &mut results).await;
+                    let result = timeout_at(deadline, self.execute(command)).await;
+                    results.push(result.unwrap_or(Err(OUT_OF_TIME)).map_err(BatchFailure::Failed));
+                }
+            }
+        }
+        self.finish_step(&mut step, deadline, &mut results).await;
+        Ok(results)
+    }
+
+    async fn finish_step(
+        &self,
+        step: &mut Option<(ClientId, Vec<Change>)>,
+        deadline: Instant,
+        results: &mut Vec<Result<Reply, BatchFailure>>,
+    ) {
+        let Some((client, changes)) = step.take() else { return };
+        let count = changes.len();
+        let done = timeout_at(deadline, self.change(client, changes)).await;
+        let done = done.unwrap_or_else(|_| vec![Err(OUT_OF_TIME); count]);
+        results.extend(done.into_iter().map(|result| result.map_err(BatchFailure::Failed)));
+    }
+}
+
+const OUT_OF_TIME: Failure = Failure::Unreachable("the batch ran out of time");
+
+/// Why one command of a batch was not carried out.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BatchFailure {
+    /// It could not be read.
+    #[error(transparent)]
+    Parse(#[from] ParseError),
+    /// It was not carried out.
+    #[error(transparent)]
+    Failed(#[from] Failure),
+}

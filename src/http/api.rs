@@ -1,0 +1,204 @@
+//! The commands over HTTP: `POST /api/<op>` with the fields as JSON, and `/?method=<op>&args[]=…` as in
+//! `GatewayWorker`'s manual.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Serialize;
+
+use super::Problem;
+use crate::command::{Command, Operation, ParseError, Reply};
+use crate::gateway::Gateway;
+use crate::json::{self, Invalid};
+
+/// `POST /api/<op>`
+pub(super) async fn run(
+    State(gateway): State<Arc<Gateway>>,
+    Path(op): Path<String>,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    // The name first: an unknown one is 404 whatever its body is.
+    let op = Operation::find(&op).map_err(ParseError::from)?;
+    let body = whole(body)?;
+    let fields = if body.trim_ascii().is_empty() { Vec::new() } else { json::fields(&body)? };
+    answer(&gateway, Command::parse(op.name, &fields)?).await
+}
+
+/// `/?method=<op>&args[]=…`, the arguments in the query or in a form body.
+pub(super) async fn run_method(
+    gateway: &Gateway,
+    query: &str,
+    headers: &HeaderMap,
+    body: Result<Bytes, BytesRejection>,
+) -> Result<Response, Problem> {
+    let body = whole(body)?;
+    let is_form = headers
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
+    let form = if is_form { &body[..] } else { b"" };
+    let (op, fields) = positional(query.as_bytes(), form)?;
+    answer(gateway, Command::parse(op.name, &json::fields(fields.as_bytes())?)?).await
+}
+
+fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
+    body.map_err(|rejection| match rejection.status() {
+        StatusCode::PAYLOAD_TOO_LARGE => Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            "payload_too_large",
+            "the body is larger than MOONGATE_API_MAX_BODY",
+        ),
+        _ => Invalid::request("the body did not arrive whole").into(),
+    })
+}
+
+async fn answer(gateway: &Gateway, command: Command) -> Result<Response, Problem> {
+    if let Command::Batch(batch) = command {
+        let results = gateway.batch(batch).await?;
+        let results = results.into_iter().map(|result| match result {
+            Ok(result) => Item::Result { result },
+            Err(failure) => Item::Error { error: failure.into() },
+        });
+        return Ok(Json(Results { results: results.collect() }).into_response());
+    }
+    let result = gateway.execute(command).await?;
+    Ok(Json(Item::Result { result }).into_response())
+}
+
+#[derive(Serialize)]
+struct Results {
+    results: Vec<Item>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Item {
+    Result { result: Reply },
+    Error { error: Problem },
+}
+
+/// The operation, and its fields as a JSON object.
+fn positional(query: &[u8], form: &[u8]) -> Result<(&'static Operation, String), ParseError> {
+    let mut method = None;
+    let mut args: BTreeMap<usize, Argument> = BTreeMap::new();
+    for (key, value) in form_urlencoded::parse(query).chain(form_urlencoded::parse(form)) {
+        if key == "method" {
+            method = Some(value);
+            continue;
+        }
+        let index = key.strip_prefix("args[").and_then(|rest| rest.split_once(']'));
+        match index {
+            Some(("", "")) => {
+                let next = args.last_key_value().map_or(0, |(last, _)| last + 1);
+                args.insert(next, Argument::One(value.into_owned()));
+            }
+            Some((number, inner)) if number.parse::<u8>().is_ok() => {
+                let number = number.parse::<u8>().map_or(0, usize::from);
+                if inner.is_empty() {
+                    args.insert(number, Argument::One(value.into_owned()));
+                } else if let (Argument::Many(values), true) = (
+                    args.entry(number).or_insert_with(|| Argument::Many(Vec::new())),
+                    inner.starts_with('[') && inner.ends_with(']'),
+                ) {
+                    values.push(value.into_owned());
+                }
+            }
+            _ => return Err(Invalid::field(key.into_owned(), "is not an argument; they are method and args[]").into()),
+        }
+    }
+    let op = Operation::find(&method.ok_or_else(|| Invalid::field("method", "is missing"))?)?;
+    let mut fields = String::from("{");
+    for (place, argument) in args {
+        let Some(name) = op.args.get(place) else {
+            return Err(
+                Invalid::field("args", format_args!("{} takes at most {} arguments", op.name, op.args.len())).into()
+            );
+        };
+        if let Some(value) = argument.to_json(name) {
+            fields.push_str(if fields.len() > 1 { "," } else { "" });
+            json::write_string(name, &mut fields);
+            fields.push(':');
+            fields.push_str(&value);
+        }
+    }
+    fields.push('}');
+    Ok((op, fields))
+}
+
+/// `args[]=x`, or `args[1][]=x&args[1][]=y`.
+enum Argument {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Argument {
+    /// Names and messages are text; of other fields a text that is JSON is that JSON, and an empty one is absent.
+    fn to_json(&self, name: &str) -> Option<String> {
+        match self {
+            Self::One(text) if matches!(name, "uid" | "group" | "message" | "client_id") => Some(quoted(text)),
+            Self::One(text) if text.is_empty() => None,
+            Self::One(text) => Some(json::borrow_raw(text).map_or_else(|_| quoted(text), |raw| raw.get().to_owned())),
+            Self::Many(texts) => {
+                Some(format!("[{}]", texts.iter().map(|text| quoted(text)).collect::<Vec<_>>().join(",")))
+            }
+        }
+    }
+}
+
+fn quoted(text: &str) -> String {
+    let mut out = String::new();
+    json::write_string(text, &mut out);
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn arguments_go_by_position() {
+        for (query, op, fields) in [
+            ("method=sendToUid&args[]=42&args[]=hello", "sendToUid", r#"{"uid":"42","message":"hello"}"#),
+            ("args%5B%5D=42&args%5B%5D=a%26b+c&method=sendToUid", "sendToUid", r#"{"uid":"42","message":"a&b c"}"#),
+            (
+                "method=sendToGroup&args[0]=g&args[1]={\"a\":1}&args[2][]=x&args[2][]=y",
+                "sendToGroup",
+                r#"{"group":"g","message":"{\"a\":1}","exclude":["x","y"]}"#,
+            ),
+            ("method=setSession&args[]=c&args[]={\"n\":1}", "setSession", r#"{"client_id":"c","session":{"n":1}}"#),
+            ("method=sendToAll&args[]=m&args[]=", "sendToAll", r#"{"message":"m"}"#),
+            ("method=getAllClientCount", "getAllClientIdCount", "{}"),
+        ] {
+            let (found, json) = positional(query.as_bytes(), b"").unwrap();
+            assert_eq!((found.name, json.as_str()), (op, fields), "{query}");
+        }
+        assert_eq!(positional(b"method=sendToUid", b"args[]=1&args[]=x").unwrap().1, r#"{"uid":"1","message":"x"}"#);
+        for query in [
+            "args[]=1",
+            "method=nope",
+            "method=isOnline&args[]=a&args[]=b",
+            "method=isOnline&x=1",
+            "method=isOnline&args[999]=a",
+            "method=isOnline&args=1",
+        ] {
+            assert!(positional(query.as_bytes(), b"").is_err(), "{query}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_query_is_fields_or_an_error(query in ".{0,60}", args in "(args\\[[0-9\\[\\]]{0,4}=[a-z{}\\[\\]]{0,4}&){0,4}") {
+            drop(positional(query.as_bytes(), b""));
+            if let Ok((_, fields)) = positional(format!("method=sendToGroup&{args}").as_bytes(), b"") {
+                prop_assert!(json::fields(fields.as_bytes()).is_ok(), "{}", fields);
+            }
+        }
+    }
+}

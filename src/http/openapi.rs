@@ -1,0 +1,127 @@
+//! `/openapi.json`: made from the types that parse the requests.
+
+use axum::Json;
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, PathItem};
+use utoipa::openapi::request_body::RequestBodyBuilder;
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
+use utoipa::openapi::{
+    ComponentsBuilder, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, RefOr,
+    ResponseBuilder,
+};
+use utoipa::{PartialSchema as _, ToSchema};
+
+use super::Problem;
+use crate::command::{OPERATIONS, Operation, Sent};
+use crate::id::{ClientId, Group, Uid};
+use crate::session::Session;
+
+pub(super) async fn serve() -> Json<OpenApi> {
+    Json(document())
+}
+
+/// The description of the API.
+pub fn document() -> OpenApi {
+    let mut components = ComponentsBuilder::new()
+        .security_scheme("token", SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()));
+    for (name, schema) in
+        [named::<Problem>(), named::<Sent>(), named::<Session>(), named::<Uid>(), named::<Group>(), named::<ClientId>()]
+    {
+        components = components.schema(name, schema);
+    }
+    let mut paths = PathsBuilder::new();
+    for row in OPERATIONS {
+        let (name, schema, refers_to) = (row.request)();
+        components = components.schema(name, schema).schemas_from_iter(refers_to);
+        paths = paths.path(format!("/api/{}", row.name), PathItem::new(HttpMethod::Post, operation(row)));
+    }
+    OpenApiBuilder::new()
+        .info(
+            InfoBuilder::new()
+                .title("Moongate")
+                .version(env!("CARGO_PKG_VERSION"))
+                .description(Some("Push to browsers and devices by client, uid, group, or to everyone."))
+                .license(Some(
+                    LicenseBuilder::new().name("MIT OR Apache-2.0").identifier(Some("MIT OR Apache-2.0")).build(),
+                )),
+        )
+        .components(Some(components.build()))
+        .paths(paths)
+        .security(Some([SecurityRequirement::default(), SecurityRequirement::new("token", [""; 0])]))
+        .build()
+}
+
+fn named<T: ToSchema>() -> (String, RefOr<Schema>) {
+    (T::name().into_owned(), T::schema())
+}
+
+fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
+    let (name, ..) = (row.request)();
+    let mut about = row.about.trim().to_owned();
+    if !row.aliases.is_empty() {
+        about.push_str(&format!(" Also called {}.", row.aliases.join(", ")));
+    }
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
+    OperationBuilder::new()
+        .operation_id(Some(row.name))
+        .summary(Some(about))
+        .request_body(Some(RequestBodyBuilder::new().content("application/json", body).build()))
+        .response("200", json("The result.", "application/json", answer(row)))
+        .response(
+            "default",
+            json("What went wrong (RFC 9457).", "application/problem+json", Ref::from_schema_name("Problem").into()),
+        )
+        .build()
+}
+
+fn json(about: &str, kind: &str, schema: RefOr<Schema>) -> utoipa::openapi::Response {
+    ResponseBuilder::new().description(about).content(kind, ContentBuilder::new().schema(Some(schema)).build()).build()
+}
+
+/// `{"result": …}`; a batch has `{"results": […]}`, and what takes `limit` may answer a page.
+fn answer(row: &Operation) -> RefOr<Schema> {
+    let problem = || ObjectBuilder::new().property("error", Ref::from_schema_name("Problem")).required("error");
+    let object = |result: RefOr<Schema>| ObjectBuilder::new().property("result", result).required("result");
+    if row.name == "batch" {
+        let item = OneOfBuilder::new().item(object(ObjectBuilder::new().into())).item(problem());
+        return ObjectBuilder::new()
+            .property("results", ArrayBuilder::new().items(RefOr::T(Schema::from(item.build()))))
+            .required("results")
+            .into();
+    }
+    let result = (row.result)();
+    let (_, fields, _) = (row.request)();
+    let pages = matches!(&fields, RefOr::T(Schema::Object(fields)) if fields.properties.contains_key("limit"));
+    if !pages {
+        return object(result).into();
+    }
+    let cursor = Option::<String>::schema();
+    let page = ObjectBuilder::new()
+        .property("items", result.clone())
+        .property("cursor", cursor)
+        .required("items")
+        .required("cursor");
+    let either = OneOfBuilder::new().item(result).item(page).build();
+    object(Schema::from(either).into()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_operation_is_described_and_every_reference_resolves() {
+        let json = serde_json::to_value(document()).unwrap();
+        for row in OPERATIONS {
+            assert!(json["paths"][format!("/api/{}", row.name)]["post"]["requestBody"].is_object(), "{}", row.name);
+        }
+        let text = json.to_string();
+        for reference in text.split("\"#/components/schemas/").skip(1) {
+            let name = reference.split('"').next().unwrap();
+            assert!(json["components"]["schemas"][name].is_object(), "{name}");
+        }
+        let fields = &json["components"]["schemas"]["SendToGroup"];
+        assert_eq!(fields["additionalProperties"], false);
+        assert_eq!(fields["required"], serde_json::json!(["group"]));
+    }
+}

@@ -1,0 +1,643 @@
+//! One shard of the hub: the clients it holds, their uids, groups and sessions, owned by one task.
+//!
+//! What reaches a shard comes through its inbox, in order: messages as plain data, everything else as a closure over
+//! [`Shard`]. So a change and the messages around it have one order, and no lock is held anywhere.
+//!
+//! **Delivery.** All messages that are ready are appended to the outboxes of their targets; outboxes that became dirty
+//! are remembered; then each is flushed once. A message that is alone is written in the same touch. Flushing goes in
+//! pieces of [`PIECE`] sockets, between which the inbox is looked at: messages to others pass a big broadcast, and a
+//! message to a client that still waits for its flush joins it, behind.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use tokio::sync::oneshot;
+
+use super::Departed;
+use super::targets::Targets;
+use crate::client::{Client, Pushed};
+use crate::heartbeat::{Beat, Heartbeat, Tick};
+use crate::id::{ClientId, Group, Uid};
+use crate::message::{Close, Message};
+use crate::session::Session;
+
+/// How many sockets are written before the inbox is looked at again: about 4 ms.
+pub(super) const PIECE: usize = 1000;
+
+/// Whom a message is for.
+#[derive(Debug, Clone)]
+pub enum Target {
+    /// Everyone.
+    All,
+    /// These clients.
+    Clients(Arc<[ClientId]>),
+    /// The clients of these uids.
+    Uids(Arc<[Uid]>),
+    /// The members of these groups.
+    Groups(Arc<[Group]>),
+}
+
+/// Whom it is not for, though the target names them.
+#[derive(Debug, Default)]
+pub struct Except {
+    /// These clients.
+    pub clients: Vec<ClientId>,
+    /// The clients of these uids.
+    pub uids: Vec<Uid>,
+}
+
+/// One message on its way through a shard.
+pub(super) struct Delivery {
+    pub(super) to: Target,
+    pub(super) except: Option<Arc<Except>>,
+    pub(super) message: Message,
+    /// Told what became of it, when somebody asked.
+    pub(super) heard: Option<oneshot::Sender<Heard>>,
+}
+
+/// What became of a message in one shard.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Heard {
+    /// Clients that the target named, exceptions included.
+    pub(super) targets: usize,
+    /// Sockets that took it.
+    pub(super) took: usize,
+}
+
+/// A client's place in its shard; used again after the client has left.
+type Slot = u32;
+
+/// What the shard knows about a client.
+struct Facts {
+    uid: Option<Uid>,
+    groups: Vec<Group>,
+    session: Option<Session>,
+    heartbeat: Heartbeat,
+}
+
+/// The state of one shard.
+pub struct Shard {
+    index: usize,
+    uid_targets: Arc<Targets<Uid>>,
+    group_targets: Arc<Targets<Group>>,
+    /// Clients of the whole hub.
+    total: Arc<AtomicUsize>,
+    /// By slot; apart from the facts, so that a broadcast walks over little memory.
+    clients: Vec<Option<Arc<Client>>>,
+    facts: Vec<Option<Facts>>,
+    free: Vec<Slot>,
+    by_connection: HashMap<u32, Slot>,
+    uids: HashMap<Uid, Members>,
+    groups: HashMap<Group, Members>,
+    /// By slot: the delivery that has visited it last, so that nobody gets a message twice.
+    visited: Vec<u32>,
+    visit: u32,
+    /// Outboxes that are owed a flush.
+    dirty: VecDeque<Slot>,
+}
+
+impl Shard {
+    pub(super) fn new(
+        index: usize,
+        uid_targets: Arc<Targets<Uid>>,
+        group_targets: Arc<Targets<Group>>,
+        total: Arc<AtomicUsize>,
+    ) -> Self {
+        Self {
+            index,
+            uid_targets,
+            group_targets,
+            total,
+            clients: Vec::new(),
+            facts: Vec::new(),
+            free: Vec::new(),
+            by_connection: HashMap::new(),
+            uids: HashMap::new(),
+            groups: HashMap::new(),
+            visited: Vec::new(),
+            visit: 0,
+            dirty: VecDeque::new(),
+        }
+    }
+
+    // --- coming and going ---
+
+    /// Takes a client in; `first` is what it gets before anything else.
+    pub(super) fn insert(&mut self, client: Arc<Client>, first: Option<&Message>) {
+        let connection = client.id().connection;
+        if let Some(first) = first {
+            client.send(first);
+        }
+        let facts = Facts { uid: None, groups: Vec::new(), session: None, heartbeat: Heartbeat::default() };
+        let slot = match self.free.pop() {
+            Some(slot) => slot,
+            None => {
+                self.clients.push(None);
+                self.facts.push(None);
+                self.visited.push(self.visit);
+                (self.clients.len() - 1) as Slot
+            }
+        };
+        if let (Some(client_place), Some(facts_place)) =
+            (self.clients.get_mut(slot as usize), self.facts.get_mut(slot as usize))
+        {
+            *client_place = Some(client);
+            *facts_place = Some(facts);
+            self.by_connection.insert(connection, slot);
+            self.total.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Lets a client go, whatever ended it: it leaves its uid and groups, and its owner is told what it had. The only way out.
+    fn remove(&mut self, slot: Slot, close: Close) {
+        let place = slot as usize;
+        let Some(client) = self.clients.get_mut(place).and_then(Option::take) else { return };
+        let Some(facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
+        self.by_connection.remove(&client.id().connection);
+        self.total.fetch_sub(1, Ordering::Relaxed);
+        self.free.push(slot);
+        if let Some(uid) = &facts.uid {
+            leave(&mut self.uids, &self.uid_targets, self.index, uid, slot);
+        }
+        for group in &facts.groups {
+            leave(&mut self.groups, &self.group_targets, self.index, group, slot);
+        }
+        if self.by_connection.is_empty() {
+            // All gone: so goes the memory that a storm needed. Slots still owed a flush are empty now.
+            self.clients = Vec::new();
+            self.facts = Vec::new();
+            self.visited = Vec::new();
+            self.free = Vec::new();
+            self.by_connection = HashMap::new();
+        }
+        let departed =
+            Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
+        client.depart(departed);
+    }
+
+    /// The client's socket has ended by itself.
+    pub(super) fn ended(&mut self, id: ClientId, close: Close) {
+        if let Some(slot) = self.slot(id) {
+            self.remove(slot, close);
+        }
+    }
+
+    /// Ends a client's connection: what is queued, `last`, then the close frame. False when it is not here.
+    pub fn close(&mut self, id: ClientId, last: Option<&Message>, close: &Close) -> bool {
+        self.slot(id).is_some_and(|slot| self.close_slot(slot, last, close))
+    }
+
+    /// Ends a client's connection at once. False when it is not here.
+    pub fn destroy(&mut self, id: ClientId) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        if let Some(client) = self.client(slot) {
+            client.destroy();
+        }
+        self.remove(slot, Close::DESTROYED);
+        true
+    }
+
+    /// Ends the connections of a uid but `spared`.
+    pub fn close_uid(&mut self, uid: &Uid, spared: Option<ClientId>, last: Option<&Message>, close: &Close) {
+        let slots: Vec<Slot> = self.uids.get(uid).map(|members| members.iter().collect()).unwrap_or_default();
+        for slot in slots {
+            if spared.is_none() || self.client(slot).map(|client| client.id()) != spared {
+                self.close_slot(slot, last, close);
+            }
+        }
+    }
+
+    /// Ends this shard's share of `count` among `all` connections of the node, whichever; at least one.
+    pub fn close_share(&mut self, count: usize, all: usize, close: &Close) {
+        let share = (self.by_connection.len() * count).div_ceil(all.max(1));
+        let slots: Vec<Slot> = self.by_connection.values().take(share).copied().collect();
+        for slot in slots {
+            self.close_slot(slot, None, close);
+        }
+    }
+
+    fn close_slot(&mut self, slot: Slot, last: Option<&Message>, close: &Close) -> bool {
+        let Some(client) = self.client(slot) else { return false };
+        let ours = client.close(last, close.clone());
+        self.remove(slot, close.clone());
+        ours
+    }
+
+    // --- changes ---
+
+    /// Binds a client to a uid, replacing the one it had. False when it is not here; so for all changes.
+    pub fn bind(&mut self, id: ClientId, uid: &Uid) -> bool {
+        if !self.unbind(id, None) {
+            return false;
+        }
+        let Some(slot) = self.slot(id) else { return false };
+        let uid = enter(&mut self.uids, &self.uid_targets, self.index, uid, slot);
+        if let Some(facts) = self.facts_mut(slot) {
+            facts.uid = Some(uid);
+        }
+        true
+    }
+
+    /// Unbinds a client; with `only`, only from that uid.
+    pub fn unbind(&mut self, id: ClientId, only: Option<&Uid>) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        let Some(facts) = self.facts_mut(slot) else { return false };
+        if only.is_none() || only == facts.uid.as_ref() {
+            if let Some(uid) = facts.uid.take() {
+                leave(&mut self.uids, &self.uid_targets, self.index, &uid, slot);
+            }
+        }
+        true
+    }
+
+    /// Puts a client into groups, at most `most` in all. All or none.
+    pub fn join(&mut self, id: ClientId, groups: &[Group], most: usize) -> Result<bool, TooManyGroups> {
+        let Some(slot) = self.slot(id) else { return Ok(false) };
+        self.join_slot(slot, groups, most)?;
+        Ok(true)
+    }
+
+    /// Puts all clients of a uid into groups; clients that would be in too many are left as they are and reported.
+    pub fn join_uid(&mut self, uid: &Uid, groups: &[Group], most: usize) -> Result<(), TooManyGroups> {
+        let slots: Vec<Slot> = self.uids.get(uid).map(|members| members.iter().collect()).unwrap_or_default();
+        let mut result = Ok(());
+        for slot in slots {
+            result = self.join_slot(slot, groups, most).and(result);
+        }
+        result
+    }
+
+    fn join_slot(&mut self, slot: Slot, groups: &[Group], most: usize) -> Result<(), TooManyGroups> {
+        let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return Ok(()) };
+        let fresh: Vec<&Group> = groups.iter().filter(|group| !facts.groups.contains(group)).collect();
+        if facts.groups.len() + fresh.len() > most {
+            return Err(TooManyGroups { most });
+        }
+        facts.groups.reserve_exact(fresh.len());
+        for group in fresh {
+            facts.groups.push(enter(&mut self.groups, &self.group_targets, self.index, group, slot));
+        }
+        Ok(())
+    }
+
+    /// Takes a client out of groups.
+    pub fn leave(&mut self, id: ClientId, groups: &[Group]) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        self.leave_slot(slot, groups);
+        true
+    }
+
+    /// Takes all clients of a uid out of groups.
+    pub fn leave_uid(&mut self, uid: &Uid, groups: &[Group]) {
+        let slots: Vec<Slot> = self.uids.get(uid).map(|members| members.iter().collect()).unwrap_or_default();
+        for slot in slots {
+            self.leave_slot(slot, groups);
+        }
+    }
+
+    /// Takes all members out of a group.
+    pub fn ungroup(&mut self, group: &Group) {
+        let slots: Vec<Slot> = self.groups.get(group).map(|members| members.iter().collect()).unwrap_or_default();
+        for slot in slots {
+            self.leave_slot(slot, std::slice::from_ref(group));
+        }
+    }
+
+    fn leave_slot(&mut self, slot: Slot, groups: &[Group]) {
+        let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return };
+        for group in groups {
+            if let Some(place) = facts.groups.iter().position(|member| member == group) {
+                facts.groups.swap_remove(place);
+                leave(&mut self.groups, &self.group_targets, self.index, group, slot);
+            }
+        }
+    }
+
+    /// Replaces a client's session by what `change` makes of it. None when it is not here.
+    pub fn change_session<E>(
+        &mut self,
+        id: ClientId,
+        change: impl FnOnce(Option<&Session>) -> Result<Session, E>,
+    ) -> Option<Result<(), E>> {
+        let slot = self.slot(id)?;
+        let facts = self.facts_mut(slot)?;
+        Some(change(facts.session.as_ref()).map(|session| facts.session = Some(session)))
+    }
+
+    // --- questions ---
+
+    /// What is known about a client.
+    pub fn view(&self, id: ClientId) -> Option<View<'_>> {
+        self.view_slot(self.slot(id)?)
+    }
+
+    /// All clients.
+    pub fn all(&self) -> impl Iterator<Item = View<'_>> {
+        self.by_connection.values().filter_map(|&slot| self.view_slot(slot))
+    }
+
+    /// The clients of a uid.
+    pub fn of_uid(&self, uid: &Uid) -> impl Iterator<Item = View<'_>> {
+        self.uids.get(uid).into_iter().flat_map(Members::iter).filter_map(|slot| self.view_slot(slot))
+    }
+
+    /// The members of a group.
+    pub fn of_group(&self, group: &Group) -> impl Iterator<Item = View<'_>> {
+        self.groups.get(group).into_iter().flat_map(Members::iter).filter_map(|slot| self.view_slot(slot))
+    }
+
+    /// Every group with its members.
+    pub fn groups(&self) -> impl Iterator<Item = (&Group, impl Iterator<Item = View<'_>>)> {
+        self.groups.iter().map(|(group, members)| (group, members.iter().filter_map(|slot| self.view_slot(slot))))
+    }
+
+    fn view_slot(&self, slot: Slot) -> Option<View<'_>> {
+        let facts = self.facts.get(slot as usize)?.as_ref()?;
+        let id = self.client(slot)?.id();
+        Some(View { id, uid: facts.uid.as_ref(), groups: &facts.groups, session: facts.session.as_ref() })
+    }
+
+    // --- messages ---
+
+    /// Whether outboxes are owed a flush.
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
+    /// Hands a message to its targets; returns how many sockets took it. `alone`: nothing else is ready to go.
+    pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) -> usize {
+        let Delivery { to, except, message, heard } = delivery;
+        let listed: Vec<Slot> = match &to {
+            Target::Clients(ids) => ids.iter().filter_map(|id| self.slot(*id)).collect(),
+            _ => Vec::new(),
+        };
+        self.visit = self.visit.wrapping_add(1);
+        if self.visit == 0 {
+            self.visited.fill(0);
+            self.visit = 1;
+        }
+        if let Some(except) = &except {
+            self.visit_excepted(except);
+        }
+        let Self { clients, visited, dirty, uids, groups, visit, .. } = self;
+        // Only several names can mean one client twice; those excepted count as visited.
+        let several = match &to {
+            Target::All | Target::Clients(_) => false,
+            Target::Uids(names) => names.len() > 1,
+            Target::Groups(names) => names.len() > 1,
+        };
+        let everyone = clients.len();
+        let mut round = Round {
+            clients,
+            visited,
+            dirty,
+            message: &message,
+            visit: *visit,
+            check: several || except.is_some(),
+            result: Heard::default(),
+            overflowed: Vec::new(),
+        };
+        match &to {
+            Target::All => round.hand_all(0..everyone as Slot, everyone, alone),
+            Target::Clients(_) => round.hand_all(listed.iter().copied(), listed.len(), alone),
+            Target::Uids(names) => {
+                names.iter().filter_map(|name| uids.get(name)).for_each(|members| round.hand_members(members, alone))
+            }
+            Target::Groups(names) => {
+                names.iter().filter_map(|name| groups.get(name)).for_each(|members| round.hand_members(members, alone))
+            }
+        }
+        let Round { result, overflowed, .. } = round;
+        for slot in overflowed {
+            self.remove(slot, Close::SLOW);
+        }
+        if let Some(heard) = heard {
+            // Whoever asked may have gone.
+            heard.send(result).ok();
+        }
+        result.took
+    }
+
+    fn visit_excepted(&mut self, except: &Except) {
+        let clients = except.clients.iter().filter_map(|id| self.slot(*id));
+        let uids = except.uids.iter().filter_map(|uid| self.uids.get(uid)).flat_map(Members::iter);
+        for slot in clients.chain(uids).collect::<Vec<_>>() {
+            if let Some(visited) = self.visited.get_mut(slot as usize) {
+                *visited = self.visit;
+            }
+        }
+    }
+
+    /// Flushes up to [`PIECE`] dirty outboxes.
+    pub(super) fn flush_piece(&mut self) {
+        let piece = self.dirty.len().min(PIECE);
+        for slot in self.dirty.drain(..piece) {
+            if let Some(client) = self.clients.get(slot as usize).and_then(Option::as_ref) {
+                client.flush();
+            }
+        }
+        if self.dirty.is_empty() && self.dirty.capacity() > 16 * PIECE {
+            self.dirty = VecDeque::new();
+        }
+    }
+
+    /// One heartbeat tick for every `of`-th client, beginning with slot `part`.
+    pub(super) fn tick(&mut self, tick: &Tick, part: usize, of: usize) {
+        let mut idle = Vec::new();
+        for place in (part..self.clients.len()).step_by(of.max(1)) {
+            let (Some(Some(client)), Some(Some(facts))) = (self.clients.get(place), self.facts.get_mut(place)) else {
+                continue;
+            };
+            match facts.heartbeat.tick(tick, client.take_heard()) {
+                Beat::Nothing => {}
+                Beat::Send => {
+                    if let Some(ping) = &tick.ping {
+                        if client.send(ping) == Pushed::Overflowed {
+                            idle.push((place as Slot, Close::SLOW));
+                        }
+                    }
+                }
+                Beat::Cut => idle.push((place as Slot, Close::IDLE)),
+            }
+        }
+        for (slot, close) in idle {
+            self.close_slot(slot, None, &close);
+        }
+    }
+
+    // --- places ---
+
+    fn slot(&self, id: ClientId) -> Option<Slot> {
+        let slot = *self.by_connection.get(&id.connection)?;
+        (self.client(slot)?.id() == id).then_some(slot)
+    }
+
+    fn client(&self, slot: Slot) -> Option<&Arc<Client>> {
+        self.clients.get(slot as usize)?.as_ref()
+    }
+
+    fn facts_mut(&mut self, slot: Slot) -> Option<&mut Facts> {
+        self.facts.get_mut(slot as usize)?.as_mut()
+    }
+}
+
+/// One message's walk over its targets.
+struct Round<'a> {
+    clients: &'a [Option<Arc<Client>>],
+    visited: &'a mut [u32],
+    dirty: &'a mut VecDeque<Slot>,
+    message: &'a Message,
+    visit: u32,
+    /// Whether a client may have been visited before.
+    check: bool,
+    result: Heard,
+    /// Clients whose outbox was full, under the policy to close.
+    overflowed: Vec<Slot>,
+}
+
+impl Round<'_> {
+    fn hand_members(&mut self, members: &Members, alone: bool) {
+        self.hand_all(members.iter(), members.len(), alone);
+    }
+
+    /// A message that is alone is written in one touch, unless that took longer than a piece.
+    fn hand_all(&mut self, slots: impl Iterator<Item = Slot>, count: usize, alone: bool) {
+        let at_once = alone && count <= PIECE;
+        for slot in slots {
+            let Some(Some(client)) = self.clients.get(slot as usize) else { continue };
+            self.result.targets += 1;
+            if self.check {
+                match self.visited.get_mut(slot as usize) {
+                    Some(visited) if *visited != self.visit => *visited = self.visit,
+                    _ => continue,
+                }
+            }
+            match if at_once { client.send(self.message) } else { client.append(self.message) } {
+                Pushed::Taken => self.result.took += 1,
+                Pushed::TakenFirst => {
+                    self.result.took += 1;
+                    self.dirty.push_back(slot);
+                }
+                Pushed::Overflowed => self.overflowed.push(slot),
+                Pushed::Dropped | Pushed::Closed => {}
+            }
+        }
+    }
+}
+
+/// What is known about a client, borrowed.
+#[derive(Debug, Clone, Copy)]
+pub struct View<'a> {
+    /// Its id.
+    pub id: ClientId,
+    /// The uid it is bound to.
+    pub uid: Option<&'a Uid>,
+    /// Its groups.
+    pub groups: &'a [Group],
+    /// Its session, when it was ever set.
+    pub session: Option<&'a Session>,
+}
+
+/// A client would be in more groups than `MAX_GROUPS_PER_CLIENT`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a client can be in at most {most} groups")]
+pub struct TooManyGroups {
+    /// The setting.
+    pub most: usize,
+}
+
+/// The clients of one uid or group in a shard. Most uids have one client: that one needs no memory of its own.
+enum Members {
+    One(Slot),
+    Many(HashSet<Slot, BuildHasherDefault<SlotHasher>>),
+}
+
+impl Members {
+    fn insert(&mut self, slot: Slot) {
+        match self {
+            Self::One(one) => *self = Self::Many([*one, slot].into_iter().collect()),
+            Self::Many(many) => {
+                many.insert(slot);
+            }
+        }
+    }
+
+    /// Removes a member; true when none is left.
+    fn remove(&mut self, slot: Slot) -> bool {
+        match self {
+            Self::One(_) => true,
+            Self::Many(many) => {
+                many.remove(&slot);
+                if many.capacity() > 64 && many.len() < many.capacity() / 8 {
+                    many.shrink_to_fit();
+                }
+                many.is_empty()
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(many) => many.len(),
+        }
+    }
+
+    fn iter(&self) -> impl Iterator<Item = Slot> {
+        let (one, many) = match self {
+            Self::One(one) => (Some(*one), None),
+            Self::Many(many) => (None, Some(many)),
+        };
+        one.into_iter().chain(many.into_iter().flatten().copied())
+    }
+}
+
+/// Slots are ours and dense: a multiplication (Knuth, TAOCP 6.4) spreads them well enough.
+#[derive(Default)]
+struct SlotHasher(u64);
+
+impl Hasher for SlotHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+    }
+    fn write_u32(&mut self, slot: u32) {
+        self.0 = (self.0 ^ u64::from(slot)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    }
+}
+
+/// Adds a member here and to the node's index; returns the name as the map holds it, so that all share its text.
+fn enter<N: std::hash::Hash + Eq + Clone>(
+    map: &mut HashMap<N, Members>,
+    targets: &Targets<N>,
+    shard: usize,
+    name: &N,
+    slot: Slot,
+) -> N {
+    targets.enter(name, shard);
+    let held = map.get_key_value(name).map(|(held, _)| held.clone());
+    if let Some(members) = map.get_mut(name) {
+        members.insert(slot);
+    } else {
+        map.insert(name.clone(), Members::One(slot));
+    }
+    held.unwrap_or_else(|| name.clone())
+}
+
+fn leave<N: std::hash::Hash + Eq + Clone>(
+    map: &mut HashMap<N, Members>,
+    targets: &Targets<N>,
+    shard: usize,
+    name: &N,
+    slot: Slot,
+) {
+    let last = map.get_mut(name).is_none_or(|members| members.remove(slot));
+    if last {
+        map.remove(name);
+    }
+    targets.leave(name, shard, last);
+}

@@ -1,0 +1,114 @@
+//! Which shards hold a uid or group, and how many clients it has on this node.
+//!
+//! Shards share nothing on the way of a message; this index is what spares a message to one uid the visit of every
+//! shard. It is also the node's answer to "is anybody here?": a target is in it exactly while it has clients.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasher, Hash, RandomState};
+
+use parking_lot::Mutex;
+
+/// A set of shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Shards(u64);
+
+impl Shards {
+    /// The most shards a hub can have.
+    pub(super) const MAX: usize = u64::BITS as usize;
+
+    pub(super) fn add(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+
+    pub(super) fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    pub(super) fn one(shard: usize) -> Self {
+        Self(1 << shard)
+    }
+
+    pub(super) fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::MAX).filter(move |shard| self.0 >> shard & 1 == 1)
+    }
+}
+
+#[derive(Default, Clone, Copy)]
+struct Held {
+    shards: Shards,
+    clients: usize,
+}
+
+/// Locks are taken for nanoseconds; so many stripes keep two threads out of each other's way.
+const STRIPES: usize = 64;
+
+/// The targets of one kind, uids or groups.
+pub(super) struct Targets<N> {
+    hasher: RandomState,
+    stripes: Box<[Mutex<HashMap<N, Held>>]>,
+}
+
+impl<N: Hash + Eq + Clone> Targets<N> {
+    pub(super) fn new() -> Self {
+        Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
+    }
+
+    /// A client of `shard` holds the target now.
+    pub(super) fn enter(&self, name: &N, shard: usize) {
+        self.with(name, |stripe| {
+            let held = match stripe.get_mut(name) {
+                Some(held) => held,
+                None => stripe.entry(name.clone()).or_default(),
+            };
+            held.shards.add(Shards::one(shard));
+            held.clients += 1;
+        });
+    }
+
+    /// A client of `shard` holds it no more; `last` says that the shard has no other.
+    pub(super) fn leave(&self, name: &N, shard: usize, last: bool) {
+        self.with(name, |stripe| {
+            let Some(held) = stripe.get_mut(name) else { return };
+            held.clients -= 1;
+            if last {
+                held.shards.0 &= !Shards::one(shard).0;
+            }
+            if held.clients == 0 {
+                stripe.remove(name);
+                if stripe.capacity() > 64 && stripe.len() < stripe.capacity() / 8 {
+                    stripe.shrink_to_fit();
+                }
+            }
+        });
+    }
+
+    /// The shards that hold the target.
+    pub(super) fn shards(&self, name: &N) -> Shards {
+        self.with(name, |stripe| stripe.get(name).copied()).unwrap_or_default().shards
+    }
+
+    /// How many clients hold the target.
+    pub(super) fn clients(&self, name: &N) -> usize {
+        self.with(name, |stripe| stripe.get(name).copied()).unwrap_or_default().clients
+    }
+
+    /// How many targets there are.
+    pub(super) fn len(&self) -> usize {
+        self.stripes.iter().map(|stripe| stripe.lock().len()).sum()
+    }
+
+    /// Calls `visit` with every target and its number of clients.
+    pub(super) fn for_each(&self, mut visit: impl FnMut(&N, usize)) {
+        for stripe in &self.stripes {
+            for (name, held) in stripe.lock().iter() {
+                visit(name, held.clients);
+            }
+        }
+    }
+
+    fn with<T>(&self, name: &N, act: impl FnOnce(&mut HashMap<N, Held>) -> T) -> T {
+        let stripe = self.hasher.hash_one(name) as usize % STRIPES;
+        #[allow(clippy::indexing_slicing)] // below STRIPES by construction
+        act(&mut self.stripes[stripe].lock())
+    }
+}

@@ -1,0 +1,139 @@
+//! What is sent to a client, encoded once: payload and WebSocket frame share one buffer.
+
+use std::borrow::Cow;
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+/// Opcodes of RFC 6455, section 5.2.
+const TEXT: u8 = 0x1;
+const BINARY: u8 = 0x2;
+const CLOSE: u8 = 0x8;
+const PING: u8 = 0x9;
+/// The FIN bit: the server never fragments.
+const FIN: u8 = 0x80;
+
+/// A message ready to be written to any number of sockets: one whole, unmasked WebSocket frame. Cheap to clone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Message {
+    frame: Bytes,
+}
+
+impl Message {
+    /// A text message.
+    pub fn text(payload: &str) -> Self {
+        Self::encode(TEXT, payload.as_bytes())
+    }
+
+    /// A binary message.
+    pub fn binary(payload: &[u8]) -> Self {
+        Self::encode(BINARY, payload)
+    }
+
+    /// A WebSocket ping without data.
+    pub fn ping() -> Self {
+        Self::encode(PING, b"")
+    }
+
+    /// The bytes as they go to a WebSocket.
+    pub fn frame(&self) -> &Bytes {
+        &self.frame
+    }
+
+    fn encode(opcode: u8, payload: &[u8]) -> Self {
+        let mut frame = BytesMut::with_capacity(payload.len() + 10);
+        frame.put_u8(FIN | opcode);
+        // RFC 6455, 5.2: seven bits of length, or 126 and 16 bits, or 127 and 64 bits.
+        match payload.len() {
+            short @ 0..=125 => frame.put_u8(short as u8),
+            middle @ 126..=0xffff => {
+                frame.put_u8(126);
+                frame.put_u16(middle as u16);
+            }
+            long => {
+                frame.put_u8(127);
+                frame.put_u64(long as u64);
+            }
+        }
+        frame.put_slice(payload);
+        Self { frame: frame.freeze() }
+    }
+}
+
+/// Why a connection ended, as its close frame said (ours or theirs) or, with 1006, how it ended without one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Close {
+    /// WebSocket close code; 1005 for a close frame without one, 1006 where there was no frame.
+    pub code: u16,
+    /// At most 123 bytes.
+    pub reason: Cow<'static, str>,
+}
+
+impl Close {
+    /// The longest reason that fits a close frame, in bytes.
+    pub const MAX_REASON: usize = 123;
+
+    /// `closeClient`, `closeUid`.
+    pub const CLOSED: Self = Self::new(4000, "closed");
+    /// `bindUid` with `single: true` gave the uid to another client.
+    pub const REPLACED: Self = Self::new(4001, "replaced");
+    /// The heartbeat heard nothing.
+    pub const IDLE: Self = Self::new(4002, "idle");
+    /// This node stops.
+    pub const DRAIN: Self = Self::new(1012, "node stops, please reconnect");
+    /// More unsent bytes than `SEND_BUFFER`.
+    pub const SLOW: Self = Self::new(1013, "slow consumer");
+    /// RFC 6455 violated.
+    pub const PROTOCOL: Self = Self::new(1002, "protocol error");
+    /// A text message is not UTF-8.
+    pub const NOT_UTF8: Self = Self::new(1007, "text is not UTF-8");
+    /// More than `MAX_MESSAGE_SIZE`.
+    pub const TOO_BIG: Self = Self::new(1009, "message too big");
+    /// The socket ended without a close frame.
+    pub const LOST: Self = Self::new(1006, "lost");
+    /// `destroyClient`: at once, no frame.
+    pub const DESTROYED: Self = Self::new(1006, "destroyed");
+
+    /// A close of our own.
+    pub const fn new(code: u16, reason: &'static str) -> Self {
+        Self { code, reason: Cow::Borrowed(reason) }
+    }
+
+    /// The close frame to send; a code that must not travel (1005, 1006: RFC 6455, 7.4.1) gives an empty one.
+    pub fn to_message(&self) -> Message {
+        let mut payload = Vec::with_capacity(2 + self.reason.len());
+        if !matches!(self.code, 1005 | 1006) {
+            payload.put_u16(self.code);
+            payload.put_slice(self.reason.as_bytes());
+        }
+        Message::encode(CLOSE, &payload)
+    }
+
+    /// Whether bytes written by the WebSocket library are a close frame.
+    pub(crate) fn is_close_frame(frame: &[u8]) -> bool {
+        frame.first().is_some_and(|first| first & 0x0f == CLOSE)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frame_headers_follow_rfc_6455() {
+        for (length, header) in [
+            (0, vec![0x81, 0]),
+            (125, vec![0x81, 125]),
+            (126, vec![0x81, 126, 0, 126]),
+            (65_535, vec![0x81, 126, 0xff, 0xff]),
+            (65_536, vec![0x81, 127, 0, 0, 0, 0, 0, 1, 0, 0]),
+        ] {
+            let frame = Message::text(&"x".repeat(length)).frame().clone();
+            assert_eq!(&frame[..header.len()], &header[..]);
+            assert_eq!(frame.len(), header.len() + length);
+        }
+        assert_eq!(Message::binary(&[0xff]).frame()[..], [0x82, 1, 0xff]);
+        assert_eq!(Message::ping().frame()[..], [0x89, 0]);
+        assert_eq!(Close::new(1000, "bye").to_message().frame()[..], [0x88, 5, 0x03, 0xe8, b'b', b'y', b'e']);
+        assert_eq!(Close::LOST.to_message().frame()[..], [0x88, 0]);
+    }
+}

@@ -1,0 +1,198 @@
+//! Puts the rooms together: bind, run, stop in order. Knows no process: listeners come from the settings, and "stop"
+//! is a token, so a test runs two whole nodes side by side.
+
+use std::net::SocketAddr;
+use std::num::NonZero;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::config::Config;
+use crate::edge::tls::{Certificates, TlsError};
+use crate::edge::{ConnectionSettings, Edge};
+use crate::gateway::Gateway;
+use crate::heartbeat::Tick;
+use crate::http::{self, Api};
+use crate::hub::Hub;
+use crate::message::{Close, Message};
+use crate::metrics::Metrics;
+
+/// The first part of a drain, in which balancers notice, is at most this long.
+const NOTICE: Duration = Duration::from_secs(5);
+
+/// Clients are closed in steps of this length while draining.
+const DRAIN_STEP: Duration = Duration::from_millis(50);
+
+/// What is still under way on the API when everything else has ended has so long.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Connections that may wait to be accepted; a whole cluster's clients may come back at once.
+const BACKLOG: i32 = 4096;
+
+/// The node cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// An address cannot be bound.
+    #[error("{variable}: cannot listen on {address}: {source}")]
+    Bind {
+        /// The setting.
+        variable: &'static str,
+        /// Its value.
+        address: SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The certificate cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+}
+
+/// A node whose listeners are bound.
+pub struct Server {
+    config: Config,
+    clients: TcpListener,
+    api: TcpListener,
+    clients_address: SocketAddr,
+    api_address: SocketAddr,
+    certificates: Option<(Certificates, (Vec<u8>, Vec<u8>))>,
+}
+
+impl Server {
+    /// Binds the listeners and reads the certificate.
+    pub fn bind(config: Config) -> Result<Self, StartError> {
+        let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
+        let (clients, clients_address) = listen("MOONGATE_LISTEN", config.listen)?;
+        let (api, api_address) = listen("MOONGATE_API_LISTEN", config.api.listen)?;
+        Ok(Self { config, clients, api, clients_address, api_address, certificates })
+    }
+
+    /// Where clients connect.
+    pub fn clients_address(&self) -> SocketAddr {
+        self.clients_address
+    }
+
+    /// Where the API is.
+    pub fn api_address(&self) -> SocketAddr {
+        self.api_address
+    }
+
+    /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
+    pub async fn run(self, stop: CancellationToken) -> usize {
+        let Self { config, clients, api, clients_address, certificates, .. } = self;
+        let metrics = Arc::new(Metrics::new());
+        let ping = match config.clients.ping_data.as_str() {
+            "" => Message::ping(),
+            data => Message::text(data),
+        };
+        let tick = Tick::new(config.clients.ping_interval, config.clients.ping_not_response_limit, Some(ping));
+        let shards = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let (hub, shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics);
+        let gateway = Arc::new(Gateway::new(hub, config.lan, &config.clients, &config.time_zone, Arc::clone(&metrics)));
+
+        let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
+        let (connections, services) = (TaskTracker::new(), TaskTracker::new());
+        let tls = certificates.is_some();
+        let certificates = certificates.map(|(certificates, shown)| {
+            let certificates = Arc::new(certificates);
+            let (watched, metrics, closed) = (Arc::clone(&certificates), Arc::clone(&metrics), closed.clone());
+            services.spawn(async move { watched.watch(shown, &metrics, closed).await });
+            certificates
+        });
+        let edge = Edge {
+            gateway: Arc::clone(&gateway),
+            certificates,
+            handshake_timeout: config.clients.handshake_timeout,
+            connection: ConnectionSettings {
+                max_message_size: config.clients.max_message_size,
+                pong_counts: config.clients.ping_data.is_empty(),
+            },
+            tasks: connections.clone(),
+            refusing: refusing.clone(),
+            closed: closed.clone(),
+        };
+        services.spawn(Arc::new(edge).run(clients));
+        let router = Api {
+            gateway: Arc::clone(&gateway),
+            config: config.api.clone(),
+            stopping: stop.clone(),
+            clients_tls: tls,
+            clients_port: clients_address.port(),
+        }
+        .router();
+        services.spawn(http::serve(
+            api,
+            router,
+            config.clients.handshake_timeout,
+            Arc::clone(&metrics),
+            closed.clone(),
+        ));
+        tracing::info!(node = %config.node_id, shards, "serving");
+
+        stop.cancelled().await;
+        let left = drain(&gateway, &connections, &refusing, config.drain).await;
+        closed.cancel();
+        services.close();
+        // Whoever does not read an answer is not waited for.
+        drop(timeout_at(Instant::now() + LAST_ANSWERS, services.wait()).await);
+        drop(gateway);
+        if left == 0 {
+            shard_tasks.join().await;
+        }
+        left
+    }
+}
+
+/// Binds with a backlog fit for many clients; `SO_REUSEADDR`, as a restarted node wants its port back at once.
+fn listen(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
+    use socket2::{Domain, Protocol, Socket, Type};
+    let bind = || {
+        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+        socket.set_nonblocking(true)?;
+        socket.set_reuse_address(true)?;
+        socket.bind(&address.into())?;
+        socket.listen(BACKLOG)?;
+        let listener = TcpListener::from_std(socket.into())?;
+        let bound = listener.local_addr()?;
+        Ok((listener, bound))
+    };
+    bind().map_err(|source| StartError::Bind { variable, address, source })
+}
+
+/// Lets the clients go: for the first fifth nobody is closed, as balancers need a moment to notice; then handshakes are
+/// refused and clients are closed with 1012, spread over the rest. Returns how many are left.
+async fn drain(gateway: &Gateway, connections: &TaskTracker, refusing: &CancellationToken, time: Duration) -> usize {
+    let start = Instant::now();
+    let deadline = start + time;
+    tracing::info!(clients = gateway.hub().clients(), seconds = time.as_secs_f32(), "draining");
+    sleep_until(start + (time / 5).min(NOTICE)).await;
+    refusing.cancel();
+    loop {
+        let clients = gateway.hub().clients();
+        let steps = (deadline.saturating_duration_since(Instant::now()).as_millis() / DRAIN_STEP.as_millis()).max(1);
+        // The last fifth of what is left is for close frames to be answered.
+        let steps = (steps * 4 / 5).max(1) as usize;
+        if clients > 0 {
+            let each = clients.div_ceil(steps);
+            // A hub that answers no more has no clients.
+            drop(gateway.hub().at_all(move |shard| shard.close_share(each, clients, &Close::DRAIN)).await);
+        }
+        if (clients == 0 && connections.is_empty()) || Instant::now() >= deadline {
+            break;
+        }
+        sleep(DRAIN_STEP).await;
+    }
+    connections.close();
+    // Close frames under way have until the deadline, and a moment where there is none.
+    drop(timeout_at(deadline.max(Instant::now() + DRAIN_STEP), connections.wait()).await);
+    let left = connections.len();
+    if left == 0 {
+        tracing::info!("drained");
+    } else {
+        tracing::warn!(connections = left, "drain time is over");
+    }
+    left
+}
