@@ -3,6 +3,7 @@
 //! [`Session::merge`] is PHP's `array_replace_recursive` on JSON: both objects and lists are maps, a list's keys being
 //! 0, 1, 2…; numbers and strings keep their text, keys their order. A null in an object of the update deletes its key.
 
+use std::collections::HashMap;
 use std::fmt;
 
 use serde::de::{self, Deserialize, Deserializer};
@@ -35,7 +36,7 @@ impl Session {
     pub fn scalar(&self, path: &str) -> Option<String> {
         let mut value: &str = &self.0;
         for key in path.split('.') {
-            value = entries(value)?.into_iter().rev().find(|(name, _)| name == key)?.1;
+            value = entries(value)?.into_iter().find(|(name, _)| name == key)?.1;
         }
         match value.as_bytes().first()? {
             b'{' | b'[' | b'n' => None,
@@ -93,8 +94,19 @@ impl utoipa::ToSchema for Session {}
 fn entries(json: &str) -> Option<Vec<(String, &str)>> {
     match json.as_bytes().first() {
         Some(b'{') => {
-            let fields = json::fields(json.as_bytes()).ok()?;
-            Some(fields.into_iter().map(|(key, value)| (key.into_owned(), value.get())).collect())
+            let mut entries: Vec<(String, &str)> = Vec::new();
+            let mut places = HashMap::new();
+            for (key, value) in json::fields(json.as_bytes()).ok()? {
+                // Of a key that stands twice the last value counts, as for everyone who reads JSON.
+                match places.get(&key).and_then(|&place: &usize| entries.get_mut(place)) {
+                    Some(entry) => entry.1 = value.get(),
+                    None => {
+                        places.insert(key.clone(), entries.len());
+                        entries.push((key.into_owned(), value.get()));
+                    }
+                }
+            }
+            Some(entries)
         }
         Some(b'[') => {
             let items: Vec<&RawValue> = serde_json::from_str(json).ok()?;
@@ -120,7 +132,7 @@ fn merge(base: &str, update: &str, out: &mut String) {
 
     let mut merged: Vec<(String, String)> =
         base_entries.unwrap_or_default().into_iter().map(|(key, value)| (key, value.to_owned())).collect();
-    let mut places: std::collections::HashMap<String, usize> =
+    let mut places: HashMap<String, usize> =
         merged.iter().enumerate().map(|(place, (key, _))| (key.clone(), place)).collect();
     let mut deleted = Vec::new();
     for (key, value) in changes {
