@@ -42,7 +42,6 @@ impl Edge {
             .header_read_timeout(self.handshake_timeout)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
-            .keep_alive(false)
             .serve_connection(TokioIo::new(stream), service)
             .with_upgrades()
             .await;
@@ -90,6 +89,7 @@ impl Edge {
 fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: &'static str) -> Response<Body> {
     let mut response = Response::new(Body::from(words));
     *response.status_mut() = status;
+    response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     for (name, value) in headers {
         response.headers_mut().insert(name, HeaderValue::from_static(value));
