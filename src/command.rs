@@ -26,7 +26,7 @@ pub const MAX_TARGETS: usize = 10_000;
 /// The most commands of a batch.
 pub const MAX_BATCH: usize = 1000;
 /// The largest page.
-pub const MAX_PAGE: usize = 10_000;
+pub const MAX_PAGE: u16 = 10_000;
 
 macro_rules! vocabulary {
     ($( $(#[doc = $doc:literal])* $name:literal $(| $alias:literal)* => $variant:ident ($($arg:literal),*) -> $result:ty; )*) => {
@@ -351,8 +351,8 @@ pub struct Limit(pub usize);
 
 impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        match usize::deserialize(deserializer) {
-            Ok(limit @ 1..=MAX_PAGE) => Ok(Self(limit)),
+        match u16::deserialize(deserializer) {
+            Ok(limit @ 1..=MAX_PAGE) => Ok(Self(limit.into())),
             _ => Err(de::Error::custom(format_args!("takes a number from 1 to {MAX_PAGE}"))),
         }
     }
@@ -394,7 +394,7 @@ schema! {
     Limit: ObjectBuilder::new()
         .schema_type(Type::Integer)
         .minimum(Some(1))
-        .maximum(Some(MAX_PAGE as i64))
+        .maximum(Some(MAX_PAGE))
         .description(Some("Asks for a page of so many items."));
     Value: ObjectBuilder::new().schema_type(SchemaType::AnyValue);
 }

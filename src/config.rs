@@ -416,7 +416,7 @@ fn read_time_zone(value: &OsString, errors: &mut Vec<String>) -> TimeZone {
         Some("") => TimeZone::UTC,
         Some(name) if TimeZone::get(name).is_ok() => TimeZone::get(name).unwrap_or(TimeZone::UTC),
         _ => {
-            errors.push(format!("TZ: got {value:?}, takes a time zone such as Asia/Shanghai"));
+            errors.push(format!("TZ: got {}, takes a time zone such as Asia/Shanghai", value.display()));
             TimeZone::UTC
         }
     }

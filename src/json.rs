@@ -1,4 +1,4 @@
-//! The few things about JSON that serde_json leaves open: values passed on as the text they came in, with their
+//! The few things about JSON that `serde_json` leaves open: values passed on as the text they came in, with their
 //! white space taken out and their depth bounded, and errors that name the field.
 
 use std::borrow::Cow;
@@ -7,7 +7,7 @@ use std::fmt;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, Visitor};
 use serde_json::value::RawValue;
 
-/// The deepest nesting that is taken, as serde_json's own limit.
+/// The deepest nesting that is taken, as `serde_json`'s own limit.
 pub const MAX_DEPTH: usize = 128;
 
 /// A value is nested deeper than [`MAX_DEPTH`].
@@ -143,7 +143,7 @@ impl<'a> MapAccess<'a> for &mut FieldReader<'a> {
     }
 }
 
-/// serde_json's message without the position it counts from the start of a field; syntax errors keep theirs.
+/// `serde_json`'s message without the position it counts from the start of a field; syntax errors keep theirs.
 pub(crate) fn words(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let at = format!(" at line {} column {}", error.line(), error.column());

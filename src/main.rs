@@ -20,7 +20,7 @@ mod allocator {
     pub(crate) static malloc_conf: &[u8] = b"background_thread:true,dirty_decay_ms:1000,muzzy_decay_ms:0\0";
 }
 
-/// A push gateway. Settings come from the environment: MOONGATE_LISTEN, MOONGATE_API_LISTEN and so on.
+/// A push gateway. Settings come from environment variables whose names begin with `MOONGATE_`.
 #[derive(Parser)]
 #[command(version)]
 struct Arguments {
@@ -116,10 +116,10 @@ async fn serve(config: Config) -> ExitCode {
 fn start_log(config: &LogConfig) {
     let mut filter = EnvFilter::new(&config.filter);
     for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls"] {
-        if !config.filter.contains(library) {
-            if let Ok(directive) = format!("{library}=info").parse() {
-                filter = filter.add_directive(directive);
-            }
+        if !config.filter.contains(library)
+            && let Ok(directive) = format!("{library}=info").parse()
+        {
+            filter = filter.add_directive(directive);
         }
     }
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);

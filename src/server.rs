@@ -58,7 +58,7 @@ pub struct Server {
     api: TcpListener,
     clients_address: SocketAddr,
     api_address: SocketAddr,
-    certificates: Option<(Certificates, (Vec<u8>, Vec<u8>))>,
+    certificates: Option<Certificates>,
 }
 
 impl Server {
@@ -96,10 +96,10 @@ impl Server {
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
         let (connections, services) = (TaskTracker::new(), TaskTracker::new());
         let tls = certificates.is_some();
-        let certificates = certificates.map(|(certificates, shown)| {
+        let certificates = certificates.map(|certificates| {
             let certificates = Arc::new(certificates);
             let (watched, metrics, closed) = (Arc::clone(&certificates), Arc::clone(&metrics), closed.clone());
-            services.spawn(async move { watched.watch(shown, &metrics, closed).await });
+            services.spawn(async move { watched.watch(&metrics, closed).await });
             certificates
         });
         let edge = Edge {

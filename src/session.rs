@@ -25,6 +25,7 @@ impl Session {
     }
 
     /// This session with `update` laid over it.
+    #[must_use]
     pub fn merge(&self, update: &Self) -> Self {
         let mut out = String::with_capacity(self.0.len() + update.0.len());
         merge(&self.0, &update.0, &mut out);

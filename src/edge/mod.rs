@@ -94,7 +94,7 @@ impl Edge {
             },
         };
         if let Some((socket, session, ahead)) = shaken {
-            websocket::spawn(self, socket, session, ahead);
+            websocket::spawn(self, socket, session, &ahead);
         }
     }
 

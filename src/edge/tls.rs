@@ -5,7 +5,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject as _;
@@ -38,6 +38,8 @@ pub struct Certificates {
     provider: Arc<CryptoProvider>,
     current: Arc<Current>,
     acceptor: TlsAcceptor,
+    /// What the files held when the current certificate was read.
+    shown: Mutex<Content>,
 }
 
 /// What both files held.
@@ -60,8 +62,8 @@ impl ResolvesServerCert for Current {
 }
 
 impl Certificates {
-    /// Reads the files; what they held is compared with later by [`Self::watch`].
-    pub fn load(files: &TlsFiles) -> Result<(Self, Content), TlsError> {
+    /// Reads the files.
+    pub fn load(files: &TlsFiles) -> Result<Self, TlsError> {
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let content = read(files)?;
         let key = certified(&provider, files, &content)?;
@@ -71,9 +73,8 @@ impl Certificates {
             .map_err(|error| TlsError::cert(files, error))?
             .with_no_client_auth()
             .with_cert_resolver(Arc::clone(&current) as Arc<dyn ResolvesServerCert>);
-        let certificates =
-            Self { files: files.clone(), provider, current, acceptor: TlsAcceptor::from(Arc::new(config)) };
-        Ok((certificates, content))
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        Ok(Self { files: files.clone(), provider, current, acceptor, shown: Mutex::new(content) })
     }
 
     /// The TLS handshake; the caller sets its deadline.
@@ -83,7 +84,7 @@ impl Certificates {
 
     /// Shows the new certificate from the moment both files are whole again; until then the old one. Existing
     /// connections go on as they are.
-    pub async fn watch(&self, mut shown: Content, metrics: &Metrics, stop: CancellationToken) {
+    pub async fn watch(&self, metrics: &Metrics, stop: CancellationToken) {
         let mut last_error = String::new();
         loop {
             tokio::select! {
@@ -92,7 +93,7 @@ impl Certificates {
             }
             // Small files, seldom: a blocking read is fine here.
             let loaded = read(&self.files).and_then(|content| {
-                if content == shown {
+                if content == *self.shown.lock() {
                     return Ok(None);
                 }
                 certified(&self.provider, &self.files, &content).map(|key| Some((content, key)))
@@ -101,7 +102,7 @@ impl Certificates {
                 Ok(None) => last_error.clear(),
                 Ok(Some((content, key))) => {
                     *self.current.key.write() = Arc::new(key);
-                    shown = content;
+                    *self.shown.lock() = content;
                     last_error.clear();
                     tracing::info!(cert = %self.files.cert.display(), "certificate reloaded");
                 }

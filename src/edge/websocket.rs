@@ -41,7 +41,7 @@ const LINGER: Duration = Duration::from_secs(1);
 const READ_BATCH: usize = 64;
 
 /// Takes a socket over after its handshake; `ahead` came behind the request.
-pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: Bytes) {
+pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: &Bytes) {
     let (gateway, settings) = (Arc::clone(&edge.gateway), edge.connection);
     let client = Client::new(gateway.next_client_id(), socket, session, gateway.send_limit());
     edge.tasks.spawn(own(gateway, client, settings, ahead.to_vec()));

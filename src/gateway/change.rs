@@ -27,7 +27,8 @@ pub(super) enum Change {
 }
 
 impl Change {
-    /// A command as a change of one client, if it is one.
+    /// A command as a change of one client; as it was, if it is none.
+    #[allow(clippy::result_large_err)] // not an error: the command goes on
     pub(super) fn of(command: Command) -> Result<(ClientId, Self), Command> {
         Ok(match command {
             Command::BindUid(c) => (c.client_id, Self::Bind { uid: c.uid, single: c.single }),

@@ -14,7 +14,7 @@ use axum::response::{IntoResponse, Response};
 use super::{Api, Problem};
 
 /// No request takes longer: a batch has 30 s, and the body must arrive, too.
-const REQUEST_TIME: Duration = Duration::from_secs(60);
+const REQUEST_TIME: Duration = Duration::from_mins(1);
 
 pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     let mut response = match check(&api, &request) {

@@ -59,7 +59,7 @@ fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
     let (name, ..) = (row.request)();
     let mut about = row.about.trim().to_owned();
     if !row.aliases.is_empty() {
-        about.push_str(&format!(" Also called {}.", row.aliases.join(", ")));
+        about = format!("{about} Also called {}.", row.aliases.join(", "));
     }
     let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
     OperationBuilder::new()

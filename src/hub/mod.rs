@@ -185,7 +185,9 @@ impl Hub {
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
         let mut shards = Shards::default();
-        groups.iter().for_each(|group| shards.add(self.groups.shards(group)));
+        for group in groups {
+            shards.add(self.groups.shards(group));
+        }
         self.at_shards(shards, act).await
     }
 

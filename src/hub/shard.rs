@@ -244,10 +244,10 @@ impl Shard {
     pub fn unbind(&mut self, id: ClientId, only: Option<&Uid>) -> bool {
         let Some(slot) = self.slot(id) else { return false };
         let Some(facts) = self.facts_mut(slot) else { return false };
-        if only.is_none() || only == facts.uid.as_ref() {
-            if let Some(uid) = facts.uid.take() {
-                leave(&mut self.uids, &self.uid_targets, self.index, &uid, slot);
-            }
+        if (only.is_none() || only == facts.uid.as_ref())
+            && let Some(uid) = facts.uid.take()
+        {
+            leave(&mut self.uids, &self.uid_targets, self.index, &uid, slot);
         }
         true
     }
@@ -403,10 +403,10 @@ impl Shard {
             Target::All => round.hand_all(0..everyone as Slot, everyone, alone),
             Target::Clients(_) => round.hand_all(listed.iter().copied(), listed.len(), alone),
             Target::Uids(names) => {
-                names.iter().filter_map(|name| uids.get(name)).for_each(|members| round.hand_members(members, alone))
+                names.iter().filter_map(|name| uids.get(name)).for_each(|members| round.hand_members(members, alone));
             }
             Target::Groups(names) => {
-                names.iter().filter_map(|name| groups.get(name)).for_each(|members| round.hand_members(members, alone))
+                names.iter().filter_map(|name| groups.get(name)).for_each(|members| round.hand_members(members, alone));
             }
         }
         let Round { result, overflowed, .. } = round;
@@ -453,10 +453,10 @@ impl Shard {
             match facts.heartbeat.tick(tick, client.take_heard()) {
                 Beat::Nothing => {}
                 Beat::Send => {
-                    if let Some(ping) = &tick.ping {
-                        if client.send(ping) == Pushed::Overflowed {
-                            idle.push((place as Slot, Close::SLOW));
-                        }
+                    if let Some(ping) = &tick.ping
+                        && client.send(ping) == Pushed::Overflowed
+                    {
+                        idle.push((place as Slot, Close::SLOW));
                     }
                 }
                 Beat::Cut => idle.push((place as Slot, Close::IDLE)),
@@ -603,7 +603,9 @@ impl Hasher for SlotHasher {
         self.0
     }
     fn write(&mut self, bytes: &[u8]) {
-        bytes.iter().for_each(|&byte| self.write_u32(byte.into()));
+        for &byte in bytes {
+            self.write_u32(byte.into());
+        }
     }
     fn write_u32(&mut self, slot: u32) {
         self.0 = (self.0 ^ u64::from(slot)).wrapping_mul(0x9e37_79b9_7f4a_7c15);

@@ -8,7 +8,7 @@ use futures_util::{SinkExt as _, StreamExt as _};
 use moongate::config::Config;
 use moongate::server::Server;
 use serde_json::{Value, json};
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
@@ -199,12 +199,12 @@ impl Answer {
 }
 
 /// A browser or device.
-pub struct Client {
+pub struct Client<S = MaybeTlsStream<TcpStream>> {
     pub id: String,
-    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    pub socket: WebSocketStream<S>,
 }
 
-impl Client {
+impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     /// The next frame; none at the end.
     pub async fn next(&mut self) -> Option<Message> {
         soon("a frame", self.socket.next()).await.and_then(Result::ok)
@@ -253,5 +253,51 @@ impl Client {
         let frame = CloseFrame { code: CloseCode::from(code), reason: reason.to_owned().into() };
         self.socket.close(Some(frame)).await.unwrap();
         while self.next().await.is_some() {}
+    }
+}
+
+/// An application that keeps one HTTP connection to the API.
+pub struct Caller {
+    socket: tokio::io::BufReader<TcpStream>,
+    head: String,
+}
+
+impl Node {
+    pub async fn caller(&self) -> Caller {
+        let socket = tokio::io::BufReader::new(TcpStream::connect(self.api).await.unwrap());
+        let token = self.token.as_ref().map(|token| format!("Authorization: Bearer {token}\r\n")).unwrap_or_default();
+        Caller { socket, head: format!("Host: {}\r\n{token}", self.api) }
+    }
+}
+
+impl Caller {
+    /// One command, its answer not read yet.
+    pub async fn send(&mut self, op: &str, fields: Value) {
+        let body = fields.to_string();
+        let request = format!("POST /api/{op} HTTP/1.1\r\n{}Content-Length: {}\r\n\r\n{body}", self.head, body.len());
+        soon("a request is taken", self.socket.write_all(request.as_bytes())).await.unwrap();
+    }
+
+    /// The next answer.
+    pub async fn answer(&mut self) -> Answer {
+        use tokio::io::AsyncBufReadExt as _;
+        soon("an answer on a kept connection", async {
+            let mut bytes = Vec::new();
+            while !bytes.ends_with(b"\r\n\r\n") {
+                assert!(self.socket.read_until(b'\n', &mut bytes).await.unwrap() > 0, "the connection has ended");
+            }
+            let mut answer = Answer::parse(&bytes);
+            let length = answer.head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+            answer.body = vec![0; length.parse().unwrap()];
+            self.socket.read_exact(&mut answer.body).await.unwrap();
+            answer
+        })
+        .await
+    }
+
+    /// One command; the whole body of the answer, whatever its status.
+    pub async fn call(&mut self, op: &str, fields: Value) -> Value {
+        self.send(op, fields).await;
+        self.answer().await.json()
     }
 }

@@ -1,7 +1,17 @@
 //! All tests over real sockets, in one binary: linked once, and run side by side.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    unreachable_pub,
+    reason = "all of this is a test"
+)]
 
 mod browser;
 mod clients;
 mod harness;
+mod model;
 mod page;
+mod process;
