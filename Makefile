@@ -1,0 +1,35 @@
+# The commands of the house. `make` alone lists them.
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all lint bench
+
+# Where `make run` serves; the same variables as everywhere.
+export MOONGATE_LISTEN ?= 127.0.0.1:7272
+export MOONGATE_API_LISTEN ?= 127.0.0.1:7273
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | column -t -s '|'
+
+run: ## One node on this machine, in release mode; nothing else needed
+	@cargo build --release --locked
+	@scripts/hello
+	@MOONGATE_DRAIN=$${MOONGATE_DRAIN:-1s} exec target/release/moongate
+
+test: ## Everything that a change must pass: unit, property, integration, the real binary, the page in a browser
+	@scripts/install-test-tools
+	cargo test --locked --workspace
+
+test-all: lint test ## And what is heavier: the image's allocator, the documentation, the benchmarks once each
+	cargo test --locked --features jemalloc --test it -- clients::
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
+	cargo bench --locked -- --test
+
+lint: ## Format, clippy with warnings denied, licenses and sources
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@scripts/install-cargo-deny
+	cargo deny --offline check licenses bans sources
+
+bench: ## The load tester's standard set against one node, beside the kernel's floor
+	cargo build --release --locked --workspace --features moongate/jemalloc
+	loadtest/bench
