@@ -49,7 +49,8 @@ pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<Ser
 
 /// The life of a client, from the hub's first word of it to the last.
 async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSettings, ahead: Vec<u8>) {
-    if gateway.connected(Arc::clone(&client)).await.is_err() {
+    // Boxed, as is all that is awaited only at the ends of a connection's life: the task keeps room for its largest await.
+    if Box::pin(gateway.connected(Arc::clone(&client))).await.is_err() {
         client.release();
         return;
     }
@@ -58,8 +59,8 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
         .write_buffer_size(0)
         .max_message_size(Some(settings.max_message_size))
         .max_frame_size(Some(settings.max_message_size));
-    let mut socket =
-        WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, Some(config)).await;
+    let stream = WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, Some(config));
+    let mut socket = Box::pin(stream).await;
 
     let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket));
     let close = match AssertUnwindSafe(talk).catch_unwind().await {
