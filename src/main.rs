@@ -104,7 +104,13 @@ async fn serve(config: Config) -> ExitCode {
         }
     };
     tokio::select! {
-        _ = server.run(stop) => ExitCode::SUCCESS,
+        ended = server.run(stop) => match ended {
+            Ok(_) => ExitCode::SUCCESS,
+            Err(broken) => {
+                tracing::error!("{broken}");
+                ExitCode::FAILURE
+            }
+        },
         () = second => {
             tracing::warn!("second signal: not drained");
             ExitCode::FAILURE

@@ -51,6 +51,11 @@ pub enum StartError {
     Tls(#[from] TlsError),
 }
 
+/// A part of the node ended that must not end: a bug. What it held is lost; only a new start helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a shard of the hub ended; the node cannot go on")]
+pub struct Broken;
+
 /// A node whose listeners are bound.
 pub struct Server {
     config: Config,
@@ -81,7 +86,7 @@ impl Server {
     }
 
     /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
-    pub async fn run(self, stop: CancellationToken) -> usize {
+    pub async fn run(self, stop: CancellationToken) -> Result<usize, Broken> {
         let Self { config, clients, api, clients_address, certificates, .. } = self;
         let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
@@ -90,7 +95,7 @@ impl Server {
         };
         let tick = Tick::new(config.clients.ping_interval, config.clients.ping_not_response_limit, Some(ping));
         let shards = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let (hub, shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics);
+        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics);
         let gateway = Arc::new(Gateway::new(hub, config.lan, &config.clients, &config.time_zone, Arc::clone(&metrics)));
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -132,7 +137,10 @@ impl Server {
         ));
         tracing::info!(node = %config.node_id, shards, "serving");
 
-        stop.cancelled().await;
+        tokio::select! {
+            () = stop.cancelled() => {}
+            () = shard_tasks.any_ended() => return Err(Broken),
+        }
         let left = drain(&gateway, &connections, &refusing, config.drain).await;
         closed.cancel();
         services.close();
@@ -140,9 +148,9 @@ impl Server {
         drop(timeout_at(Instant::now() + LAST_ANSWERS, services.wait()).await);
         drop(gateway);
         if left == 0 {
-            shard_tasks.join().await;
+            shard_tasks.all_ended().await;
         }
-        left
+        Ok(left)
     }
 }
 

@@ -1,7 +1,7 @@
 //! Who is on **this** node: clients, uids, groups, sessions. Memory only.
 //!
 //! The hub is the truth about its clients. It is cut into shards by client; each is owned by one task, which takes
-//! what it shall do from its inbox, in order. See [`shard`] for the way of a message, and `client` for its end.
+//! what it shall do from its inbox, in order. See `shard` for the way of a message, and `client` for its end.
 
 mod shard;
 mod targets;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
 use tokio::sync::{mpsc, oneshot};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use shard::{Delivery, Heard};
@@ -80,12 +80,17 @@ pub struct Hub {
 }
 
 /// The shards' tasks; they end when the hub is dropped.
-pub struct ShardTasks(Vec<JoinHandle<()>>);
+pub struct ShardTasks(JoinSet<()>);
 
 impl ShardTasks {
+    /// Waits until one shard has ended; while the hub is there, that is a bug, and its clients are out of reach.
+    pub async fn any_ended(&mut self) {
+        self.0.join_next().await;
+    }
+
     /// Waits until every shard has ended.
-    pub async fn join(self) {
-        join_all(self.0).await;
+    pub async fn all_ended(&mut self) {
+        while self.0.join_next().await.is_some() {}
     }
 }
 
@@ -93,14 +98,15 @@ impl Hub {
     /// A hub of `shards` shards (1 to 64), each with its task.
     pub fn start(shards: usize, tick: Option<&Tick>, metrics: &Arc<Metrics>) -> (Self, ShardTasks) {
         let (uids, groups, clients) = (Arc::new(Targets::new()), Arc::new(Targets::new()), Arc::default());
-        let (inboxes, tasks) = (0..shards.clamp(1, Shards::MAX))
-            .map(|index| {
-                let (inbox, ops) = mpsc::channel(INBOX);
-                let shard = Shard::new(index, Arc::clone(&uids), Arc::clone(&groups), Arc::clone(&clients));
-                (inbox, tokio::spawn(run(shard, ops, tick.cloned(), Arc::clone(metrics))))
-            })
-            .unzip::<_, _, Vec<_>, _>();
-        let hub = Self { inboxes: inboxes.into(), uids, groups, clients };
+        let mut tasks = JoinSet::new();
+        let inboxes = (0..shards.clamp(1, Shards::MAX)).map(|index| {
+            let (inbox, ops) = mpsc::channel(INBOX);
+            let shard = Shard::new(index, Arc::clone(&uids), Arc::clone(&groups), Arc::clone(&clients));
+            tasks.spawn(run(shard, ops, tick.cloned(), Arc::clone(metrics)));
+            inbox
+        });
+        let inboxes = inboxes.collect();
+        let hub = Self { inboxes, uids, groups, clients };
         (hub, ShardTasks(tasks))
     }
 
