@@ -41,7 +41,7 @@ pub struct Node {
     pub api: SocketAddr,
     token: Option<String>,
     stop: CancellationToken,
-    running: Option<JoinHandle<usize>>,
+    running: Option<JoinHandle<Result<usize, moongate::server::Broken>>>,
 }
 
 impl Node {
@@ -81,7 +81,7 @@ impl Node {
     /// How many connections were still there when the node had stopped.
     pub async fn stopped(mut self) -> usize {
         let running = self.running.take().unwrap();
-        soon("the node stops", running).await.unwrap()
+        soon("the node stops", running).await.unwrap().unwrap()
     }
 
     /// A client that has been welcomed.

@@ -11,7 +11,11 @@
 
 mod browser;
 mod clients;
+mod commands;
+#[cfg(target_os = "linux")]
+mod counts;
 mod harness;
 mod model;
 mod page;
 mod process;
+mod tls;
