@@ -115,7 +115,8 @@ impl Server {
                 max_message_size: config.clients.max_message_size,
                 pong_counts: config.clients.ping_data.is_empty(),
             },
-            tasks: connections.clone(),
+            connections: connections.clone(),
+            handshakes: TaskTracker::new(),
             refusing: refusing.clone(),
             closed: closed.clone(),
         };

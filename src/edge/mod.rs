@@ -34,8 +34,10 @@ pub struct Edge {
     pub handshake_timeout: Duration,
     /// What a connection may do.
     pub connection: ConnectionSettings,
-    /// Every connection's task.
-    pub tasks: TaskTracker,
+    /// The task of every client's connection.
+    pub connections: TaskTracker,
+    /// The task of every connection that is none yet; they end with the loop.
+    pub handshakes: TaskTracker,
     /// Handshakes are answered with 503 from then on.
     pub refusing: CancellationToken,
     /// The loop ends.
@@ -56,22 +58,28 @@ impl Edge {
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
         loop {
             let accepted = tokio::select! {
-                () = self.closed.cancelled() => return,
+                () = self.closed.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
                 Ok((socket, _)) => {
                     let edge = Arc::clone(&self);
-                    self.tasks.spawn(async move {
-                        let timeout = edge.handshake_timeout;
-                        if tokio::time::timeout(timeout, Box::pin(edge.shake_hands(socket))).await.is_err() {
-                            edge.refuse("timeout");
+                    self.handshakes.spawn(async move {
+                        let handshake =
+                            tokio::time::timeout(edge.handshake_timeout, Box::pin(edge.shake_hands(socket)));
+                        tokio::select! {
+                            () = edge.closed.cancelled() => {}
+                            shaken = handshake => if shaken.is_err() {
+                                edge.refuse("timeout");
+                            }
                         }
                     });
                 }
                 Err(error) => accept_failed(&error, self.gateway.metrics()).await,
             }
         }
+        self.handshakes.close();
+        self.handshakes.wait().await;
     }
 
     async fn shake_hands(self: &Arc<Self>, socket: TcpStream) {

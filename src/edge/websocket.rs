@@ -44,7 +44,7 @@ const READ_BATCH: usize = 64;
 pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: &Bytes) {
     let (gateway, settings) = (Arc::clone(&edge.gateway), edge.connection);
     let client = Client::new(gateway.next_client_id(), socket, session, gateway.send_limit());
-    edge.tasks.spawn(own(gateway, client, settings, ahead.to_vec()));
+    edge.connections.spawn(own(gateway, client, settings, ahead.to_vec()));
 }
 
 /// The life of a client, from the hub's first word of it to the last.

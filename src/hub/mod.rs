@@ -256,7 +256,12 @@ impl Hub {
         act: impl FnOnce(&mut Shard) -> T + Send + 'static,
     ) -> Result<T, Stopped> {
         let (done, answer) = oneshot::channel();
-        let op = Op::Run(Box::new(move |state: &mut Shard| drop(done.send(act(state)))));
+        let op = Op::Run(Box::new(move |state: &mut Shard| {
+            let result = act(state);
+            state.settle();
+            // Whoever asked may have gone.
+            drop(done.send(result));
+        }));
         self.push(shard, op).await?;
         answer.await.map_err(|_| Stopped)
     }
@@ -313,6 +318,7 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
         }
         if let (true, Some(tick)) = (beaten, &tick) {
             shard.tick(tick, part, parts as usize);
+            shard.settle();
             part = (part + 1) % parts as usize;
         }
         let alone = ops.len() == 1 && !shard.is_dirty();
@@ -323,6 +329,7 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
                 Op::Insert(client, first) => shard.insert(client, first.as_ref()),
                 Op::Run(act) => act(&mut shard),
             }
+            shard.settle();
         }
         if took > 0 {
             metrics.deliveries.inc_by(took as u64);

@@ -91,6 +91,9 @@ pub struct Shard {
     by_connection: HashMap<u32, Slot>,
     uids: HashMap<Uid, Members>,
     groups: HashMap<Group, Members>,
+    /// Left during the present step, one entry for each membership: still in the node's index.
+    left_uids: Vec<Uid>,
+    left_groups: Vec<Group>,
     /// By slot: the delivery that has visited it last, so that nobody gets a message twice.
     visited: Vec<u32>,
     visit: u32,
@@ -116,6 +119,8 @@ impl Shard {
             by_connection: HashMap::new(),
             uids: HashMap::new(),
             groups: HashMap::new(),
+            left_uids: Vec::new(),
+            left_groups: Vec::new(),
             visited: Vec::new(),
             visit: 0,
             dirty: VecDeque::new(),
@@ -159,10 +164,10 @@ impl Shard {
         self.total.fetch_sub(1, Ordering::Relaxed);
         self.free.push(slot);
         if let Some(uid) = &facts.uid {
-            leave(&mut self.uids, &self.uid_targets, self.index, uid, slot);
+            leave(&mut self.uids, &mut self.left_uids, uid, slot);
         }
         for group in &facts.groups {
-            leave(&mut self.groups, &self.group_targets, self.index, group, slot);
+            leave(&mut self.groups, &mut self.left_groups, group, slot);
         }
         if self.by_connection.is_empty() {
             // All gone: so goes the memory that a storm needed. Slots still owed a flush are empty now.
@@ -225,6 +230,13 @@ impl Shard {
         ours
     }
 
+    /// Ends a step: what was left leaves the node's index, too. Not before: whoever sends to a uid or group looks there
+    /// first, and of a step "leave A, join B" must find A or B at any moment.
+    pub(super) fn settle(&mut self) {
+        settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids);
+        settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups);
+    }
+
     // --- changes ---
 
     /// Binds a client to a uid, replacing the one it had. False when it is not here; so for all changes.
@@ -247,7 +259,7 @@ impl Shard {
         if (only.is_none() || only == facts.uid.as_ref())
             && let Some(uid) = facts.uid.take()
         {
-            leave(&mut self.uids, &self.uid_targets, self.index, &uid, slot);
+            leave(&mut self.uids, &mut self.left_uids, &uid, slot);
         }
         true
     }
@@ -310,7 +322,7 @@ impl Shard {
         for group in groups {
             if let Some(place) = facts.groups.iter().position(|member| member == group) {
                 facts.groups.swap_remove(place);
-                leave(&mut self.groups, &self.group_targets, self.index, group, slot);
+                leave(&mut self.groups, &mut self.left_groups, group, slot);
             }
         }
     }
@@ -630,16 +642,24 @@ fn enter<N: std::hash::Hash + Eq + Clone>(
     held.unwrap_or_else(|| name.clone())
 }
 
-fn leave<N: std::hash::Hash + Eq + Clone>(
-    map: &mut HashMap<N, Members>,
-    targets: &Targets<N>,
-    shard: usize,
-    name: &N,
-    slot: Slot,
-) {
-    let last = map.get_mut(name).is_none_or(|members| members.remove(slot));
-    if last {
+/// Removes a member here; the node's index follows in [`Shard::settle`].
+fn leave<N: std::hash::Hash + Eq + Clone>(map: &mut HashMap<N, Members>, left: &mut Vec<N>, name: &N, slot: Slot) {
+    if map.get_mut(name).is_none_or(|members| members.remove(slot)) {
         map.remove(name);
     }
-    targets.leave(name, shard, last);
+    left.push(name.clone());
+}
+
+/// Takes what was left out of the node's index.
+fn settle<N: std::hash::Hash + Eq + Clone>(
+    map: &HashMap<N, Members>,
+    targets: &Targets<N>,
+    shard: usize,
+    left: &mut Vec<N>,
+) {
+    for name in left.drain(..) {
+        targets.leave(&name, shard, !map.contains_key(&name));
+    }
+    // A large client's end shall not be remembered for ever.
+    left.shrink_to(64);
 }
