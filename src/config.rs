@@ -238,10 +238,8 @@ impl Reader<'_> {
         let duration = "takes a duration, such as 10s, 500ms or 2m";
         let api_listen: SocketAddr = self.take("API_LISTEN", raw.api_listen, address, "127.0.0.1:7273", parse);
         let token = self.take("API_TOKEN", raw.api_token, "takes 1 to 256 visible ASCII characters", "", token);
-        if token.is_none()
-            && !api_listen.ip().is_loopback()
-            && self.errors.iter().all(|line| !line.starts_with("MOONGATE_API_"))
-        {
+        let refused = |name: &str| self.errors.iter().any(|line| line.starts_with(&format!("{PREFIX}{name}:")));
+        if token.is_none() && !api_listen.ip().is_loopback() && !refused("API_TOKEN") {
             self.errors.push(format!(
                 "MOONGATE_API_TOKEN: is needed where MOONGATE_API_LISTEN ({api_listen}) is not loopback"
             ));

@@ -1,5 +1,6 @@
 //! Command line, settings, log, run until a signal; nothing else.
 
+use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -78,8 +79,7 @@ async fn serve(config: Config) -> ExitCode {
     let server = match Server::bind(config) {
         Ok(server) => server,
         Err(error) => {
-            tracing::error!("{error}");
-            return ExitCode::FAILURE;
+            return cannot_start(&error);
         }
     };
     tracing::info!(clients = %server.clients_address(), tls, api = %server.api_address(), "listening");
@@ -87,8 +87,7 @@ async fn serve(config: Config) -> ExitCode {
     let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
         (Err(error), _) | (_, Err(error)) => {
-            tracing::error!(%error, "cannot listen for signals");
-            return ExitCode::FAILURE;
+            return cannot_start(&error);
         }
     };
     let on_signal = stop.clone();
@@ -118,6 +117,16 @@ async fn serve(config: Config) -> ExitCode {
     }
 }
 
+/// Says why, whatever the log's filter lets through.
+fn cannot_start(error: &dyn std::error::Error) -> ExitCode {
+    if tracing::enabled!(tracing::Level::ERROR) {
+        tracing::error!("cannot start: {error}");
+    } else {
+        eprintln!("cannot start: {error}");
+    }
+    ExitCode::FAILURE
+}
+
 /// The libraries log whole payloads at `trace`: they stay at `info` unless the filter names them.
 fn start_log(config: &LogConfig) {
     let mut filter = EnvFilter::new(&config.filter);
@@ -128,7 +137,10 @@ fn start_log(config: &LogConfig) {
             filter = filter.add_directive(directive);
         }
     }
-    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
     match config.format {
         LogFormat::Text => log.init(),
         LogFormat::Json => log.json().flatten_event(true).init(),

@@ -179,17 +179,18 @@ async fn drain(gateway: &Gateway, connections: &TaskTracker, refusing: &Cancella
     tracing::info!(clients = gateway.hub().clients(), seconds = time.as_secs_f32(), "draining");
     sleep_until(start + (time / 5).min(NOTICE)).await;
     refusing.cancel();
+    // The last fifth is for close frames to be answered.
+    let closing = Instant::now();
+    let period = deadline.saturating_duration_since(closing) * 4 / 5;
+    let (clients, mut closed) = (gateway.hub().clients(), 0);
     loop {
-        let clients = gateway.hub().clients();
-        let steps = (deadline.saturating_duration_since(Instant::now()).as_millis() / DRAIN_STEP.as_millis()).max(1);
-        // The last fifth of what is left is for close frames to be answered.
-        let steps = (steps * 4 / 5).max(1) as usize;
-        if clients > 0 {
-            let each = clients.div_ceil(steps);
+        let (passed, all) = (closing.elapsed().as_millis() as usize, period.as_millis() as usize);
+        let due = if passed < all { (clients * passed).div_ceil(all) } else { usize::MAX };
+        if due > closed {
             // A hub that answers no more has no clients.
-            drop(gateway.hub().at_all(move |shard| shard.close_share(each, clients, &Close::DRAIN)).await);
+            closed += gateway.hub().close_some(due - closed, &Close::DRAIN).await.unwrap_or_default();
         }
-        if (clients == 0 && connections.is_empty()) || Instant::now() >= deadline {
+        if connections.is_empty() || Instant::now() >= deadline {
             break;
         }
         sleep(DRAIN_STEP).await;

@@ -63,8 +63,12 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
     let mut socket = Box::pin(stream).await;
 
     let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket));
+    let mut goodbye = false;
     let close = match AssertUnwindSafe(talk).catch_unwind().await {
-        Ok(End::Peer(close)) => close,
+        Ok(End::Peer(close)) => {
+            goodbye = true;
+            close
+        }
         Ok(End::Violation(close)) => {
             client.close(None, close.clone());
             close
@@ -79,7 +83,7 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
     // That the client has left does not wait for a slow peer.
     Box::pin(async {
         let told = leave(&gateway, &client, close);
-        let (told, ()) = tokio::join!(told, finish(&client, &mut socket));
+        let (told, ()) = tokio::join!(told, finish(&client, &mut socket, goodbye));
         // A stopping node's hub answers no more; then nobody listens either.
         told.ok();
     })
@@ -94,8 +98,9 @@ async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<(), S
     gateway.departed(*departed).await
 }
 
-/// Gets the close frame out, waits for the peer's, and ends the socket without a reset.
-async fn finish(client: &Client, socket: &mut WebSocketStream<Io>) {
+/// Gets the close frame out, waits for the peer's, and ends the socket without a reset. `goodbye`: the peer's close
+/// frame has come.
+async fn finish(client: &Client, socket: &mut WebSocketStream<Io>, mut goodbye: bool) {
     let mut heard_out = false;
     let handshake = std::future::poll_fn(|cx| {
         for _ in 0..READ_BATCH {
@@ -103,7 +108,7 @@ async fn finish(client: &Client, socket: &mut WebSocketStream<Io>) {
                 return client.poll_flushed(cx);
             }
             match Pin::new(&mut *socket).poll_next(cx) {
-                Poll::Ready(Some(Ok(_))) => {}
+                Poll::Ready(Some(Ok(frame))) => goodbye |= frame.is_close(),
                 Poll::Ready(_) => heard_out = true,
                 Poll::Pending => {
                     return if client.poll_flushed(cx).is_ready() && client.is_gone() {
@@ -125,6 +130,10 @@ async fn finish(client: &Client, socket: &mut WebSocketStream<Io>) {
         return;
     }
     client.finish_writing();
+    if goodbye {
+        // Behind its close frame a peer says nothing (RFC 6455, 5.5.1): nothing unread is left to cause a reset.
+        return;
+    }
     let linger = timeout(LINGER, async {
         let mut rest = [0; 256];
         while let Ok(1..) = std::future::poll_fn(|cx| client.poll_read(cx, &mut rest)).await {}

@@ -207,6 +207,18 @@ impl Hub {
         self.at_shards(shards, act).await
     }
 
+    /// Ends up to `count` connections, whichever; returns how many.
+    pub async fn close_some(&self, count: usize, close: &Close) -> Result<usize, Stopped> {
+        let mut closed = 0;
+        for shard in 0..self.inboxes.len() {
+            if closed < count {
+                let (count, close) = (count - closed, close.clone());
+                closed += self.run(shard, move |state| state.close_some(count, &close)).await?;
+            }
+        }
+        Ok(closed)
+    }
+
     /// Whether any client is bound to the uid.
     pub fn holds_uid(&self, uid: &Uid) -> bool {
         !self.uids.shards(uid).is_empty()

@@ -214,13 +214,14 @@ impl Shard {
         }
     }
 
-    /// Ends this shard's share of `count` among `all` connections of the node, whichever; at least one.
-    pub fn close_share(&mut self, count: usize, all: usize, close: &Close) {
-        let share = (self.by_connection.len() * count).div_ceil(all.max(1));
-        let slots: Vec<Slot> = self.by_connection.values().take(share).copied().collect();
+    /// Ends up to `count` connections, whichever; returns how many.
+    pub fn close_some(&mut self, count: usize, close: &Close) -> usize {
+        let slots: Vec<Slot> = self.by_connection.values().take(count).copied().collect();
+        let closed = slots.len();
         for slot in slots {
             self.close_slot(slot, None, close);
         }
+        closed
     }
 
     fn close_slot(&mut self, slot: Slot, last: Option<&Message>, close: &Close) -> bool {
