@@ -308,7 +308,7 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
             }
         };
         let mut beaten = false;
-        if shard.is_dirty() {
+        if shard.is_busy() {
             // Between two pieces of a broadcast: what is ready joins, nothing is waited for.
             beaten = beat.now_or_never().is_some();
             while ops.len() < BATCH {
@@ -328,27 +328,30 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
                 }
             }
         }
+        let alone = ops.len() == 1 && !beaten && !shard.is_busy();
+        if beaten || !ops.is_empty() {
+            shard.append_rest();
+        }
         if let (true, Some(tick)) = (beaten, &tick) {
             shard.tick(tick, part, parts as usize);
             shard.settle();
             part = (part + 1) % parts as usize;
         }
-        let alone = ops.len() == 1 && !shard.is_dirty();
-        let mut took = 0;
         for op in ops.drain(..) {
             match op {
-                Op::Deliver(delivery) => took += shard.deliver(delivery, alone),
+                Op::Deliver(delivery) => shard.deliver(delivery, alone),
                 Op::Insert(client, first) => shard.insert(client, first.as_ref()),
                 Op::Run(act) => act(&mut shard),
             }
             shard.settle();
         }
-        if took > 0 {
-            metrics.deliveries.inc_by(took as u64);
-        }
-        if shard.is_dirty() {
-            shard.flush_piece();
+        if shard.is_busy() {
+            shard.write_piece();
             tokio::task::yield_now().await;
+        }
+        match shard.take_taken() {
+            0 => {}
+            taken => drop(metrics.deliveries.inc_by(taken)),
         }
     }
 }

@@ -4,9 +4,11 @@
 //! [`Shard`]. So a change and the messages around it have one order, and no lock is held anywhere.
 //!
 //! **Delivery.** All messages that are ready are appended to the outboxes of their targets; outboxes that became dirty
-//! are remembered; then each is flushed once. A message that is alone is written in the same touch. Flushing goes in
-//! pieces of [`PIECE`] sockets, between which the inbox is looked at: messages to others pass a big broadcast, and a
-//! message to a client that still waits for its flush joins it, behind.
+//! are remembered; then each is flushed once, so that what waits for one socket leaves in one write. A message that is
+//! alone is written in the same touch: at 5,000 clients the second touch, of memory that the cache has lost meanwhile,
+//! cost half as much again in user space (0.53 against 0.35 µs a delivery). Both go in pieces of [`PIECE`] sockets,
+//! between which the inbox is looked at: messages to others pass a big broadcast. Before anything else happens, what is
+//! left of a message that was alone is appended where it is still missing: the order holds for everyone.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -97,8 +99,14 @@ pub struct Shard {
     /// By slot: the delivery that has visited it last, so that nobody gets a message twice.
     visited: Vec<u32>,
     visit: u32,
+    /// The message under way. Nothing else happens in the shard while there is one.
+    broadcast: Option<Broadcast>,
     /// Outboxes that are owed a flush.
     dirty: VecDeque<Slot>,
+    /// Messages that sockets took, not yet counted elsewhere.
+    taken: u64,
+    /// Kept for the next message, so that it allocates nothing.
+    slots: Vec<Slot>,
 }
 
 impl Shard {
@@ -123,7 +131,10 @@ impl Shard {
             left_groups: Vec::new(),
             visited: Vec::new(),
             visit: 0,
+            broadcast: None,
             dirty: VecDeque::new(),
+            taken: 0,
+            slots: Vec::new(),
         }
     }
 
@@ -374,63 +385,66 @@ impl Shard {
 
     // --- messages ---
 
-    /// Whether outboxes are owed a flush.
-    pub(super) fn is_dirty(&self) -> bool {
-        !self.dirty.is_empty()
+    /// Whether sockets are still to be written.
+    pub(super) fn is_busy(&self) -> bool {
+        self.broadcast.is_some() || !self.dirty.is_empty()
     }
 
-    /// Hands a message to its targets; returns how many sockets took it. `alone`: nothing else is ready to go.
-    pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) -> usize {
+    /// How many messages sockets took since the last call.
+    pub(super) fn take_taken(&mut self) -> u64 {
+        std::mem::take(&mut self.taken)
+    }
+
+    /// Hands a message to its targets. `alone`: nothing else is ready to go.
+    pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) {
         let Delivery { to, except, message, heard } = delivery;
-        let listed: Vec<Slot> = match &to {
-            Target::Clients(ids) => ids.iter().filter_map(|id| self.slot(*id)).collect(),
-            _ => Vec::new(),
-        };
-        self.visit = self.visit.wrapping_add(1);
-        if self.visit == 0 {
-            self.visited.fill(0);
-            self.visit = 1;
+        let mut slots = std::mem::take(&mut self.slots);
+        let targets = self.resolve(&to, except.as_deref(), &mut slots);
+        let broadcast = Broadcast { message, slots, next: 0, result: Heard { targets, took: 0 }, heard };
+        self.broadcast = Some(broadcast);
+        if alone {
+            self.write_piece();
+        } else {
+            self.append_rest();
         }
-        if let Some(except) = &except {
-            self.visit_excepted(except);
-        }
-        let Self { clients, visited, dirty, uids, groups, visit, .. } = self;
-        // Only several names can mean one client twice; those excepted count as visited.
-        let several = match &to {
-            Target::All | Target::Clients(_) => false,
-            Target::Uids(names) => names.len() > 1,
-            Target::Groups(names) => names.len() > 1,
-        };
-        let everyone = clients.len();
-        let mut round = Round {
-            clients,
-            visited,
-            dirty,
-            message: &message,
-            visit: *visit,
-            check: several || except.is_some(),
-            result: Heard::default(),
-            overflowed: Vec::new(),
-        };
-        match &to {
-            Target::All => round.hand_all(0..everyone as Slot, everyone, alone),
-            Target::Clients(_) => round.hand_all(listed.iter().copied(), listed.len(), alone),
+    }
+
+    /// The slots of those a message is for, each once; returns how many the target names, exceptions included.
+    fn resolve(&mut self, to: &Target, except: Option<&Except>, slots: &mut Vec<Slot>) -> usize {
+        slots.clear();
+        let mut several = false;
+        match to {
+            Target::All => slots.extend(self.by_connection.values()),
+            Target::Clients(ids) => slots.extend(ids.iter().filter_map(|id| self.slot(*id))),
             Target::Uids(names) => {
-                names.iter().filter_map(|name| uids.get(name)).for_each(|members| round.hand_members(members, alone));
+                several = names.len() > 1;
+                slots.extend(names.iter().filter_map(|name| self.uids.get(name)).flat_map(Members::iter));
             }
             Target::Groups(names) => {
-                names.iter().filter_map(|name| groups.get(name)).for_each(|members| round.hand_members(members, alone));
+                several = names.len() > 1;
+                slots.extend(names.iter().filter_map(|name| self.groups.get(name)).flat_map(Members::iter));
             }
         }
-        let Round { result, overflowed, .. } = round;
-        for slot in overflowed {
-            self.remove(slot, Close::SLOW);
+        let targets = slots.len();
+        // Only several names can mean one client twice; those excepted count as visited.
+        if several || except.is_some() {
+            self.visit = self.visit.wrapping_add(1);
+            if self.visit == 0 {
+                self.visited.fill(0);
+                self.visit = 1;
+            }
+            if let Some(except) = except {
+                self.visit_excepted(except);
+            }
+            slots.retain(|&slot| match self.visited.get_mut(slot as usize) {
+                Some(visited) if *visited != self.visit => {
+                    *visited = self.visit;
+                    true
+                }
+                _ => false,
+            });
         }
-        if let Some(heard) = heard {
-            // Whoever asked may have gone.
-            heard.send(result).ok();
-        }
-        result.took
+        targets
     }
 
     fn visit_excepted(&mut self, except: &Except) {
@@ -443,16 +457,59 @@ impl Shard {
         }
     }
 
-    /// Flushes up to [`PIECE`] dirty outboxes.
-    pub(super) fn flush_piece(&mut self) {
+    /// Writes to up to [`PIECE`] sockets: the message that is alone, else what waits in dirty outboxes.
+    pub(super) fn write_piece(&mut self) {
+        if self.broadcast.is_some() {
+            self.hand(PIECE, Client::send);
+            return;
+        }
         let piece = self.dirty.len().min(PIECE);
         for slot in self.dirty.drain(..piece) {
             if let Some(client) = self.clients.get(slot as usize).and_then(Option::as_ref) {
                 client.flush();
             }
         }
-        if self.dirty.is_empty() && self.dirty.capacity() > 16 * PIECE {
-            self.dirty = VecDeque::new();
+    }
+
+    /// Something else comes in: what is left of a message that was alone goes into the outboxes first, so that the
+    /// order holds for everyone.
+    pub(super) fn append_rest(&mut self) {
+        if self.broadcast.is_some() {
+            self.hand(usize::MAX, Client::append);
+        }
+    }
+
+    /// Hands the message under way to the next `most` of its targets.
+    fn hand(&mut self, most: usize, give: impl Fn(&Client, &Message) -> Pushed) {
+        let Some(mut broadcast) = self.broadcast.take() else { return };
+        let piece = broadcast.slots.iter().skip(broadcast.next).take(most);
+        broadcast.next = broadcast.next.saturating_add(most);
+        let mut overflowed = Vec::new();
+        for &slot in piece {
+            let Some(Some(client)) = self.clients.get(slot as usize) else { continue };
+            match give(client, &broadcast.message) {
+                Pushed::Taken => broadcast.result.took += 1,
+                Pushed::TakenFirst => {
+                    broadcast.result.took += 1;
+                    self.dirty.push_back(slot);
+                }
+                Pushed::Overflowed => overflowed.push(slot),
+                Pushed::Dropped | Pushed::Closed => {}
+            }
+        }
+        for slot in overflowed {
+            self.remove(slot, Close::SLOW);
+        }
+        if broadcast.next < broadcast.slots.len() {
+            self.broadcast = Some(broadcast);
+            return;
+        }
+        let Broadcast { slots, result, heard, .. } = broadcast;
+        self.slots = slots;
+        self.taken += result.took as u64;
+        if let Some(heard) = heard {
+            // Whoever asked may have gone.
+            heard.send(result).ok();
         }
     }
 
@@ -496,48 +553,14 @@ impl Shard {
     }
 }
 
-/// One message's walk over its targets.
-struct Round<'a> {
-    clients: &'a [Option<Arc<Client>>],
-    visited: &'a mut [u32],
-    dirty: &'a mut VecDeque<Slot>,
-    message: &'a Message,
-    visit: u32,
-    /// Whether a client may have been visited before.
-    check: bool,
+/// A message on its way through its targets.
+struct Broadcast {
+    message: Message,
+    slots: Vec<Slot>,
+    /// Place in `slots` of the next one.
+    next: usize,
     result: Heard,
-    /// Clients whose outbox was full, under the policy to close.
-    overflowed: Vec<Slot>,
-}
-
-impl Round<'_> {
-    fn hand_members(&mut self, members: &Members, alone: bool) {
-        self.hand_all(members.iter(), members.len(), alone);
-    }
-
-    /// A message that is alone is written in one touch, unless that took longer than a piece.
-    fn hand_all(&mut self, slots: impl Iterator<Item = Slot>, count: usize, alone: bool) {
-        let at_once = alone && count <= PIECE;
-        for slot in slots {
-            let Some(Some(client)) = self.clients.get(slot as usize) else { continue };
-            self.result.targets += 1;
-            if self.check {
-                match self.visited.get_mut(slot as usize) {
-                    Some(visited) if *visited != self.visit => *visited = self.visit,
-                    _ => continue,
-                }
-            }
-            match if at_once { client.send(self.message) } else { client.append(self.message) } {
-                Pushed::Taken => self.result.took += 1,
-                Pushed::TakenFirst => {
-                    self.result.took += 1;
-                    self.dirty.push_back(slot);
-                }
-                Pushed::Overflowed => self.overflowed.push(slot),
-                Pushed::Dropped | Pushed::Closed => {}
-            }
-        }
-    }
+    heard: Option<oneshot::Sender<Heard>>,
 }
 
 /// What is known about a client, borrowed.
@@ -588,13 +611,6 @@ impl Members {
                 }
                 many.is_empty()
             }
-        }
-    }
-
-    fn len(&self) -> usize {
-        match self {
-            Self::One(_) => 1,
-            Self::Many(many) => many.len(),
         }
     }
 
