@@ -82,7 +82,9 @@ async fn serve(config: Config) -> ExitCode {
             return cannot_start(&error);
         }
     };
-    tracing::info!(clients = %server.clients_address(), tls, api = %server.api_address(), "listening");
+    // One descriptor a client: the usual soft limit of 1,024 is far below what a node carries.
+    let open_files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_default();
+    tracing::info!(open_files, clients = %server.clients_address(), tls, api = %server.api_address(), "listening");
     let stop = CancellationToken::new();
     let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),

@@ -3,13 +3,14 @@
 //! Slow peers hold up nobody: the loop only accepts; TLS and request head are read in the connection's own task, under
 //! one deadline. After the handshake the long-lived task is spawned anew, so that it is no larger than it needs to be.
 
+mod accept;
 mod handshake;
 pub mod tls;
 mod websocket;
 
+pub(crate) use accept::AcceptFailures;
 pub(crate) use handshake::{MAX_HEAD, MAX_HEADERS};
 
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,9 +21,6 @@ use tokio_util::task::TaskTracker;
 use crate::gateway::Gateway;
 use crate::metrics::Reason;
 use tls::Certificates;
-
-/// After `accept` failed (descriptors or memory ran out) the loop waits so long, and goes on.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// The door for clients.
 pub struct Edge {
@@ -56,6 +54,7 @@ pub struct ConnectionSettings {
 impl Edge {
     /// Accepts until `closed`.
     pub async fn run(self: Arc<Self>, listener: TcpListener) {
+        let mut failures = AcceptFailures::default();
         loop {
             let accepted = tokio::select! {
                 () = self.closed.cancelled() => break,
@@ -75,7 +74,7 @@ impl Edge {
                         }
                     });
                 }
-                Err(error) => accept_failed(&error, self.gateway.metrics()).await,
+                Err(error) => failures.wait(&error, self.gateway.metrics()).await,
             }
         }
         self.handshakes.close();
@@ -109,11 +108,4 @@ impl Edge {
     fn refuse(&self, reason: &'static str) {
         self.gateway.metrics().refused.get_or_create(&Reason { reason }).inc();
     }
-}
-
-/// Counts a failed `accept` and waits a moment: the cause, usually a lack of descriptors, needs time to go away.
-pub(crate) async fn accept_failed(error: &io::Error, metrics: &crate::metrics::Metrics) {
-    metrics.accept_errors.inc();
-    tracing::debug!(%error, "could not accept a connection");
-    tokio::time::sleep(ACCEPT_PAUSE).await;
 }

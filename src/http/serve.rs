@@ -19,7 +19,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::edge::{MAX_HEAD, MAX_HEADERS, accept_failed};
+use crate::edge::{AcceptFailures, MAX_HEAD, MAX_HEADERS};
 use crate::metrics::Metrics;
 
 /// Connections served at once; further ones wait in the kernel's queue.
@@ -39,6 +39,7 @@ pub async fn serve(
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     let connections = TaskTracker::new();
+    let mut failures = AcceptFailures::default();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => break,
@@ -50,7 +51,7 @@ pub async fn serve(
         let (socket, place) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                accept_failed(&error, &metrics).await;
+                failures.wait(&error, &metrics).await;
                 continue;
             }
         };

@@ -1,0 +1,32 @@
+//! When `accept` fails: descriptors or memory ran out. The loop waits a moment and goes on, for ever; it is counted each
+//! time, and said now and then.
+
+use std::io;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::metrics::Metrics;
+
+/// The cause needs time to go away.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// What goes on failing is said this often.
+const SAY_AGAIN: Duration = Duration::from_secs(10);
+
+/// The failures of one listener.
+#[derive(Default)]
+pub(crate) struct AcceptFailures {
+    said: Option<Instant>,
+}
+
+impl AcceptFailures {
+    pub(crate) async fn wait(&mut self, error: &io::Error, metrics: &Metrics) {
+        metrics.accept_errors.inc();
+        if self.said.is_none_or(|said| said.elapsed() > SAY_AGAIN) {
+            self.said = Some(Instant::now());
+            tracing::warn!(%error, "cannot accept connections");
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
