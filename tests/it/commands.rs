@@ -272,7 +272,7 @@ async fn binary_arrives_as_a_binary_frame() {
     let node = Node::start().await;
     let mut client = node.member("ann", "red").await;
     let all: Vec<u8> = (0..=255).collect();
-    for bytes in [&all[..], b"", b"text in a binary frame", &[0xff; 70_000]] {
+    for bytes in [&all[..], b"", b"text in a binary frame", &all.repeat(300)] {
         let binary = BASE64_STANDARD.encode(bytes);
         for (op, target) in [
             ("sendToAll", json!({})),
@@ -906,8 +906,13 @@ async fn what_is_sent_after_a_bind_or_join_was_answered_arrives() {
 }
 
 /// While `changes` are made over and over, each a batch and so one step, a stream of messages comes to `target`.
-async fn loses_and_doubles_nothing(op: &'static str, target: Value, first: Value, changes: [Value; 2]) {
-    const MESSAGES: usize = 20_000;
+async fn loses_and_doubles_nothing(
+    op: &'static str,
+    target: Value,
+    messages: usize,
+    first: Value,
+    changes: [Value; 2],
+) {
     let node = Node::start().await;
     let mut client = node.connect().await;
     let of_client = |command: &Value| {
@@ -917,9 +922,9 @@ async fn loses_and_doubles_nothing(op: &'static str, target: Value, first: Value
     };
     let first = node.call("batch", json!({"commands": [of_client(&first)]})).await;
     assert_eq!(first, json!({"results": [{"result": true}]}));
-    // From one side to the other and back, many times in one step.
-    let steps: Vec<Value> = changes.iter().flat_map(|step| step.as_array().unwrap()).map(of_client).collect();
-    let steps: Vec<Value> = steps.iter().cycle().take(steps.len() * (1000 / steps.len())).cloned().collect();
+    let [there, back] = changes.map(|step| step.as_array().unwrap().iter().map(of_client).collect::<Vec<_>>());
+    let cycle = [&there[..], &back].concat();
+    let cycles: Vec<&Value> = cycle.iter().cycle().take(cycle.len() * (1000 / cycle.len())).collect();
 
     let sent = Cell::new(false);
     let changing = async {
@@ -928,8 +933,12 @@ async fn loses_and_doubles_nothing(op: &'static str, target: Value, first: Value
             if sent.get() {
                 break;
             }
-            // Long steps and short ones.
-            let commands = if round % 2 == 0 { &steps[..] } else { &steps[..changes[0].as_array().unwrap().len() * 2] };
+            // To the other side or back; and now and then there and back, many times in one step.
+            let commands = match round % 11 {
+                0 => json!(cycles),
+                odd if odd % 2 == 1 => json!(there),
+                _ => json!(back),
+            };
             let answer = caller.call("batch", json!({"commands": commands})).await;
             assert!(answer["results"].as_array().unwrap().iter().all(|item| item["result"] == true), "{answer}");
         }
@@ -942,15 +951,15 @@ async fn loses_and_doubles_nothing(op: &'static str, target: Value, first: Value
             command["message"] = json!(n.to_string());
             command
         };
-        let numbers: Vec<usize> = (0..MESSAGES).collect();
-        for some in numbers.chunks(100) {
+        let numbers: Vec<usize> = (0..messages).collect();
+        for some in numbers.chunks(messages / 100) {
             let commands: Vec<Value> = some.iter().map(|n| command(*n)).collect();
             caller.call("batch", json!({"commands": commands})).await;
         }
         sent.set(true);
     };
     let hearing = async {
-        for n in 0..MESSAGES {
+        for n in 0..messages {
             assert_eq!(client.text().await, n.to_string(), "a message was lost or doubled");
         }
     };
@@ -963,7 +972,7 @@ async fn leaving_one_group_for_another_in_a_batch_loses_and_doubles_nothing() {
     let leave = |from: &str, to: &str| json!([{"op": "leaveGroup", "group": from}, {"op": "joinGroup", "group": to}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     let target = json!({"group": ["A", "B"]});
-    loses_and_doubles_nothing("sendToGroup", target, first, [leave("A", "B"), leave("B", "A")]).await;
+    loses_and_doubles_nothing("sendToGroup", target, 20_000, first, [leave("A", "B"), leave("B", "A")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -971,28 +980,48 @@ async fn joining_one_group_before_leaving_another_in_a_batch_loses_and_doubles_n
     let join = |from: &str, to: &str| json!([{"op": "joinGroup", "group": to}, {"op": "leaveGroup", "group": from}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     let target = json!({"group": ["A", "B"]});
-    loses_and_doubles_nothing("sendToGroup", target, first, [join("A", "B"), join("B", "A")]).await;
+    loses_and_doubles_nothing("sendToGroup", target, 20_000, first, [join("A", "B"), join("B", "A")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn moving_between_two_of_many_groups_in_a_batch_loses_and_doubles_nothing() {
+    let join = |from: &str, to: &str| json!([{"op": "joinGroup", "group": to}, {"op": "leaveGroup", "group": from}]);
+    let first = json!({"op": "joinGroup", "group": "A"});
+    // Many names between the two, so that a message that looks for one after the other takes its time.
+    let between = (0..3000).map(|n| format!("A{n}"));
+    let groups: Vec<String> = ["A".to_owned()].into_iter().chain(between).chain(["B".to_owned()]).collect();
+    let target = json!({"group": groups});
+    loses_and_doubles_nothing("sendToGroup", target, 300, first, [join("A", "B"), join("B", "A")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn binding_a_client_again_to_the_same_uid_loses_and_doubles_nothing() {
     let bind = json!({"op": "bindUid", "uid": "ann"});
     let again = || json!([bind]);
-    loses_and_doubles_nothing("sendToUid", json!({"uid": "ann"}), bind.clone(), [again(), again()]).await;
+    loses_and_doubles_nothing("sendToUid", json!({"uid": "ann"}), 20_000, bind.clone(), [again(), again()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn binding_a_client_to_another_uid_loses_and_doubles_nothing() {
     let bind = |uid: &str| json!([{"op": "bindUid", "uid": uid}]);
     let first = json!({"op": "bindUid", "uid": "A"});
-    loses_and_doubles_nothing("sendToUid", json!({"uid": ["A", "B"]}), first, [bind("B"), bind("A")]).await;
+    loses_and_doubles_nothing("sendToUid", json!({"uid": ["A", "B"]}), 20_000, first, [bind("B"), bind("A")]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn binding_a_client_to_another_of_many_uids_loses_and_doubles_nothing() {
+    let bind = |uid: &str| json!([{"op": "bindUid", "uid": uid}]);
+    let first = json!({"op": "bindUid", "uid": "A"});
+    let between = (0..3000).map(|n| format!("A{n}"));
+    let uids: Vec<String> = ["A".to_owned()].into_iter().chain(between).chain(["B".to_owned()]).collect();
+    loses_and_doubles_nothing("sendToUid", json!({"uid": uids}), 300, first, [bind("B"), bind("A")]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn joining_a_group_again_loses_and_doubles_nothing() {
     let join = json!({"op": "joinGroup", "group": "A"});
     let again = || json!([join]);
-    loses_and_doubles_nothing("sendToGroup", json!({"group": "A"}), join.clone(), [again(), again()]).await;
+    loses_and_doubles_nothing("sendToGroup", json!({"group": "A"}), 20_000, join.clone(), [again(), again()]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1002,7 +1031,7 @@ async fn a_uid_that_is_bound_again_is_online_all_the_time() {
     let bind = json!({"op": "bindUid", "client_id": client.id, "uid": "ann"});
     let (binds, asks) = (vec![bind; 1000], vec![json!({"op": "isUidOnline", "uid": "ann"}); 1000]);
     let (mut binder, mut asker) = (node.caller().await, node.caller().await);
-    for round in 0..20 {
+    for round in 0..60 {
         let (_, answer) = tokio::join!(
             binder.call("batch", json!({"commands": binds})),
             asker.call("batch", json!({"commands": asks})),
@@ -1295,7 +1324,7 @@ async fn every_query_tells_who_is_there() {
     let node = Node::start().await;
     let (a, b, c) =
         (node.member("ann", "red").await, node.member("ann", "red").await, node.member("bob", "blue").await);
-    let (d, e) = (node.connect().await, node.connect().await);
+    let (d, last) = (node.connect().await, node.connect().await);
     node.done("joinGroup", json!({"client_id": a.id, "group": "blue"})).await;
     node.done("joinGroup", json!({"client_id": d.id, "group": "red"})).await;
     node.done("joinGroup", json!({"client_id": d.id, "group": "grey"})).await;
@@ -1303,8 +1332,8 @@ async fn every_query_tells_who_is_there() {
     let ask = async |op: &str, fields: Value| node.ask(op, fields).await;
     let none = || json!({});
 
-    assert_eq!(ask("isOnline", json!({"client_id": e.id})).await, true);
-    assert_eq!(ask("isOnline", json!({"client_id": e.id.to_uppercase()})).await, true);
+    assert_eq!(ask("isOnline", json!({"client_id": last.id})).await, true);
+    assert_eq!(ask("isOnline", json!({"client_id": last.id.to_uppercase()})).await, true);
     assert_eq!(ask("isUidOnline", json!({"uid": "ann"})).await, true);
     assert_eq!(ask("isUidOnline", json!({"uid": "zoe"})).await, false);
     let online = ask("isUidsOnline", json!({"uid": ["ann", "bob", "zoe", 5]})).await;
@@ -1342,15 +1371,15 @@ async fn every_query_tells_who_is_there() {
         assert_eq!(ask(op, json!({"group": "red"})).await, expected);
     }
 
-    assert_eq!(set(&ask("getAllClientIdList", none()).await), ids([&a, &b, &c, &d, &e]));
+    assert_eq!(set(&ask("getAllClientIdList", none()).await), ids([&a, &b, &c, &d, &last]));
     for op in ["getAllClientIdCount", "getAllClientCount"] {
         assert_eq!(ask(op, none()).await, 5);
     }
     for op in ["getAllClientSessions", "getAllClientInfo"] {
         let sessions = ask(op, none()).await;
         let found: BTreeSet<_> = sessions.as_object().unwrap().keys().cloned().collect();
-        assert_eq!(found, ids([&a, &b, &c, &d, &e]));
-        assert_eq!((&sessions[&a.id], &sessions[&e.id]), (&json!({"n": 1}), &json!({})));
+        assert_eq!(found, ids([&a, &b, &c, &d, &last]));
+        assert_eq!((&sessions[&a.id], &sessions[&last.id]), (&json!({"n": 1}), &json!({})));
     }
     assert_eq!(set(&ask("getAllUidList", none()).await), names(&["ann", "bob"]));
     assert_eq!(ask("getAllUidCount", none()).await, 2);
@@ -1726,17 +1755,34 @@ async fn a_leave_message_goes_to_the_groups_of_a_client_whatever_ended_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn when_a_leave_message_arrives_the_client_is_no_longer_in_the_group() {
+async fn when_a_leave_message_arrives_no_query_finds_the_client_any_more() {
     let node = Node::start_with(&[("MOONGATE_LEAVE_MESSAGE", "{client_id}")]).await;
-    let mut stays = node.member("s", "red").await;
-    for _ in 0..50 {
+    let mut stays = [node.member("s", "red").await, node.member("s", "red").await, node.member("s", "red").await];
+    let mut caller = node.caller().await;
+    for round in 0..200 {
         let goes = node.member("ann", "red").await;
+        node.done("joinGroup", json!({"client_id": goes.id, "group": "own"})).await;
         let id = goes.id.clone();
         drop(goes);
-        hears(&mut stays, &id).await;
-        assert_eq!(node.ask("getClientIdListByGroup", json!({"group": "red"})).await, json!([stays.id]));
-        assert_eq!(node.ask("isOnline", json!({"client_id": id})).await, false);
-        assert_eq!(node.ask("isUidOnline", json!({"uid": "ann"})).await, false);
+        hears(&mut stays[round % 3], &id).await;
+        let commands = json!([
+            {"op": "getClientIdCountByGroup", "group": "red"},
+            {"op": "isUidOnline", "uid": "ann"},
+            {"op": "getAllGroupIdList"},
+            {"op": "getAllUidCount"},
+            {"op": "getAllClientIdCount"},
+            {"op": "isOnline", "client_id": id},
+            {"op": "sendToUid", "uid": ["ann"], "message": "x"},
+        ]);
+        let left = json!([
+            {"result": 3}, {"result": false}, {"result": ["red"]}, {"result": 1}, {"result": 3}, {"result": false},
+            {"result": {"nodes": 0, "offline": ["ann"]}},
+        ]);
+        assert_eq!(caller.call("batch", json!({"commands": commands})).await["results"], left, "round {round}");
+        let members = node.ask("getClientIdListByGroup", json!({"group": "red"})).await;
+        assert_eq!(set(&members), ids(&stays));
+        hears(&mut stays[(round + 1) % 3], &id).await;
+        hears(&mut stays[(round + 2) % 3], &id).await;
     }
 }
 
@@ -1829,7 +1875,7 @@ async fn from_the_moment_the_init_message_arrives_every_query_finds_the_client()
     let node = Node::start().await;
     let mut caller = node.caller().await;
     let mut clients = Vec::new();
-    for n in 1..=200 {
+    for n in 1..=400 {
         let client = node.connect().await;
         let commands = json!([
             {"op": "getAllClientIdCount"},

@@ -154,7 +154,7 @@ mod trace {
 
     /// Lets a thread run to its next system call; `signal` is delivered, if any. It may be gone.
     pub(super) fn resume(thread: pid_t, signal: i32) {
-        let signal = signal as usize as *mut c_void;
+        let signal = signal.cast_unsigned() as usize as *mut c_void;
         // SAFETY: this request takes no memory of ours.
         unsafe { libc::ptrace(libc::PTRACE_SYSCALL, thread, null_mut::<c_void>(), signal) };
     }

@@ -87,9 +87,7 @@ impl Node {
     /// A client that has been welcomed.
     pub async fn connect(&self) -> Client {
         let mut client = self.connect_quietly("/").await;
-        let init: Value = serde_json::from_str(&client.text().await).unwrap();
-        assert_eq!(init["type"], "init");
-        client.id = init["client_id"].as_str().unwrap().to_owned();
+        client.welcomed().await;
         client
     }
 
@@ -205,6 +203,13 @@ pub struct Client<S = MaybeTlsStream<TcpStream>> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
+    /// The first message tells it its id.
+    pub async fn welcomed(&mut self) {
+        let init: Value = serde_json::from_str(&self.text().await).unwrap();
+        assert_eq!(init["type"], "init");
+        init["client_id"].as_str().unwrap().clone_into(&mut self.id);
+    }
+
     /// The next frame; none at the end.
     pub async fn next(&mut self) -> Option<Message> {
         soon("a frame", self.socket.next()).await.and_then(Result::ok)

@@ -15,6 +15,7 @@ mod commands;
 #[cfg(target_os = "linux")]
 mod counts;
 mod harness;
+mod http;
 mod model;
 mod page;
 mod process;

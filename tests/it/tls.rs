@@ -18,7 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{Client, eventually, soon};
-use crate::process::{Process, run};
+use crate::process::{Process, hears, run};
 
 type TlsClient = Client<TlsStream<TcpStream>>;
 
@@ -102,20 +102,12 @@ async fn connect(node: &Process, config: Arc<ClientConfig>) -> TlsClient {
     let stream = shake_hands(node, config).await;
     let (socket, _) = soon("a handshake", tokio_tungstenite::client_async("wss://localhost/", stream)).await.unwrap();
     let mut client = Client { id: String::new(), socket };
-    let init: Value = serde_json::from_str(&client.text().await).unwrap();
-    assert_eq!(init["type"], "init");
-    client.id = init["client_id"].as_str().unwrap().to_owned();
+    client.welcomed().await;
     client
 }
 
 fn certificate_shown_to(client: &TlsClient) -> CertificateDer<'static> {
     client.socket.get_ref().get_ref().1.peer_certificates().unwrap()[0].clone().into_owned()
-}
-
-async fn hears(node: &Process, client: &mut TlsClient, message: &str) {
-    let sent = node.ask("sendToClient", json!({"client_id": client.id, "message": message})).await;
-    assert_eq!(sent["nodes"], 1);
-    assert_eq!(client.text().await, message);
 }
 
 /// Text in which no two places of the same distance look alike.
@@ -478,7 +470,7 @@ async fn a_plain_client_on_the_tls_port_is_cut_and_harms_nobody() {
     for said in [
         "GET / HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n".as_bytes(),
         &[0; 5],
-        &[0xff; 20_000],
+        &vec![0xff; 20_000],
     ] {
         let mut plain = TcpStream::connect(node.clients).await.unwrap();
         plain.write_all(said).await.unwrap();
