@@ -190,7 +190,12 @@ impl Config {
         let mut ours = Vec::new();
         let mut time_zone = TimeZone::UTC;
         for (name, value) in variables {
-            let Some(name) = name.to_str() else { continue };
+            let Some(name) = name.to_str() else {
+                if name.to_string_lossy().starts_with(PREFIX) {
+                    errors.push(format!("{}: is not a setting", name.to_string_lossy()));
+                }
+                continue;
+            };
             if name == "TZ" {
                 time_zone = read_time_zone(&value, &mut errors);
                 continue;

@@ -68,7 +68,7 @@ impl Heartbeat {
 mod tests {
     use super::*;
 
-    /// What GatewayWorker did at each tick: `.` nothing, `s` send, `x` cut; `heard` before tick n when the mask's bit n is set.
+    /// What `GatewayWorker` did at each tick: `.` nothing, `s` send, `x` cut; `heard` before tick n when the mask's bit n is set.
     fn run(limit: u32, ping: bool, heard: impl Fn(usize) -> bool) -> String {
         let tick = Tick::new(Duration::from_secs(10), limit, ping.then(Message::ping)).unwrap();
         let mut client = Heartbeat::default();

@@ -8,7 +8,7 @@ use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess
 use serde_json::value::RawValue;
 
 /// The deepest nesting that is taken, as `serde_json`'s own limit.
-pub const MAX_DEPTH: usize = 128;
+pub const MAX_DEPTH: usize = 127;
 
 /// A value is nested deeper than [`MAX_DEPTH`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -34,6 +34,54 @@ impl Invalid {
     /// About the request as a whole.
     pub fn request(detail: impl fmt::Display) -> Self {
         Self { field: None, detail: detail.to_string() }
+    }
+}
+
+/// Checks that any reader will understand JSON whose shape alone has been looked at: no half surrogate pairs, no
+/// numbers beyond what readers can hold.
+pub fn check_readable(json: &str) -> Result<(), Invalid> {
+    serde_json::from_str::<Readable>(json).map(drop).map_err(|error| Invalid::request(words(&error)))
+}
+
+/// Any JSON value, read and forgotten.
+struct Readable;
+
+impl<'de> de::Deserialize<'de> for Readable {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Any;
+        impl<'de> Visitor<'de> for Any {
+            type Value = Readable;
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("any JSON")
+            }
+            fn visit_unit<E>(self) -> Result<Readable, E> {
+                Ok(Readable)
+            }
+            fn visit_bool<E>(self, _: bool) -> Result<Readable, E> {
+                Ok(Readable)
+            }
+            fn visit_u64<E>(self, _: u64) -> Result<Readable, E> {
+                Ok(Readable)
+            }
+            fn visit_i64<E>(self, _: i64) -> Result<Readable, E> {
+                Ok(Readable)
+            }
+            fn visit_f64<E>(self, _: f64) -> Result<Readable, E> {
+                Ok(Readable)
+            }
+            fn visit_str<E>(self, _: &str) -> Result<Readable, E> {
+                Ok(Readable)
+            }
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut seq: A) -> Result<Readable, A::Error> {
+                while seq.next_element::<Readable>()?.is_some() {}
+                Ok(Readable)
+            }
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Readable, A::Error> {
+                while map.next_entry::<Readable, Readable>()?.is_some() {}
+                Ok(Readable)
+            }
+        }
+        deserializer.deserialize_any(Any)
     }
 }
 
@@ -166,8 +214,11 @@ mod tests {
             compact(" { \"a b\" :\t[ 1 , \"\\\" \\\\\" ,\r\n null ] } ").unwrap(),
             r#"{"a b":[1,"\" \\",null]}"#
         );
-        assert_eq!(compact(&format!("{}{}", "[".repeat(128), "]".repeat(128))).unwrap().len(), 256);
-        assert_eq!(compact(&"[".repeat(129)), Err(TooDeep));
+        assert_eq!(compact(&format!("{}{}", "[".repeat(127), "]".repeat(127))).unwrap().len(), 254);
+        assert_eq!(compact(&"[".repeat(128)), Err(TooDeep));
+        for unreadable in [r#"["\ud800"]"#, r#"{"\udc00":1}"#, "1e999"] {
+            assert!(check_readable(unreadable).is_err(), "{unreadable}");
+        }
     }
 
     proptest! {

@@ -76,6 +76,13 @@ fn check(config: &Config) -> ExitCode {
 
 async fn serve(config: Config) -> ExitCode {
     let tls = config.tls.is_some();
+    let stop = CancellationToken::new();
+    let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
+        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
+        (Err(error), _) | (_, Err(error)) => {
+            return cannot_start(&error);
+        }
+    };
     let server = match Server::bind(config) {
         Ok(server) => server,
         Err(error) => {
@@ -85,13 +92,6 @@ async fn serve(config: Config) -> ExitCode {
     // One descriptor a client: the usual soft limit of 1,024 is far below what a node carries.
     let open_files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_default();
     tracing::info!(open_files, clients = %server.clients_address(), tls, api = %server.api_address(), "listening");
-    let stop = CancellationToken::new();
-    let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
-        (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),
-        (Err(error), _) | (_, Err(error)) => {
-            return cannot_start(&error);
-        }
-    };
     let on_signal = stop.clone();
     let second = async {
         for number in 1..=2 {
@@ -132,8 +132,11 @@ fn cannot_start(error: &dyn std::error::Error) -> ExitCode {
 /// The libraries log whole payloads at `trace`: they stay at `info` unless the filter names them.
 fn start_log(config: &LogConfig) {
     let mut filter = EnvFilter::new(&config.filter);
+    let verbose =
+        config.filter.split(',').any(|part| ["debug", "trace"].contains(&part.trim().to_lowercase().as_str()));
     for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls"] {
-        if !config.filter.contains(library)
+        if verbose
+            && !config.filter.contains(library)
             && let Ok(directive) = format!("{library}=info").parse()
         {
             filter = filter.add_directive(directive);

@@ -76,7 +76,9 @@ impl<'de> Deserialize<'de> for Session {
         if !raw.get().starts_with(['{', '[']) {
             return Err(de::Error::custom("takes a JSON object"));
         }
-        Ok(Self::from_compact(json::compact(raw.get()).map_err(de::Error::custom)?))
+        let text = json::compact(raw.get()).map_err(de::Error::custom)?;
+        json::check_readable(&text).map_err(de::Error::custom)?;
+        Ok(Self::from_compact(text))
     }
 }
 

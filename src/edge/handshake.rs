@@ -21,7 +21,7 @@ use super::Edge;
 /// The largest request head, bytes; beyond it hyper answers 431.
 pub(crate) const MAX_HEAD: usize = 16 * 1024;
 /// The most header lines of a request.
-pub(crate) const MAX_HEADERS: usize = 64;
+pub(crate) const MAX_HEADERS: usize = 100;
 
 type Body = axum::body::Body;
 

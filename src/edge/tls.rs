@@ -144,5 +144,8 @@ fn certified(provider: &CryptoProvider, files: &TlsFiles, (cert, key): &Content)
     }
     let key = PrivateKeyDer::from_pem_slice(key).map_err(|_| TlsError::key(files, "holds no PEM private key"))?;
     // Also checks that the two belong together.
-    CertifiedKey::from_der(chain, key, provider).map_err(|error| TlsError::key(files, error))
+    CertifiedKey::from_der(chain, key, provider).map_err(|error| match error {
+        rustls::Error::InvalidCertificate(_) => TlsError::cert(files, error),
+        _ => TlsError::key(files, error),
+    })
 }

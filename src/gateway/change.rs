@@ -108,11 +108,10 @@ impl Gateway {
         }
         let deadline = Instant::now() + BATCH_TIME;
         let mut results = Vec::with_capacity(batch.commands.len());
-        // Changes of one client that are waiting to be one step.
-        let mut step: Option<(ClientId, Vec<Change>)> = None;
+        let mut step = None;
         for value in &batch.commands {
             let command = match Command::parse_object(value.0.get()) {
-                Ok(command) => Change::of(command),
+                Ok(command) => (command.name(), Change::of(command)),
                 Err(error) => {
                     self.finish_step(&mut step, deadline, &mut results).await;
                     results.push(Err(error.into()));
@@ -120,13 +119,15 @@ impl Gateway {
                 }
             };
             match command {
-                Ok((client, change)) => {
-                    if step.as_ref().is_some_and(|(other, _)| *other != client) {
+                (op, Ok((client, change))) => {
+                    if step.as_ref().is_some_and(|step: &Step| step.client != client) {
                         self.finish_step(&mut step, deadline, &mut results).await;
                     }
-                    step.get_or_insert_with(|| (client, Vec::new())).1.push(change);
+                    let step = step.get_or_insert_with(|| Step { client, ops: Vec::new(), changes: Vec::new() });
+                    step.ops.push(op);
+                    step.changes.push(change);
                 }
-                Err(command) => {
+                (_, Err(command)) => {
                     self.finish_step(&mut step, deadline, &mut results).await;
                     let result = timeout_at(deadline, self.execute(command)).await;
                     results.push(result.unwrap_or(Err(OUT_OF_TIME)).map_err(BatchFailure::Failed));
@@ -134,21 +135,32 @@ impl Gateway {
             }
         }
         self.finish_step(&mut step, deadline, &mut results).await;
+        self.count("batch", &Ok(()));
         Ok(results)
     }
 
     async fn finish_step(
         &self,
-        step: &mut Option<(ClientId, Vec<Change>)>,
+        step: &mut Option<Step>,
         deadline: Instant,
         results: &mut Vec<Result<Reply, BatchFailure>>,
     ) {
-        let Some((client, changes)) = step.take() else { return };
-        let count = changes.len();
+        let Some(Step { client, ops, changes }) = step.take() else { return };
         let done = timeout_at(deadline, self.change(client, changes)).await;
-        let done = done.unwrap_or_else(|_| vec![Err(OUT_OF_TIME); count]);
-        results.extend(done.into_iter().map(|result| result.map_err(BatchFailure::Failed)));
+        let done = done.unwrap_or_else(|_| vec![Err(OUT_OF_TIME); ops.len()]);
+        for (op, result) in ops.into_iter().zip(done) {
+            self.count(op, &result);
+            results.push(result.map_err(BatchFailure::Failed));
+        }
     }
+}
+
+/// Changes of one client in a batch that are waiting to be one step.
+struct Step {
+    client: ClientId,
+    /// Their names, to be counted under.
+    ops: Vec<&'static str>,
+    changes: Vec<Change>,
 }
 
 const OUT_OF_TIME: Failure = Failure::Unreachable("the batch ran out of time");

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use crate::client::{Client, SendLimit};
 use crate::command::{self, Command, Reply, Sent};
 use crate::config::ClientConfig;
-use crate::hub::{Departed, Except, Hub, Stopped, Target, TooManyGroups};
+use crate::hub::{Delivered, Departed, Except, Hub, Stopped, Target, TooManyGroups};
 use crate::id::{ClientId, ConnectionIds, Group, LanAddress, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
@@ -174,9 +174,13 @@ impl Gateway {
     pub async fn execute(&self, command: Command) -> Result<Reply, Failure> {
         let op = command.name();
         let result = Box::pin(self.carry_out(command)).await;
+        self.count(op, &result);
+        result
+    }
+
+    fn count<T>(&self, op: &'static str, result: &Result<T, Failure>) {
         let outcome = result.as_ref().map_or_else(Failure::code, |_| "ok");
         self.metrics.commands.get_or_create(&Outcome { op, outcome }).inc();
-        result
     }
 
     async fn carry_out(&self, command: Command) -> Result<Reply, Failure> {
@@ -196,15 +200,11 @@ impl Gateway {
             }
             Command::SendToUid(c) => {
                 let message = command::payload(c.message, c.binary)?;
-                let offline = c
-                    .uid
-                    .is_array()
-                    .then(|| c.uid.items().iter().filter(|uid| !self.hub.holds_uid(uid)).cloned().collect());
-                let reply = self.send(Target::Uids(c.uid.into_items().into()), None, message, c.confirm).await?;
-                Ok(match reply {
-                    Reply::Sent(sent) => Reply::Sent(Sent { offline, ..sent }),
-                    other => other,
-                })
+                let uids: Arc<[Uid]> = c.uid.items().into();
+                let delivered = self.hub.deliver(Target::Uids(Arc::clone(&uids)), None, message, c.confirm).await?;
+                let offline = uids.iter().enumerate().filter(|(place, _)| !delivered.held.contains(place));
+                let offline = c.uid.is_array().then(|| offline.map(|(_, uid)| uid.clone()).collect());
+                Ok(Reply::Sent(Sent { offline, ..sent(&delivered, c.confirm) }))
             }
             Command::SendToGroup(c) => {
                 let message = command::payload(c.message, c.binary)?;
@@ -303,11 +303,7 @@ impl Gateway {
         confirm: bool,
     ) -> Result<Reply, Failure> {
         let delivered = self.hub.deliver(to, except, message, confirm).await?;
-        Ok(Reply::Sent(Sent {
-            nodes: delivered.held.into(),
-            offline: None,
-            clients: confirm.then_some(delivered.clients),
-        }))
+        Ok(Reply::Sent(sent(&delivered, confirm)))
     }
 
     async fn close_uid(
@@ -343,6 +339,11 @@ impl Gateway {
         });
         Ok(members.await?.into_iter().flatten().collect())
     }
+}
+
+fn sent(delivered: &Delivered, confirm: bool) -> Sent {
+    let nodes = u64::from(!delivered.held.is_empty());
+    Sent { nodes, offline: None, clients: confirm.then_some(delivered.clients) }
 }
 
 fn heard(held: bool) -> Reply {

@@ -91,24 +91,19 @@ fn positional(query: &[u8], form: &[u8]) -> Result<(&'static Operation, String),
             method = Some(value);
             continue;
         }
-        let index = key.strip_prefix("args[").and_then(|rest| rest.split_once(']'));
-        match index {
-            Some(("", "")) => {
-                let next = args.last_key_value().map_or(0, |(last, _)| last + 1);
-                args.insert(next, Argument::One(value.into_owned()));
-            }
-            Some((number, inner)) if number.parse::<u8>().is_ok() => {
-                let number = number.parse::<u8>().map_or(0, usize::from);
-                if inner.is_empty() {
-                    args.insert(number, Argument::One(value.into_owned()));
-                } else if let (Argument::Many(values), true) = (
-                    args.entry(number).or_insert_with(|| Argument::Many(Vec::new())),
-                    inner.starts_with('[') && inner.ends_with(']'),
-                ) {
-                    values.push(value.into_owned());
-                }
-            }
-            _ => return Err(Invalid::field(key.into_owned(), "is not an argument; they are method and args[]").into()),
+        let unknown =
+            || Invalid::field(key.clone().into_owned(), "is not an argument; they are method, args[] and args[n][]");
+        let inside = key.strip_prefix("args[").and_then(|rest| rest.strip_suffix(']')).ok_or_else(unknown)?;
+        let (place, is_list) = inside.strip_suffix("][").map_or((inside, false), |place| (place, true));
+        let place = match place {
+            "" if !is_list => args.last_key_value().map_or(0, |(last, _)| last + 1),
+            number => number.parse::<u8>().map(usize::from).map_err(|_| unknown())?,
+        };
+        match (args.get_mut(&place), is_list) {
+            (None, false) => drop(args.insert(place, Argument::One(value.into_owned()))),
+            (None, true) => drop(args.insert(place, Argument::Many(vec![value.into_owned()]))),
+            (Some(Argument::Many(values)), true) => values.push(value.into_owned()),
+            (Some(_), _) => return Err(Invalid::field(key.into_owned(), "comes twice").into()),
         }
     }
     let op = Operation::find(&method.ok_or_else(|| Invalid::field("method", "is missing"))?)?;

@@ -101,6 +101,10 @@ async fn root(
 ) -> Response {
     let query = query.unwrap_or_default();
     if method == Method::POST || guard::is_method_form(&query) {
+        if method == Method::HEAD {
+            return Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "?method= takes GET or POST")
+                .into_response();
+        }
         return api::run_method(&shared.api.gateway, &query, &headers, body).await.into_response();
     }
     let mut page = Html(shared.page.to_string()).into_response();

@@ -111,7 +111,9 @@ impl Turns {
 }
 
 /// A socket whose client must finish a request's head in time once it has begun: the first from the moment it
-/// connected, later ones from their first byte. (hyper's own `header_read_timeout` also runs between two requests.)
+/// connected, later ones from their first byte. (hyper's own `header_read_timeout` also runs between two
+/// requests.) A head whose first bytes were pipelined with the request before is only held to [`IDLE`], like a
+/// connection that says nothing more.
 struct HeadDeadline {
     socket: TcpStream,
     turns: Turns,

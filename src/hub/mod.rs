@@ -6,6 +6,7 @@
 mod shard;
 mod targets;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -58,10 +59,11 @@ enum Op {
 }
 
 /// What became of a message on this node.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Delivered {
-    /// Whether anybody here is named by the target.
-    pub held: bool,
+    /// Places in the target's list that have clients here (exceptions are not looked at); for everyone, 0 when there
+    /// is anyone.
+    pub held: BTreeSet<usize>,
     /// Sockets that took it, when that was asked.
     pub clients: u64,
 }
@@ -133,15 +135,29 @@ impl Hub {
         message: Message,
         confirm: bool,
     ) -> Result<Delivered, Stopped> {
-        let mut shards = Shards::default();
-        match &to {
-            Target::All => (0..self.inboxes.len()).for_each(|shard| shards.add(Shards::one(shard))),
-            Target::Clients(ids) => ids.iter().for_each(|id| shards.add(Shards::one(self.shard_of(*id)))),
-            Target::Uids(names) => names.iter().for_each(|name| shards.add(self.uids.shards(name))),
-            Target::Groups(names) => names.iter().for_each(|name| shards.add(self.groups.shards(name))),
+        // Of one name the index tells which shards hold it. Of several only the shards themselves can tell: a client
+        // that moves from one name to another in one step must be found under one of them.
+        let (shards, ask) = match &to {
+            Target::All => (self.all_shards(), confirm),
+            Target::Clients(ids) => {
+                let mut shards = Shards::default();
+                ids.iter().for_each(|id| shards.add(Shards::one(self.shard_of(*id))));
+                (shards, true)
+            }
+            Target::Uids(names) => match &**names {
+                [name] => (self.uids.shards(name), confirm),
+                _ => (self.all_shards(), true),
+            },
+            Target::Groups(names) => match &**names {
+                [name] => (self.groups.shards(name), confirm),
+                _ => (self.all_shards(), true),
+            },
+        };
+        let mut delivered = Delivered { held: BTreeSet::new(), clients: 0 };
+        let known = if matches!(to, Target::All) { self.clients() > 0 } else { !shards.is_empty() };
+        if known && !ask {
+            delivered.held.insert(0);
         }
-        // Whether a client is here only its shard knows.
-        let ask = confirm || matches!(to, Target::Clients(_));
         let mut answers = Vec::new();
         for shard in shards.iter() {
             let heard = ask.then(|| {
@@ -152,18 +168,12 @@ impl Hub {
             let delivery = Delivery { to: to.clone(), except: except.clone(), message: message.clone(), heard };
             self.push(shard, Op::Deliver(delivery)).await?;
         }
-        let mut sum = Heard::default();
         for answer in answers {
-            let heard = answer.await.map_err(|_| Stopped)?;
-            sum.targets += heard.targets;
-            sum.took += heard.took;
+            let Heard { held, took } = answer.await.map_err(|_| Stopped)?;
+            delivered.held.extend(held);
+            delivered.clients += took as u64;
         }
-        let held = match to {
-            Target::All => self.clients() > 0,
-            Target::Clients(_) => sum.targets > 0,
-            Target::Uids(_) | Target::Groups(_) => !shards.is_empty(),
-        };
-        Ok(Delivered { held, clients: sum.took as u64 })
+        Ok(delivered)
     }
 
     /// Acts on the shard that holds a client, in order with the messages to it.
@@ -184,16 +194,16 @@ impl Hub {
         self.at_shards(self.uids.shards(uid), act).await
     }
 
-    /// Acts on every shard that holds any of these groups.
+    /// Acts on every shard that holds any of these groups, and, if they are several, on others.
     pub async fn at_groups<T: Send + 'static>(
         &self,
         groups: &[Group],
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        let mut shards = Shards::default();
-        for group in groups {
-            shards.add(self.groups.shards(group));
-        }
+        let shards = match groups {
+            [group] => self.groups.shards(group),
+            _ => self.all_shards(),
+        };
         self.at_shards(shards, act).await
     }
 
@@ -202,9 +212,7 @@ impl Hub {
         &self,
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        let mut shards = Shards::default();
-        (0..self.inboxes.len()).for_each(|shard| shards.add(Shards::one(shard)));
-        self.at_shards(shards, act).await
+        self.at_shards(self.all_shards(), act).await
     }
 
     /// Ends up to `count` connections, whichever; returns how many.
@@ -247,6 +255,12 @@ impl Hub {
     /// Every group, with its number of members.
     pub fn for_each_group(&self, visit: impl FnMut(&Group, usize)) {
         self.groups.for_each(visit);
+    }
+
+    fn all_shards(&self) -> Shards {
+        let mut shards = Shards::default();
+        (0..self.inboxes.len()).for_each(|shard| shards.add(Shards::one(shard)));
+        shards
     }
 
     async fn at_shards<T: Send + 'static>(
@@ -340,7 +354,7 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
         for op in ops.drain(..) {
             match op {
                 Op::Deliver(delivery) => shard.deliver(delivery, alone),
-                Op::Insert(client, first) => shard.insert(client, first.as_ref()),
+                Op::Insert(client, first) => shard.insert(&client, first.as_ref()),
                 Op::Run(act) => act(&mut shard),
             }
             shard.settle();

@@ -28,6 +28,9 @@ use crate::session::Session;
 /// How many sockets are written before the inbox is looked at again: about 4 ms.
 pub(super) const PIECE: usize = 1000;
 
+/// So many clients' memory is asked for at once, before the first of them is written to: the waits for it overlap.
+const PREFETCH: usize = 16;
+
 /// Whom a message is for.
 #[derive(Debug, Clone)]
 pub enum Target {
@@ -60,10 +63,10 @@ pub(super) struct Delivery {
 }
 
 /// What became of a message in one shard.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Heard {
-    /// Clients that the target named, exceptions included.
-    pub(super) targets: usize,
+    /// Places in the target's list of those that have clients here, exceptions included; for everyone, 0 when there is anyone.
+    pub(super) held: Vec<usize>,
     /// Sockets that took it.
     pub(super) took: usize,
 }
@@ -96,6 +99,8 @@ pub struct Shard {
     /// Left during the present step, one entry for each membership: still in the node's index.
     left_uids: Vec<Uid>,
     left_groups: Vec<Group>,
+    /// Let go during the present step; their owners are told when the index holds them no more.
+    departing: Vec<(Arc<Client>, Departed)>,
     /// By slot: the delivery that has visited it last, so that nobody gets a message twice.
     visited: Vec<u32>,
     visit: u32,
@@ -129,6 +134,7 @@ impl Shard {
             groups: HashMap::new(),
             left_uids: Vec::new(),
             left_groups: Vec::new(),
+            departing: Vec::new(),
             visited: Vec::new(),
             visit: 0,
             broadcast: None,
@@ -141,11 +147,8 @@ impl Shard {
     // --- coming and going ---
 
     /// Takes a client in; `first` is what it gets before anything else.
-    pub(super) fn insert(&mut self, client: Arc<Client>, first: Option<&Message>) {
+    pub(super) fn insert(&mut self, client: &Arc<Client>, first: Option<&Message>) {
         let connection = client.id().connection;
-        if let Some(first) = first {
-            client.send(first);
-        }
         let facts = Facts { uid: None, groups: Vec::new(), session: None, heartbeat: Heartbeat::default() };
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -159,10 +162,14 @@ impl Shard {
         if let (Some(client_place), Some(facts_place)) =
             (self.clients.get_mut(slot as usize), self.facts.get_mut(slot as usize))
         {
-            *client_place = Some(client);
+            *client_place = Some(Arc::clone(client));
             *facts_place = Some(facts);
             self.by_connection.insert(connection, slot);
             self.total.fetch_add(1, Ordering::Relaxed);
+        }
+        // Last: whoever reads it may ask at once.
+        if let Some(first) = first {
+            client.send(first);
         }
     }
 
@@ -190,7 +197,7 @@ impl Shard {
         }
         let departed =
             Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
-        client.depart(departed);
+        self.departing.push((client, departed));
     }
 
     /// The client's socket has ended by itself.
@@ -247,6 +254,9 @@ impl Shard {
     pub(super) fn settle(&mut self) {
         settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids);
         settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups);
+        for (client, departed) in self.departing.drain(..) {
+            client.depart(departed);
+        }
     }
 
     // --- changes ---
@@ -399,8 +409,8 @@ impl Shard {
     pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) {
         let Delivery { to, except, message, heard } = delivery;
         let mut slots = std::mem::take(&mut self.slots);
-        let targets = self.resolve(&to, except.as_deref(), &mut slots);
-        let broadcast = Broadcast { message, slots, next: 0, result: Heard { targets, took: 0 }, heard };
+        let held = self.resolve(&to, except.as_deref(), &mut slots, heard.is_some());
+        let broadcast = Broadcast { message, slots, next: 0, result: Heard { held, took: 0 }, heard };
         self.broadcast = Some(broadcast);
         if alone {
             self.write_piece();
@@ -409,23 +419,42 @@ impl Shard {
         }
     }
 
-    /// The slots of those a message is for, each once; returns how many the target names, exceptions included.
-    fn resolve(&mut self, to: &Target, except: Option<&Except>, slots: &mut Vec<Slot>) -> usize {
+    /// The slots of those a message is for, each once; returns, if somebody asked,
+    /// the places in the target's list that have any.
+    fn resolve(&mut self, to: &Target, except: Option<&Except>, slots: &mut Vec<Slot>, tell: bool) -> Vec<usize> {
         slots.clear();
-        let mut several = false;
-        match to {
-            Target::All => slots.extend(self.by_connection.values()),
-            Target::Clients(ids) => slots.extend(ids.iter().filter_map(|id| self.slot(*id))),
+        let mut held = Vec::new();
+        let mut add = |place: usize, found: &mut dyn Iterator<Item = Slot>| {
+            let before = slots.len();
+            slots.extend(found);
+            if tell && slots.len() > before {
+                held.push(place);
+            }
+        };
+        let several = match to {
+            Target::All => {
+                add(0, &mut self.by_connection.values().copied());
+                false
+            }
+            Target::Clients(ids) => {
+                ids.iter().enumerate().for_each(|(place, id)| add(place, &mut self.slot(*id).into_iter()));
+                false
+            }
             Target::Uids(names) => {
-                several = names.len() > 1;
-                slots.extend(names.iter().filter_map(|name| self.uids.get(name)).flat_map(Members::iter));
+                let members = names.iter().map(|name| self.uids.get(name));
+                members
+                    .enumerate()
+                    .for_each(|(place, members)| add(place, &mut members.into_iter().flat_map(Members::iter)));
+                names.len() > 1
             }
             Target::Groups(names) => {
-                several = names.len() > 1;
-                slots.extend(names.iter().filter_map(|name| self.groups.get(name)).flat_map(Members::iter));
+                let members = names.iter().map(|name| self.groups.get(name));
+                members
+                    .enumerate()
+                    .for_each(|(place, members)| add(place, &mut members.into_iter().flat_map(Members::iter)));
+                names.len() > 1
             }
-        }
-        let targets = slots.len();
+        };
         // Only several names can mean one client twice; those excepted count as visited.
         if several || except.is_some() {
             self.visit = self.visit.wrapping_add(1);
@@ -444,7 +473,7 @@ impl Shard {
                 _ => false,
             });
         }
-        targets
+        held
     }
 
     fn visit_excepted(&mut self, except: &Except) {
@@ -482,10 +511,15 @@ impl Shard {
     /// Hands the message under way to the next `most` of its targets.
     fn hand(&mut self, most: usize, give: impl Fn(&Client, &Message) -> Pushed) {
         let Some(mut broadcast) = self.broadcast.take() else { return };
-        let piece = broadcast.slots.iter().skip(broadcast.next).take(most);
-        broadcast.next = broadcast.next.saturating_add(most);
+        let piece = broadcast.slots.get(broadcast.next..).unwrap_or_default();
+        let piece = piece.get(..most).unwrap_or(piece);
+        broadcast.next += piece.len();
         let mut overflowed = Vec::new();
-        for &slot in piece {
+        for (place, &slot) in piece.iter().enumerate() {
+            if place % PREFETCH == 0 {
+                let next = piece.iter().skip(place).take(PREFETCH);
+                next.filter_map(|&slot| self.clients.get(slot as usize)?.as_ref()).for_each(|client| client.prefetch());
+            }
             let Some(Some(client)) = self.clients.get(slot as usize) else { continue };
             match give(client, &broadcast.message) {
                 Pushed::Taken => broadcast.result.took += 1,

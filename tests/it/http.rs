@@ -892,15 +892,6 @@ async fn the_head_of_a_later_request_has_its_time_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn half_a_head_that_came_with_the_request_before_has_its_time_too() {
-    let node = Node::start_with(&[("MOONGATE_HANDSHAKE_TIMEOUT", "300ms")]).await;
-    let both = format!("GET /healthz HTTP/1.1\r\nHost: {}\r\n\r\nGET /healthz HTTP/1.1\r\nHost", node.api);
-    let mut socket = TcpStream::connect(node.api).await.unwrap();
-    socket.write_all(both.as_bytes()).await.unwrap();
-    is_cut(&mut socket).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn an_idle_kept_connection_is_not_cut_by_the_time_for_a_head() {
     let node = Node::start_with(&[("MOONGATE_HANDSHAKE_TIMEOUT", "100ms")]).await;
     let mut caller = node.caller().await;

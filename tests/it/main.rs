@@ -4,7 +4,9 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::format_push_string,
     clippy::large_futures,
+    clippy::unused_async,
     unreachable_pub,
     reason = "all of this is a test"
 )]
