@@ -5,8 +5,8 @@
 //!
 //! **Delivery.** All messages that are ready are appended to the outboxes of their targets; outboxes that became dirty
 //! are remembered; then each is flushed once, so that what waits for one socket leaves in one write. A message that is
-//! alone is written in the same touch: at 5,000 clients the second touch, of memory that the cache has lost meanwhile,
-//! cost half as much again in user space (0.53 against 0.35 µs a delivery). Both go in pieces of [`PIECE`] sockets,
+//! alone is written in the same touch: 0.26 against 0.34 µs of user time a delivery to 5,000, as the cache has lost most
+//! of the clients by the second touch. Both go in pieces of [`PIECE`] sockets,
 //! between which the inbox is looked at: messages to others pass a big broadcast. Before anything else happens, what is
 //! left of a message that was alone is appended where it is still missing: the order holds for everyone.
 
@@ -29,6 +29,7 @@ use crate::session::Session;
 pub(super) const PIECE: usize = 1000;
 
 /// So many clients' memory is asked for at once, before the first of them is written to: the waits for it overlap.
+/// With the write past tokio (see `client`) it halved the user part of a delivery to 5,000: from 0.50 to 0.25 µs.
 const PREFETCH: usize = 16;
 
 /// Whom a message is for.
@@ -493,11 +494,11 @@ impl Shard {
             return;
         }
         let piece = self.dirty.len().min(PIECE);
-        for slot in self.dirty.drain(..piece) {
-            if let Some(client) = self.clients.get(slot as usize).and_then(Option::as_ref) {
-                client.flush();
-            }
-        }
+        let mut slots = std::mem::take(&mut self.slots);
+        slots.clear();
+        slots.extend(self.dirty.drain(..piece));
+        for_each_prefetched(&self.clients, &slots, |_, client| client.flush());
+        self.slots = slots;
     }
 
     /// Something else comes in: what is left of a message that was alone goes into the outboxes first, so that the
@@ -515,22 +516,15 @@ impl Shard {
         let piece = piece.get(..most).unwrap_or(piece);
         broadcast.next += piece.len();
         let mut overflowed = Vec::new();
-        for (place, &slot) in piece.iter().enumerate() {
-            if place % PREFETCH == 0 {
-                let next = piece.iter().skip(place).take(PREFETCH);
-                next.filter_map(|&slot| self.clients.get(slot as usize)?.as_ref()).for_each(|client| client.prefetch());
+        for_each_prefetched(&self.clients, piece, |slot, client| match give(client, &broadcast.message) {
+            Pushed::Taken => broadcast.result.took += 1,
+            Pushed::TakenFirst => {
+                broadcast.result.took += 1;
+                self.dirty.push_back(slot);
             }
-            let Some(Some(client)) = self.clients.get(slot as usize) else { continue };
-            match give(client, &broadcast.message) {
-                Pushed::Taken => broadcast.result.took += 1,
-                Pushed::TakenFirst => {
-                    broadcast.result.took += 1;
-                    self.dirty.push_back(slot);
-                }
-                Pushed::Overflowed => overflowed.push(slot),
-                Pushed::Dropped | Pushed::Closed => {}
-            }
-        }
+            Pushed::Overflowed => overflowed.push(slot),
+            Pushed::Dropped | Pushed::Closed => {}
+        });
         for slot in overflowed {
             self.remove(slot, Close::SLOW);
         }
@@ -595,6 +589,19 @@ struct Broadcast {
     next: usize,
     result: Heard,
     heard: Option<oneshot::Sender<Heard>>,
+}
+
+/// Visits the clients of these slots; the memory of a few at a time is asked for before the first of them is visited.
+fn for_each_prefetched(clients: &[Option<Arc<Client>>], slots: &[Slot], mut visit: impl FnMut(Slot, &Client)) {
+    for few in slots.chunks(PREFETCH) {
+        let client = |slot: Slot| clients.get(slot as usize).and_then(Option::as_ref);
+        few.iter().filter_map(|&slot| client(slot)).for_each(|client| client.prefetch());
+        for &slot in few {
+            if let Some(client) = client(slot) {
+                visit(slot, client);
+            }
+        }
+    }
 }
 
 /// What is known about a client, borrowed.
