@@ -189,6 +189,11 @@ impl Client {
         }
     }
 
+    /// Whether it still takes messages.
+    pub fn is_open(&self) -> bool {
+        self.outbox.lock().stage == Stage::Open
+    }
+
     /// Ends the connection in order: what is queued, `last`, then a close frame. False when it is ending already.
     pub fn close(&self, last: Option<&Message>, close: Close) -> bool {
         let outbox = &mut *self.outbox.lock();

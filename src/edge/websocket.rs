@@ -23,7 +23,7 @@ use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use super::{ConnectionSettings, Edge};
 use crate::client::Client;
 use crate::gateway::Gateway;
-use crate::hub::Stopped;
+use crate::hub::{Departed, Stopped};
 use crate::message::Close;
 
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
@@ -63,39 +63,39 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
     let mut socket = Box::pin(stream).await;
 
     let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket));
-    let mut goodbye = false;
-    let close = match AssertUnwindSafe(talk).catch_unwind().await {
-        Ok(End::Peer(close)) => {
-            goodbye = true;
-            close
-        }
-        Ok(End::Violation(close)) => {
-            client.close(None, close.clone());
-            close
-        }
-        Ok(End::Ours | End::Lost) => client.our_close().unwrap_or(Close::LOST),
-        Err(_) => {
-            tracing::error!(client_id = %client.id(), "a connection's task panicked");
-            client.destroy();
-            Close::LOST
-        }
+    let end = AssertUnwindSafe(talk).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(client_id = %client.id(), "a connection's task panicked");
+        client.destroy();
+        End::Lost
+    });
+    let (goodbye, violation) = (matches!(end, End::Peer(_)), matches!(end, End::Violation(_)));
+    let close = match end {
+        End::Peer(close) | End::Violation(close) => close,
+        End::Ours | End::Lost => client.our_close().unwrap_or(Close::LOST),
     };
-    // That the client has left does not wait for a slow peer.
     Box::pin(async {
-        let told = leave(&gateway, &client, close);
-        let (told, ()) = tokio::join!(told, finish(&client, &mut socket, goodbye));
-        // A stopping node's hub answers no more; then nobody listens either.
-        told.ok();
+        // First it leaves: whoever sees a close frame of ours finds that the client has left.
+        let departed = leave(&gateway, &client, close.clone()).await;
+        if violation {
+            client.close(None, close);
+        }
+        let told = async {
+            // A stopping node's hub answers no more; then nobody listens either.
+            if let Ok(departed) = departed {
+                gateway.departed(*departed).await.ok();
+            }
+        };
+        // That is told without waiting for a slow peer.
+        tokio::join!(told, finish(&client, &mut socket, goodbye));
     })
     .await;
     client.release();
 }
 
-/// Has the client leave the hub, if it is not the hub that let it go, and tells what it had.
-async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<(), Stopped> {
+/// Has the client leave the hub, if it is not the hub that let it go; returns what it had.
+async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<Box<Departed>, Stopped> {
     gateway.hub().ended(client.id(), close).await?;
-    let departed = std::future::poll_fn(|cx| client.poll_departed(cx)).await;
-    gateway.departed(*departed).await
+    Ok(std::future::poll_fn(|cx| client.poll_departed(cx)).await)
 }
 
 /// Gets the close frame out, waits for the peer's, and ends the socket without a reset. `goodbye`: the peer's close

@@ -75,6 +75,16 @@ pub(super) struct Heard {
 /// A client's place in its shard; used again after the client has left.
 type Slot = u32;
 
+/// What is still to be said to a client that was let go.
+enum Farewell {
+    /// Its socket has ended, or it is closing already.
+    None,
+    /// This message, and the close frame.
+    Close(Option<Message>),
+    /// Nothing: its connection ends at once.
+    Destroy,
+}
+
 /// What the shard knows about a client.
 struct Facts {
     uid: Option<Uid>,
@@ -100,8 +110,9 @@ pub struct Shard {
     /// Left during the present step, one entry for each membership: still in the node's index.
     left_uids: Vec<Uid>,
     left_groups: Vec<Group>,
-    /// Let go during the present step; their owners are told when the index holds them no more.
-    departing: Vec<(Arc<Client>, Departed)>,
+    /// Let go during the present step. They are told goodbye, and their owners what they had, when the index holds
+    /// them no more: whoever sees the close frame finds that the client has left.
+    departing: Vec<(Arc<Client>, Departed, Farewell)>,
     /// By slot: the delivery that has visited it last, so that nobody gets a message twice.
     visited: Vec<u32>,
     visit: u32,
@@ -175,7 +186,7 @@ impl Shard {
     }
 
     /// Lets a client go, whatever ended it: it leaves its uid and groups, and its owner is told what it had. The only way out.
-    fn remove(&mut self, slot: Slot, close: Close) {
+    fn remove(&mut self, slot: Slot, close: Close, farewell: Farewell) {
         let place = slot as usize;
         let Some(client) = self.clients.get_mut(place).and_then(Option::take) else { return };
         let Some(facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
@@ -198,13 +209,13 @@ impl Shard {
         }
         let departed =
             Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
-        self.departing.push((client, departed));
+        self.departing.push((client, departed, farewell));
     }
 
     /// The client's socket has ended by itself.
     pub(super) fn ended(&mut self, id: ClientId, close: Close) {
         if let Some(slot) = self.slot(id) {
-            self.remove(slot, close);
+            self.remove(slot, close, Farewell::None);
         }
     }
 
@@ -216,10 +227,7 @@ impl Shard {
     /// Ends a client's connection at once. False when it is not here.
     pub fn destroy(&mut self, id: ClientId) -> bool {
         let Some(slot) = self.slot(id) else { return false };
-        if let Some(client) = self.client(slot) {
-            client.destroy();
-        }
-        self.remove(slot, Close::DESTROYED);
+        self.remove(slot, Close::DESTROYED, Farewell::Destroy);
         true
     }
 
@@ -245,9 +253,9 @@ impl Shard {
 
     fn close_slot(&mut self, slot: Slot, last: Option<&Message>, close: &Close) -> bool {
         let Some(client) = self.client(slot) else { return false };
-        let ours = client.close(last, close.clone());
-        self.remove(slot, close.clone());
-        ours
+        let is_open = client.is_open();
+        self.remove(slot, close.clone(), Farewell::Close(last.cloned()));
+        is_open
     }
 
     /// Ends a step: what was left leaves the node's index, too. Not before: whoever sends to a uid or group looks there
@@ -255,7 +263,12 @@ impl Shard {
     pub(super) fn settle(&mut self) {
         settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids);
         settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups);
-        for (client, departed) in self.departing.drain(..) {
+        for (client, departed, farewell) in self.departing.drain(..) {
+            match farewell {
+                Farewell::None => {}
+                Farewell::Close(last) => drop(client.close(last.as_ref(), departed.close.clone())),
+                Farewell::Destroy => client.destroy(),
+            }
             client.depart(departed);
         }
     }
@@ -526,7 +539,7 @@ impl Shard {
             Pushed::Dropped | Pushed::Closed => {}
         });
         for slot in overflowed {
-            self.remove(slot, Close::SLOW);
+            self.remove(slot, Close::SLOW, Farewell::None);
         }
         if broadcast.next < broadcast.slots.len() {
             self.broadcast = Some(broadcast);
