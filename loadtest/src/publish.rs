@@ -183,6 +183,21 @@ struct Lane {
     free_at: u64,
 }
 
+/// Asks something at once: a connection that has never said anything is cut after a while, and some runs begin with a pause.
+fn greet(stream: &mut std::net::TcpStream) -> Result<()> {
+    stream.set_read_timeout(Some(crate::PATIENCE))?;
+    stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+    let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
+    while !answer.ends_with(b"ok\n") {
+        let read = stream.read(&mut buffer)?;
+        if read == 0 {
+            return Err("the API closed the connection at the first request".into());
+        }
+        answer.extend(buffer.iter().take(read));
+    }
+    Ok(())
+}
+
 impl Publisher {
     /// Opens `lanes` connections (not more than topics). `members` counts the receivers of each topic.
     pub(crate) fn new(wire: Wire, lanes: usize, members: Vec<u32>, epoch: Instant) -> Result<Self> {
@@ -200,8 +215,11 @@ impl Publisher {
             epoch,
         };
         for index in 0..lanes.clamp(1, publisher.members.len().max(1)) {
-            let stream = std::net::TcpStream::connect_timeout(&publisher.wire.address(), crate::PATIENCE)?;
+            let mut stream = std::net::TcpStream::connect_timeout(&publisher.wire.address(), crate::PATIENCE)?;
             stream.set_nodelay(true)?;
+            if let Wire::Http(..) = publisher.wire {
+                greet(&mut stream)?;
+            }
             stream.set_nonblocking(true)?;
             let mut stream = TcpStream::from_std(stream);
             let both = Interest::READABLE | Interest::WRITABLE;
