@@ -13,7 +13,7 @@ help: ## This list
 run: ## One node on this machine, in release mode; nothing else needed
 	@cargo build --release --locked
 	@scripts/hello
-	@MOONGATE_DRAIN=$${MOONGATE_DRAIN:-1s} exec target/release/moongate
+	@MOONGATE_DRAIN=$${MOONGATE_DRAIN:-1s} exec cargo run --release --locked --quiet
 
 test: ## Everything that a change must pass: unit, property, integration, the real binary, the page in a browser
 	@scripts/install-test-tools

@@ -29,12 +29,15 @@ use rustls::ServerConnection;
 use tokio::net::TcpStream;
 
 use crate::config::SlowConsumer;
-use crate::hub::Departed;
-use crate::id::ClientId;
+use crate::id::{ClientId, Group, Uid};
 use crate::message::{Close, Message};
+use crate::session::Session;
 
 /// What is gathered for one write at the most. The kernel's own default send buffer is of this order.
 const GATHER: usize = 64 * 1024;
+
+/// What a waiting frame costs beside its bytes: many small messages shall not slip through under the limit.
+const OVERHEAD: usize = size_of::<Bytes>();
 
 /// An emptied queue keeps room for so many frames; a larger one is given back, or a burst would stay for ever.
 const KEEP_CAPACITY: usize = 4;
@@ -63,10 +66,25 @@ pub enum Pushed {
     TakenFirst,
     /// The outbox is full and the policy is to drop.
     Dropped,
-    /// The outbox is full and the policy is to close: the client is closing now, and its owner leaves the hub.
+    /// The outbox is full and the policy is to close: whoever sees this has the client leave, and then closes it.
     Overflowed,
     /// The client is closing or gone.
     Closed,
+}
+
+/// What a client had when it left.
+#[derive(Debug)]
+pub struct Departed {
+    /// Its id.
+    pub id: ClientId,
+    /// Its last uid.
+    pub uid: Option<Uid>,
+    /// Its last groups.
+    pub groups: Vec<Group>,
+    /// Its last session.
+    pub session: Option<Session>,
+    /// How it ended.
+    pub close: Close,
 }
 
 /// A connection; others hold it by `Arc`.
@@ -91,13 +109,15 @@ enum Stage {
 struct Outbox {
     /// Frames in order; of the first only what is not yet written.
     waiting: VecDeque<Bytes>,
-    /// Bytes in `waiting`.
+    /// Bytes in `waiting`, and [`OVERHEAD`] for each frame.
     bytes: usize,
     stage: Stage,
     /// The socket took no more: only the owner writes, when there is room.
     blocked: bool,
     /// Somebody owes a flush.
     dirty: bool,
+    /// More than the limit waited: to be closed. Nothing more is taken.
+    overflowed: bool,
     /// Why we are closing it, when it is we who do.
     close: Option<Close>,
     /// Left here by the hub when it let the client go; taken by the owner.
@@ -121,6 +141,7 @@ impl Client {
             stage: Stage::Open,
             blocked: false,
             dirty: false,
+            overflowed: false,
             close: None,
             departed: None,
             owner: None,
@@ -142,7 +163,7 @@ impl Client {
     /// Sends in one touch: written at once when nothing waits, else queued behind what does.
     pub fn send(&self, message: &Message) -> Pushed {
         let outbox = &mut *self.outbox.lock();
-        if outbox.stage != Stage::Open {
+        if outbox.stage != Stage::Open || outbox.overflowed {
             return Pushed::Closed;
         }
         let frame = message.frame();
@@ -168,7 +189,7 @@ impl Client {
     /// Queues without writing; on [`Pushed::TakenFirst`] the caller owes a flush, so that several messages leave in one write.
     pub fn append(&self, message: &Message) -> Pushed {
         let outbox = &mut *self.outbox.lock();
-        if outbox.stage != Stage::Open {
+        if outbox.stage != Stage::Open || outbox.overflowed {
             return Pushed::Closed;
         }
         match self.admit(outbox, message.frame()) {
@@ -228,7 +249,8 @@ impl Client {
 
     /// Checks the limit and queues; never returns `TakenFirst`.
     fn admit(&self, outbox: &mut Outbox, frame: &Bytes) -> Pushed {
-        if outbox.bytes > 0 && outbox.bytes + frame.len() > self.limit.bytes {
+        let full = |outbox: &Outbox| outbox.bytes > 0 && outbox.bytes + frame.len() + OVERHEAD > self.limit.bytes;
+        if full(outbox) {
             // What waits may only be waiting for its flush.
             if !outbox.blocked {
                 self.drain(outbox);
@@ -236,7 +258,7 @@ impl Client {
             if outbox.stage == Stage::Gone {
                 return Pushed::Closed;
             }
-            if outbox.bytes > 0 && outbox.bytes + frame.len() > self.limit.bytes {
+            if full(outbox) {
                 return self.overflow(outbox);
             }
         }
@@ -244,6 +266,7 @@ impl Client {
         Pushed::Taken
     }
 
+    /// A first frame may be whole still, and is sent then.
     fn overflow(&self, outbox: &mut Outbox) -> Pushed {
         match self.limit.policy {
             SlowConsumer::Drop => {
@@ -253,8 +276,8 @@ impl Client {
             SlowConsumer::Close => {
                 // The close frame shall not wait behind what the client does not read; but a frame begun is finished.
                 outbox.waiting.truncate(1);
-                outbox.bytes = outbox.waiting.front().map_or(0, Bytes::len);
-                self.start_closing(outbox, Close::SLOW);
+                outbox.bytes = outbox.waiting.front().map_or(0, |frame| frame.len() + OVERHEAD);
+                outbox.overflowed = true;
                 Pushed::Overflowed
             }
         }
@@ -283,14 +306,20 @@ impl Client {
         self.heard.store(true, Ordering::Relaxed);
     }
 
-    /// Drains a blocked outbox when the socket has room; ready as soon as the client is no longer open.
+    /// Whether more than the limit waited.
+    pub(crate) fn has_overflowed(&self) -> bool {
+        self.outbox.lock().overflowed
+    }
+
+    /// Drains a blocked outbox when the socket has room; ready as soon as it is to end.
     pub(crate) fn poll_ended(&self, cx: &mut Context<'_>) -> Poll<()> {
         let outbox = &mut *self.outbox.lock();
         outbox.owner_is(cx);
         if outbox.blocked {
             self.poll_drain(outbox, cx);
         }
-        if outbox.stage == Stage::Open && outbox.departed.is_none() { Poll::Pending } else { Poll::Ready(()) }
+        let ended = outbox.stage != Stage::Open || outbox.overflowed || outbox.departed.is_some();
+        if ended { Poll::Ready(()) } else { Poll::Pending }
     }
 
     /// Ready when nothing waits any more.
@@ -349,7 +378,7 @@ impl Client {
     /// all others, so order and framing stay right. After our own close frame nothing may follow.
     pub(crate) fn push_control(&self, frame: &[u8]) {
         let outbox = &mut *self.outbox.lock();
-        if outbox.stage != Stage::Open {
+        if outbox.stage != Stage::Open || outbox.overflowed {
             return;
         }
         let closes = Close::is_close_frame(frame);
@@ -431,7 +460,7 @@ fn shut_down(socket: &TcpStream, how: std::net::Shutdown) {
 
 impl Outbox {
     fn push(&mut self, frame: Bytes) {
-        self.bytes += frame.len();
+        self.bytes += frame.len() + OVERHEAD;
         self.waiting.push_back(frame);
     }
 
@@ -571,6 +600,7 @@ fn consume(waiting: &mut VecDeque<Bytes>, bytes: &mut usize, mut written: usize)
             return;
         }
         written -= first.len();
+        *bytes -= OVERHEAD;
         waiting.pop_front();
     }
 }

@@ -671,7 +671,7 @@ impl<T: Answer> Answer for BTreeMap<String, T> {
     }
 }
 
-/// What a command answers; printed as the `result` of CONTRACT 3.
+/// What a command answers; printed as the `result` of the API's answer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 #[allow(missing_docs)]

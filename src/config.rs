@@ -4,7 +4,6 @@
 //! mistakes at once, one line each.
 
 use std::ffi::OsString;
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -414,15 +413,18 @@ fn lan_ip(text: &str) -> Option<Ipv4Addr> {
     if text == "auto" { Some(Ipv4Addr::LOCALHOST) } else { parse(text) }
 }
 
+/// A name, a file or a POSIX rule, as the C library takes them.
 fn read_time_zone(value: &OsString, errors: &mut Vec<String>) -> TimeZone {
-    match value.to_str().map(|name| name.trim_start_matches(':')) {
-        Some("") => TimeZone::UTC,
-        Some(name) if TimeZone::get(name).is_ok() => TimeZone::get(name).unwrap_or(TimeZone::UTC),
-        _ => {
-            errors.push(format!("TZ: got {}, takes a time zone such as Asia/Shanghai", value.display()));
-            TimeZone::UTC
-        }
-    }
+    let text = value.to_str().map_or("?", |text| text.trim_start_matches(':'));
+    let zone = match text {
+        "" => Some(TimeZone::UTC),
+        path if path.starts_with('/') => std::fs::read(path).ok().and_then(|file| TimeZone::tzif(path, &file).ok()),
+        name => TimeZone::get(name).or_else(|_| TimeZone::posix(name)).ok(),
+    };
+    zone.unwrap_or_else(|| {
+        errors.push(format!("TZ: got {}, takes a time zone such as Asia/Shanghai", value.display()));
+        TimeZone::UTC
+    })
 }
 
 /// Variables that Kubernetes adds for a Service whose name begins with `moongate`.
@@ -453,15 +455,6 @@ impl ApiConfig {
     pub fn is_token(&self, offered: &str) -> bool {
         use subtle::ConstantTimeEq as _;
         self.token.as_ref().is_some_and(|token| token.expose_secret().as_bytes().ct_eq(offered.as_bytes()).into())
-    }
-}
-
-impl fmt::Display for SlowConsumer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Close => "close",
-            Self::Drop => "drop",
-        })
     }
 }
 

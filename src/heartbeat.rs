@@ -1,4 +1,4 @@
-//! `GatewayWorker`'s heartbeat, exactly its algorithm (`PROTOCOL` 8.7): a counter per client, −1 at first and after every
+//! `GatewayWorker`'s heartbeat, exactly its algorithm (its `Gateway::ping`): a counter per client, −1 at first and after every
 //! sign of life, looked at once a tick. A silent client is cut between limit + 0.5 and limit + 1 intervals.
 
 use std::time::Duration;

@@ -21,8 +21,8 @@
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
 //! Arrows go one way: `main → server → doors (edge, http) → gateway → hub → client → message, id`. Doors do not know
-//! each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static`: two
-//! nodes live in one process, and do in the tests.
+//! each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static` but one scratch
+//! buffer per thread: two nodes live in one process, and do in the tests.
 //!
 //! # Four flows
 //!
@@ -54,6 +54,7 @@
 //! - Nothing per client is allocated or encoded on the way of a message.
 //! - Outside input cannot panic: `unwrap`, `expect`, `panic` and indexing are denied outside tests.
 
+mod accept;
 pub mod client;
 pub mod command;
 pub mod config;

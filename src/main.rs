@@ -5,10 +5,11 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use moongate::config::{Config, LogConfig, LogFormat};
-use moongate::server::Server;
+use moongate::server::{Server, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 #[cfg(feature = "jemalloc")]
 mod allocator {
@@ -86,7 +87,8 @@ async fn serve(config: Config) -> ExitCode {
     let server = match Server::bind(config) {
         Ok(server) => server,
         Err(error) => {
-            return cannot_start(&error);
+            let exit = cannot_start(&error);
+            return if matches!(error, StartError::Tls(_)) { ExitCode::from(EXIT_SETTINGS) } else { exit };
         }
     };
     // One descriptor a client: the usual soft limit of 1,024 is far below what a node carries.
@@ -132,8 +134,7 @@ fn cannot_start(error: &dyn std::error::Error) -> ExitCode {
 /// The libraries log whole payloads at `trace`: they stay at `info` unless the filter names them.
 fn start_log(config: &LogConfig) {
     let mut filter = EnvFilter::new(&config.filter);
-    let verbose =
-        config.filter.split(',').any(|part| ["debug", "trace"].contains(&part.trim().to_lowercase().as_str()));
+    let verbose = filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO);
     for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls"] {
         if verbose
             && !config.filter.contains(library)

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
-use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -99,7 +100,7 @@ impl Server {
         let gateway = Arc::new(Gateway::new(hub, config.lan, &config.clients, &config.time_zone, Arc::clone(&metrics)));
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
-        let (connections, services) = (TaskTracker::new(), TaskTracker::new());
+        let (connections, mut services) = (TaskTracker::new(), JoinSet::new());
         let tls = certificates.is_some();
         let certificates = certificates.map(|certificates| {
             let certificates = Arc::new(certificates);
@@ -144,13 +145,8 @@ impl Server {
         }
         let left = drain(&gateway, &connections, &refusing, config.drain).await;
         closed.cancel();
-        services.close();
-        // Whoever does not read an answer is not waited for.
-        drop(timeout_at(Instant::now() + LAST_ANSWERS, services.wait()).await);
-        drop(gateway);
-        if left == 0 {
-            shard_tasks.all_ended().await;
-        }
+        // Whoever does not read an answer, or finish a request, is not waited for: what is left is dropped.
+        drop(timeout(LAST_ANSWERS, async { while services.join_next().await.is_some() {} }).await);
         Ok(left)
     }
 }

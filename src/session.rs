@@ -128,11 +128,8 @@ fn merge(base: &str, update: &str, out: &mut String) {
     let update_is_list = update.starts_with('[');
     // What is replaced as a whole is merged onto nothing of its own kind, so that its nulls delete then and on a repetition.
     let base_entries = entries(base);
-    let was_list = match &base_entries {
-        Some(entries) if !entries.is_empty() => base.starts_with('['),
-        _ => update_is_list,
-    };
-
+    let base_is_container = base_entries.is_some();
+    let base_has_entries = base_entries.as_ref().is_some_and(|entries| !entries.is_empty());
     let mut merged: Vec<(String, String)> =
         base_entries.unwrap_or_default().into_iter().map(|(key, value)| (key, value.to_owned())).collect();
     let mut places: HashMap<String, usize> =
@@ -163,6 +160,9 @@ fn merge(base: &str, update: &str, out: &mut String) {
         .filter_map(|(place, entry)| deleted.binary_search(&place).is_err().then_some(entry))
         .collect();
 
+    // An empty container takes the kind of what is put into it.
+    let base_decides = base_is_container && (base_has_entries || kept.is_empty());
+    let was_list = if base_decides { base.starts_with('[') } else { update_is_list };
     let is_list = was_list && kept.iter().enumerate().all(|(index, (key, _))| *key == index.to_string());
     out.push(if is_list { '[' } else { '{' });
     for (index, (key, value)) in kept.iter().enumerate() {
@@ -223,6 +223,8 @@ mod tests {
             (r#"{"l":[1,2,3]}"#, r#"{"l":{"1":null}}"#, r#"{"l":{"0":1,"2":3}}"#),
             ("{}", r#"{"l":[1,null,{"x":null}]}"#, r#"{"l":[1,null,{}]}"#),
             ("{}", r#"{"a":null,"a":1}"#, r#"{"a":1}"#),
+            (r#"{"l":[null]}"#, r#"{"l":{"0":null}}"#, r#"{"l":[]}"#),
+            (r#"{"l":[]}"#, r#"{"l":{"0":null}}"#, r#"{"l":[]}"#),
         ] {
             assert_eq!(session(stored).merge(&session(update)).as_str(), result, "{stored} + {update}");
         }

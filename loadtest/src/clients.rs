@@ -13,10 +13,12 @@ use std::time::Instant;
 use hdrhistogram::Histogram;
 use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
+use rustls::ClientConfig;
 
 use crate::frame::{self, Front};
 use crate::http;
 use crate::message::{Arrival, Header, Seen};
+use crate::session::Session;
 use crate::{PATIENCE, Result};
 
 /// The key and the answer to it of RFC 6455's own example: a tester needs no secrecy, so nobody here computes SHA-1.
@@ -30,10 +32,26 @@ const PORTS: usize = 28_000;
 const PER_SOURCE: usize = 20_000;
 const WAKE: Token = Token(usize::MAX);
 
+/// A socket and, over TLS, the session on it; boxed, as plain clients shall not carry its room.
+#[derive(Debug)]
+struct Link<S> {
+    stream: S,
+    tls: Option<Box<Session>>,
+}
+
+impl<S: Write> Link<S> {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
+        match &mut self.tls {
+            None => self.stream.write_all(bytes),
+            Some(session) => session.write(bytes, &mut self.stream),
+        }
+    }
+}
+
 /// A connection after its handshake and the server's first message.
 #[derive(Debug)]
 pub(crate) struct Connected {
-    stream: std::net::TcpStream,
+    link: Link<std::net::TcpStream>,
     /// By which the server knows it.
     pub(crate) client_id: String,
     /// What arrived behind the first message.
@@ -41,29 +59,36 @@ pub(crate) struct Connected {
 }
 
 /// Opens `count` connections, spread over `servers`, and waits for each one's `init` message. `side` keeps the source
-/// addresses of several servers under test apart.
-pub(crate) fn connect(servers: &[SocketAddr], count: usize, side: u8) -> Result<Vec<Connected>> {
+/// addresses of several servers under test apart; with `trust` they are TLS connections.
+pub(crate) fn connect(
+    servers: &[SocketAddr],
+    count: usize,
+    side: u8,
+    trust: Option<&Arc<ClientConfig>>,
+) -> Result<Vec<Connected>> {
     let mut clients = Vec::with_capacity(count);
     let many = count / servers.len().max(1) > PORTS;
     let mut opened = 0;
     while opened < count {
         crate::interrupted()?;
         // some dozens at a time, so that neither side waits for the other
-        let mut streams = Vec::new();
+        let mut links = Vec::new();
         for index in opened..count.min(opened + 64) {
             let server = servers.iter().cycle().nth(index % servers.len().max(1)).ok_or("no server to connect to")?;
             let source = Ipv4Addr::new(127, 0, side, 1 + (index / PER_SOURCE) as u8);
             let stream = open(*server, (many && server.ip().is_loopback()).then_some(source));
-            let mut stream = stream.map_err(|error| format!("client {index} to {server}: {error}"))?;
-            write!(
-                stream,
+            let stream = stream.map_err(|error| format!("client {index} to {server}: {error}"))?;
+            let tls = trust.map(Session::new).transpose()?.map(Box::new);
+            let mut link = Link { stream, tls };
+            let request = format!(
                 "GET / HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                  Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-            )?;
-            streams.push(stream);
+            );
+            link.write(request.as_bytes())?;
+            links.push(link);
         }
-        for stream in streams {
-            clients.push(greet(stream).map_err(|error| format!("client {}: {error}", clients.len()))?);
+        for link in links {
+            clients.push(greet(link).map_err(|error| format!("client {}: {error}", clients.len()))?);
         }
         opened = clients.len();
     }
@@ -83,11 +108,15 @@ fn open(server: SocketAddr, source: Option<Ipv4Addr>) -> Result<std::net::TcpStr
     Ok(stream)
 }
 
-fn greet(mut stream: std::net::TcpStream) -> Result<Connected> {
+fn greet(mut link: Link<std::net::TcpStream>) -> Result<Connected> {
     let mut input = Vec::new();
     let mut buffer = [0; 2048];
     loop {
-        let count = match stream.read(&mut buffer) {
+        let read = match &mut link.tls {
+            None => link.stream.read(&mut buffer),
+            Some(session) => session.read(&mut buffer, &mut link.stream),
+        };
+        let count = match read {
             Ok(count) => count,
             Err(error) if error.kind() == ErrorKind::WouldBlock => {
                 return Err("no init message in time; is INIT_MESSAGE the default?".into());
@@ -99,7 +128,7 @@ fn greet(mut stream: std::net::TcpStream) -> Result<Connected> {
         }
         input.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if let Some((client_id, rest)) = greeting(&input)? {
-            return Ok(Connected { stream, client_id: client_id.to_owned(), rest: rest.to_owned() });
+            return Ok(Connected { link, client_id: client_id.to_owned(), rest: rest.to_owned() });
         }
     }
 }
@@ -277,14 +306,17 @@ impl Pool {
             });
             let mut clients = Vec::with_capacity(share.len());
             for (index, (connected, topic)) in share.into_iter().enumerate() {
-                connected.stream.set_nonblocking(true)?;
-                let mut stream = TcpStream::from_std(connected.stream);
+                let Link { stream, tls } = connected.link;
+                stream.set_nonblocking(true)?;
+                let mut stream = TcpStream::from_std(stream);
                 poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-                clients.push(Client { stream, topic, open: true, seen: Seen::default(), rest: connected.rest });
+                let link = Link { stream, tls };
+                clients.push(Client { link, topic, open: true, seen: Seen::default(), rest: connected.rest });
             }
             // at least twice a message: a read always finds room behind the longest unfinished frame
             let buffer = vec![0; (256 * 1024).max(2 * size + 64 * 1024)];
-            let reader = Reader { poll, clients, buffer, size, epoch, shared: shared.clone(), gate: gate.clone() };
+            let (plain, gate) = (Vec::new(), gate.clone());
+            let reader = Reader { poll, clients, buffer, plain, size, epoch, shared: shared.clone(), gate };
             let thread = std::thread::Builder::new().name("receiver".to_owned()).spawn(move || reader.run())?;
             pool.threads.push((shared, thread));
         }
@@ -322,7 +354,7 @@ impl Drop for Pool {
 }
 
 struct Client {
-    stream: TcpStream,
+    link: Link<TcpStream>,
     topic: u32,
     open: bool,
     seen: Seen,
@@ -334,6 +366,8 @@ struct Reader {
     poll: Poll,
     clients: Vec<Client>,
     buffer: Vec<u8>,
+    /// What TLS clients' records held, behind the beginning of a cut frame.
+    plain: Vec<u8>,
     size: usize,
     epoch: Instant,
     shared: Arc<Shared>,
@@ -359,7 +393,7 @@ impl Reader {
             for event in &events {
                 if let Some(client) = self.clients.get_mut(event.token().0) {
                     let check = Check { size: self.size, epoch: self.epoch, stats: &mut stats };
-                    fresh += client.read(&mut self.buffer, event.is_read_closed(), check);
+                    fresh += client.read(&mut self.buffer, &mut self.plain, event.is_read_closed(), check);
                 }
             }
             drop(stats);
@@ -371,7 +405,7 @@ impl Reader {
         let mut bye = Vec::new();
         frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
         for client in &mut self.clients {
-            client.stream.write_all(&bye).ok();
+            client.link.write(&bye).ok();
         }
     }
 }
@@ -385,7 +419,7 @@ struct Check<'a> {
 impl Client {
     /// Reads all there is; gives the number of first-time deliveries. Events are edge-triggered, yet a short read means
     /// that nothing is left (epoll(7)), unless the end of the stream is behind it: so one read per event and not two.
-    fn read(&mut self, buffer: &mut [u8], ends: bool, mut check: Check<'_>) -> u64 {
+    fn read(&mut self, buffer: &mut [u8], plain: &mut Vec<u8>, ends: bool, mut check: Check<'_>) -> u64 {
         let mut fresh = 0;
         while self.open {
             let kept = self.rest.len();
@@ -395,7 +429,7 @@ impl Client {
             };
             front.copy_from_slice(&self.rest);
             let space = room.len();
-            let count = match self.stream.read(room) {
+            let count = match self.link.stream.read(room) {
                 Ok(0) => {
                     self.end(&mut check, || "the server ended the connection without a close frame".to_owned());
                     break;
@@ -408,7 +442,19 @@ impl Client {
                     break;
                 }
             };
-            let input = buffer.get(..kept + count).unwrap_or_default();
+            let input = match &mut self.link.tls {
+                None => buffer.get(..kept + count).unwrap_or_default(),
+                Some(session) => {
+                    let records = buffer.get(kept..kept + count).unwrap_or_default();
+                    plain.clear();
+                    plain.extend_from_slice(&self.rest);
+                    if let Err(error) = session.decipher(records, plain, &mut self.link.stream) {
+                        self.end(&mut check, || error.to_string());
+                        break;
+                    }
+                    plain.as_slice()
+                }
+            };
             fresh += self.take(input, &mut check);
             if count < space && !ends {
                 break;
@@ -438,7 +484,7 @@ impl Client {
                             check.stats.pings += 1;
                             let mut pong = Vec::new();
                             frame::from_client(&mut pong, frame::PONG, frame.payload);
-                            self.stream.write_all(&pong).ok();
+                            self.link.write(&pong).ok();
                         }
                         frame::CLOSE => self.end(check, || closing(frame.payload)),
                         _ => {}
@@ -474,7 +520,7 @@ impl Client {
         if self.open {
             self.open = false;
             check.stats.ended(why);
-            self.stream.shutdown(std::net::Shutdown::Both).ok();
+            self.link.stream.shutdown(std::net::Shutdown::Both).ok();
         }
     }
 }
@@ -518,7 +564,8 @@ mod tests {
     fn client() -> Client {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        Client { stream: TcpStream::from_std(stream), topic: 7, open: true, seen: Seen::default(), rest: Vec::new() }
+        let link = Link { stream: TcpStream::from_std(stream), tls: None };
+        Client { link, topic: 7, open: true, seen: Seen::default(), rest: Vec::new() }
     }
 
     fn message(topic: u32, seq: u32) -> Vec<u8> {

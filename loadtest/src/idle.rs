@@ -77,7 +77,8 @@ impl IdleArgs {
         }
         target::raise_descriptors(clients as u64 + 64)?;
         let epoch = Instant::now();
-        let target = self.target.open()?.ok_or("name a gateway: --spawn, or --ws and --api with --pid")?;
+        let target =
+            self.target.open(self.target.tls()?)?.ok_or("name a gateway: --spawn, or --ws and --api with --pid")?;
         if target.meter.pids.is_empty() {
             return Err("--pid: without the server's process nothing can be measured".into());
         }
@@ -85,7 +86,7 @@ impl IdleArgs {
 
         // one visitor first: what the server allocates once for all is no cost of a connection
         let mut caller = Caller::new(&target.api)?;
-        let visitor = clients::connect(&target.clients, 1, 1)?;
+        let visitor = clients::connect(&target.clients, 1, 1, target.trust.as_ref())?;
         let ids = || visitor.iter().map(|client| (&*client.client_id, 0));
         caller.batch(&memberships(ids(), Kind::Uid))?;
         caller.batch(&memberships(ids(), Kind::Group))?;
@@ -93,7 +94,7 @@ impl IdleArgs {
         std::thread::sleep(Duration::from_millis(200));
 
         let (resident_before, setup) = (target.meter.resident()?, target.meter.cpu()?);
-        let connected = clients::connect(&target.clients, clients, 1)?;
+        let connected = clients::connect(&target.clients, clients, 1, target.trust.as_ref())?;
         let commands: Vec<String> = {
             let ids = || connected.iter().enumerate();
             let uids = memberships(ids().map(|(index, client)| (&*client.client_id, index as u32)), Kind::Uid);
@@ -126,10 +127,11 @@ impl IdleArgs {
         stats.add(&before_settle)?;
         stats.add(&pings)?;
 
+        let over = if target.trust.is_some() { " over TLS" } else { "" };
         let each = |value: f64| value / clients as f64;
         let wrong = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + outcome.errors;
         Ok(IdleReport {
-            title: format!("idle: {clients} clients, each with a uid and in one of {groups} groups"),
+            title: format!("idle: {clients} clients{over}, each with a uid and in one of {groups} groups"),
             resident_before,
             resident_after,
             resident_per_connection: each(resident_after as f64 - resident_before as f64),

@@ -1,6 +1,7 @@
 //! Load tester of the Moongate push gateway: what a delivery, a message to one uid, and an idle connection cost the server,
 //! and how that compares with what the kernel charges a bare server for the same in the same minute.
 
+mod certificate;
 mod clients;
 mod fanout;
 mod floor;
@@ -11,6 +12,7 @@ mod message;
 mod publish;
 mod report;
 mod scenario;
+mod session;
 mod target;
 mod unicast;
 

@@ -130,9 +130,22 @@ impl Spread {
     }
 }
 
+/// What a server is in the comparison.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// The gateway that the others are compared with.
+    Gateway,
+    /// A gateway whose clients speak TLS.
+    Tls,
+    /// The bare server.
+    Floor,
+}
+
 /// All rounds of one server.
 #[derive(Debug, Serialize)]
 pub(crate) struct Contestant {
+    #[serde(skip)]
+    role: Role,
     name: &'static str,
     rounds: Vec<Round>,
     latency_ms: Option<Latency>,
@@ -144,9 +157,9 @@ pub(crate) struct Contestant {
 
 impl Contestant {
     /// Without rounds yet.
-    pub(crate) fn new(name: &'static str) -> Result<Self> {
+    pub(crate) fn new(role: Role, name: &'static str) -> Result<Self> {
         let latency = crate::clients::histogram()?;
-        Ok(Self { name, rounds: Vec::new(), latency_ms: None, warm_up: None, latency })
+        Ok(Self { role, name, rounds: Vec::new(), latency_ms: None, warm_up: None, latency })
     }
 
     /// Notes the warm-up.
@@ -185,10 +198,11 @@ impl Contestant {
     }
 }
 
-/// Server CPU per delivery of the gateway ÷ that of a floor in the same round.
+/// Server CPU per delivery of one server ÷ that of another in the same round.
 #[derive(Debug, Serialize)]
-struct Ratio {
-    floor: &'static str,
+struct Comparison {
+    server: &'static str,
+    divisor: &'static str,
     ratio: Spread,
 }
 
@@ -197,7 +211,7 @@ struct Ratio {
 pub(crate) struct Report {
     title: String,
     servers: Vec<Contestant>,
-    ratios: Vec<Ratio>,
+    ratios: Vec<Comparison>,
     /// What casts doubt on the figures.
     notes: Vec<String>,
     /// Everything delivered, once, in order.
@@ -205,15 +219,20 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Compares the first contestant, if it is the gateway, with the others.
+    /// Compares the gateway with each floor, and the one over TLS with the gateway.
     pub(crate) fn new(title: &str, servers: Vec<Contestant>) -> Self {
         let mut ratios = Vec::new();
-        if let Some((gateway, floors)) = servers.split_first() {
-            for floor in floors.iter().filter(|_| gateway.name == "gateway") {
-                let pairs = gateway.rounds.iter().zip(&floor.rounds);
-                let values = pairs.filter_map(|(own, floor)| Some(own.server_cpu_us? / floor.server_cpu_us?));
+        if let Some(gateway) = servers.iter().find(|server| server.role == Role::Gateway) {
+            for other in &servers {
+                let (server, divisor) = match other.role {
+                    Role::Gateway => continue,
+                    Role::Tls => (other, gateway),
+                    Role::Floor => (gateway, other),
+                };
+                let pairs = server.rounds.iter().zip(&divisor.rounds);
+                let values = pairs.filter_map(|(over, under)| Some(over.server_cpu_us? / under.server_cpu_us?));
                 if let Some(ratio) = Spread::of(values.filter(|value| value.is_finite())) {
-                    ratios.push(Ratio { floor: floor.name, ratio });
+                    ratios.push(Comparison { server: server.name, divisor: divisor.name, ratio });
                 }
             }
         }
@@ -270,8 +289,8 @@ impl Report {
             spread(server, 0, &|round| Some(round.tester_busiest_thread * 100.0))
         });
         let mut out = format!("{}\n\n{}", self.title, table(&rows));
-        for Ratio { floor, ratio } in &self.ratios {
-            writeln!(out, "gateway ÷ {floor}: {}", ratio.words(2)).ok();
+        for Comparison { server, divisor, ratio } in &self.ratios {
+            writeln!(out, "{server} ÷ {divisor}: {}", ratio.words(2)).ok();
         }
         for note in &self.notes {
             writeln!(out, "note: {note}").ok();
@@ -382,8 +401,8 @@ mod tests {
         }
     }
 
-    fn contestant(name: &'static str, cpu: [f64; 3]) -> Contestant {
-        let mut contestant = Contestant::new(name).unwrap();
+    fn contestant(role: Role, name: &'static str, cpu: [f64; 3]) -> Contestant {
+        let mut contestant = Contestant::new(role, name).unwrap();
         for cpu in cpu {
             contestant.add(round(cpu), &Stats::new().unwrap()).unwrap();
         }
@@ -392,11 +411,27 @@ mod tests {
 
     #[test]
     fn ratios_pair_rounds() {
-        let servers = vec![contestant("gateway", [2.0, 9.0, 4.0]), contestant("floor, plain", [1.0, 3.0, 4.0])];
+        let servers = vec![
+            contestant(Role::Gateway, "gateway", [2.0, 9.0, 4.0]),
+            contestant(Role::Floor, "floor, plain", [1.0, 3.0, 4.0]),
+        ];
         let report = Report::new("title", servers);
         assert_eq!(report.ratios[0].ratio, Spread { median: 2.0, min: 1.0, max: 3.0 });
         assert!(report.pass() && report.notes.is_empty(), "{:?}", report.notes);
         assert!(report.table().contains("gateway ÷ floor, plain: 2.00 (1.00–3.00)"));
+    }
+
+    #[test]
+    fn tls_is_compared_with_plain() {
+        let servers = vec![
+            contestant(Role::Gateway, "gateway plain", [1.0, 2.0, 4.0]),
+            contestant(Role::Tls, "gateway over TLS", [1.5, 4.0, 10.0]),
+            contestant(Role::Floor, "floor, plain", [1.0; 3]),
+        ];
+        let table = Report::new("title", servers).table();
+        assert!(table.contains("gateway over TLS ÷ gateway plain: 2.00 (1.50–2.50)"), "{table}");
+        assert!(table.contains("gateway plain ÷ floor, plain: 2.00 (1.00–4.00)"), "{table}");
+        assert_eq!(table.matches('÷').count(), 2, "{table}");
     }
 
     #[test]
@@ -409,7 +444,7 @@ mod tests {
             |round| round.errors = 1,
         ];
         for fault in faults {
-            let mut server = contestant("gateway", [1.0; 3]);
+            let mut server = contestant(Role::Gateway, "gateway", [1.0; 3]);
             fault(&mut server.rounds[1]);
             assert!(!Report::new("", vec![server]).pass());
         }
@@ -417,7 +452,7 @@ mod tests {
 
     #[test]
     fn doubts_are_told() {
-        let mut server = contestant("gateway", [1.0; 3]);
+        let mut server = contestant(Role::Gateway, "gateway", [1.0; 3]);
         server.rounds[0].tester_busiest_thread = 0.97;
         server.rounds[0].tester_lag_p99_ms = Some(5.0);
         server.rounds[0].server_cpu_seconds = Some(0.1);

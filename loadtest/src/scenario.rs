@@ -1,4 +1,4 @@
-//! What fan-out and unicast have in common: the same clients on the gateway and on the floor, rounds in turn, and the
+//! What fan-out and unicast have in common: the same clients on the gateway, plain and over TLS, and on the floor, rounds in turn, and the
 //! figures of each round.
 
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::floor::{self, Floor};
 use crate::http::Caller;
 use crate::message;
 use crate::publish::{Kind, Pace, Plan, Publisher, Wire};
-use crate::report::{Contestant, Report, Round};
+use crate::report::{Contestant, Report, Role, Round};
 use crate::target::{self, Cpu, Meter, Pin, Target, TargetArgs};
 use crate::{Result, parse_duration};
 
@@ -29,7 +29,7 @@ pub(crate) struct RunArgs {
     /// place the two differently from round to round
     #[arg(long)]
     pub(crate) pin: bool,
-    /// How often; 3 with --floor, else 1
+    /// How often; 3 with --floor or --tls, else 1
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
     /// Messages before the first round that are checked but not measured; a tenth of --messages by default
@@ -120,23 +120,29 @@ impl Scenario<'_> {
             return Err("--rate: at least 0.001 is wanted".into());
         }
         let each = self.clients + self.lanes + 64;
-        target::raise_descriptors((each * (1 + usize::from(self.args.floor))) as u64)?;
+        let (tls, floor) = (self.args.target.tls()?, self.args.floor);
+        target::raise_descriptors((each * (1 + usize::from(tls) + usize::from(floor))) as u64)?;
         let pin = if self.args.pin { Some(Pin::new()?) } else { None };
         let epoch = Instant::now();
         let mut sides = Vec::new();
         let mut turns = Vec::new();
         pin.as_ref().map_or(Ok(()), Pin::as_server)?;
-        let target = self.args.target.open()?;
-        let floor = if self.args.floor { Some(Floor::spawn()?) } else { None };
+        let target = self.args.target.open(false)?;
+        let over_tls = if tls { self.args.target.open(true)? } else { None };
+        let floor = if floor { Some(Floor::spawn()?) } else { None };
         pin.as_ref().map_or(Ok(()), Pin::as_tester)?;
         if let Some(target) = target {
-            turns.push(("gateway", sides.len(), false));
-            sides.push(self.gateway(target, epoch)?);
+            turns.push((Role::Gateway, if tls { "gateway plain" } else { "gateway" }, sides.len(), false));
+            sides.push(self.gateway(target, 1, epoch)?);
+        }
+        if let Some(target) = over_tls {
+            turns.push((Role::Tls, "gateway over TLS", sides.len(), false));
+            sides.push(self.gateway(target, 3, epoch)?);
         }
         if let Some(floor) = floor {
-            turns.push(("floor, plain", sides.len(), false));
+            turns.push((Role::Floor, "floor, plain", sides.len(), false));
             if burst > 1 {
-                turns.push(("floor, joined", sides.len(), true));
+                turns.push((Role::Floor, "floor, joined", sides.len(), true));
             }
             sides.push(self.floor(floor, epoch)?);
         }
@@ -145,8 +151,8 @@ impl Scenario<'_> {
         }
 
         let mut contestants: Vec<Contestant> = Vec::new();
-        for &(name, side, joined) in &turns {
-            let mut contestant = Contestant::new(name)?;
+        for &(role, name, side, joined) in &turns {
+            let mut contestant = Contestant::new(role, name)?;
             let side = sides.get_mut(side).ok_or("no such side")?;
             let messages = self.args.warmup.unwrap_or(self.messages / 10);
             if messages > 0 {
@@ -155,9 +161,9 @@ impl Scenario<'_> {
             }
             contestants.push(contestant);
         }
-        let rounds = self.args.rounds.unwrap_or(if self.args.floor { 3 } else { 1 });
+        let rounds = self.args.rounds.unwrap_or(if self.args.floor || tls { 3 } else { 1 });
         'rounds: for _ in 0..rounds {
-            for (&(_, side, joined), contestant) in turns.iter().zip(&mut contestants) {
+            for (&(_, _, side, joined), contestant) in turns.iter().zip(&mut contestants) {
                 if contestant.gave_up() {
                     break 'rounds;
                 }
@@ -169,9 +175,9 @@ impl Scenario<'_> {
         Ok(Report::new(&self.title, contestants))
     }
 
-    fn gateway(&self, target: Target, epoch: Instant) -> Result<Side> {
+    fn gateway(&self, target: Target, number: u8, epoch: Instant) -> Result<Side> {
         target.meter.check_descriptors((self.clients / target.clients.len().max(1) + self.lanes + 64) as u64)?;
-        let connected = clients::connect(&target.clients, self.clients, 1)?;
+        let connected = clients::connect(&target.clients, self.clients, number, target.trust.as_ref())?;
         let ids = connected.iter().enumerate().map(|(index, client)| (&*client.client_id, self.topic(index)));
         Caller::new(&target.api)?.batch(&memberships(ids, self.kind))?;
         let wire = Wire::Http(target.api.clone(), self.kind);
@@ -180,7 +186,7 @@ impl Scenario<'_> {
     }
 
     fn floor(&self, floor: Floor, epoch: Instant) -> Result<Side> {
-        let connected = clients::connect(&[floor.clients], self.clients, 2)?;
+        let connected = clients::connect(&[floor.clients], self.clients, 2, None)?;
         let ids = connected.iter().enumerate();
         floor::join(floor.control, ids.map(|(index, client)| (client.client_id.clone(), self.topic(index))))?;
         let meter = Meter { pids: vec![floor.pid()] };

@@ -4,12 +4,16 @@ use std::fs::File;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
+use rustls::ClientConfig;
+use tempfile::TempDir;
 
+use crate::certificate::Certificate;
 use crate::http::{self, Api};
 use crate::{PATIENCE, Result};
 
@@ -22,6 +26,10 @@ pub(crate) struct TargetArgs {
     /// One more variable for the started gateway; may be repeated, and wins over ours
     #[arg(long, value_name = "KEY=VALUE", requires = "spawn")]
     env: Vec<String>,
+    /// The started gateway speaks wss, with a certificate made for the run; modes that publish run the same against a
+    /// plain one, in turn
+    #[arg(long)]
+    tls: bool,
     /// A running gateway instead: where clients connect; may be repeated for several nodes
     #[arg(long, value_name = "URL", requires = "api")]
     ws: Vec<String>,
@@ -41,6 +49,8 @@ pub(crate) struct TargetArgs {
 pub(crate) struct Target {
     /// Where clients connect.
     pub(crate) clients: Vec<SocketAddr>,
+    /// Whose certificate they trust, when they speak TLS.
+    pub(crate) trust: Option<Arc<ClientConfig>>,
     /// Where publishing happens.
     pub(crate) api: Api,
     /// What its processes use.
@@ -49,12 +59,31 @@ pub(crate) struct Target {
 }
 
 impl TargetArgs {
-    /// Starts or finds the gateway and waits until it is ready; `None` when none was named.
-    pub(crate) fn open(&self) -> Result<Option<Target>> {
+    /// Whether TLS was asked for; refuses it for gateways that are not ours.
+    pub(crate) fn tls(&self) -> Result<bool> {
+        if self.tls && self.spawn.is_none() {
+            return Err(
+                "--tls: only with --spawn, as the gateway has to show the certificate that the tester makes".into()
+            );
+        }
+        if self.tls && !self.pid.is_empty() {
+            return Err(
+                "--tls: not with --pid, as the process would count for the gateway over TLS and for the plain one"
+                    .into(),
+            );
+        }
+        Ok(self.tls)
+    }
+
+    /// Starts (with `tls`, as one that speaks wss) or finds the gateway and waits until it is ready; `None` when none was
+    /// named.
+    pub(crate) fn open(&self, tls: bool) -> Result<Option<Target>> {
         let mut pids = self.pid.clone();
+        let certificate = if tls { Some(Certificate::issue()?) } else { None };
+        let trust = certificate.as_ref().map(Certificate::trust).transpose()?;
         let (clients, api, gateway) = if let Some(path) = &self.spawn {
             let (clients, api) = (free_port()?, free_port()?);
-            let gateway = Gateway::start(path, clients, api, self.token.as_deref(), &self.env)?;
+            let gateway = Gateway::start(path, clients, api, self.token.as_deref(), &self.env, certificate.as_ref())?;
             pids.push(gateway.child.id());
             (vec![clients], api, Some(gateway))
         } else if let Some(api) = &self.api {
@@ -64,7 +93,7 @@ impl TargetArgs {
             return Ok(None);
         };
         let api = Api { address: api, token: self.token.clone() };
-        let mut target = Target { clients, api, meter: Meter { pids }, gateway };
+        let mut target = Target { clients, trust, api, meter: Meter { pids }, gateway };
         target.await_ready()?;
         Ok(Some(target))
     }
@@ -91,17 +120,28 @@ fn free_port() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
+/// Name of its log in its directory.
+const LOG: &str = "gateway.log";
+
 /// A gateway as a child process, stopped with this value.
 #[derive(Debug)]
 struct Gateway {
     child: Child,
-    log: PathBuf,
+    /// Its log and, with TLS, the files of its certificate.
+    directory: TempDir,
 }
 
 impl Gateway {
-    fn start(path: &Path, ws: SocketAddr, api: SocketAddr, token: Option<&str>, env: &[String]) -> Result<Self> {
-        let log = std::env::temp_dir().join(format!("loadtest-{}-{}.log", std::process::id(), api.port()));
-        let output = File::create(&log)?;
+    fn start(
+        path: &Path,
+        ws: SocketAddr,
+        api: SocketAddr,
+        token: Option<&str>,
+        env: &[String],
+        certificate: Option<&Certificate>,
+    ) -> Result<Self> {
+        let directory = tempfile::Builder::new().prefix("loadtest-").tempdir()?;
+        let output = File::create(directory.path().join(LOG))?;
         let mut command = Command::new(path);
         command
             .env("MOONGATE_LISTEN", ws.to_string())
@@ -111,6 +151,11 @@ impl Gateway {
             .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output);
+        if let Some(certificate) = certificate {
+            let (cert, key) = (directory.path().join("tls.crt"), directory.path().join("tls.key"));
+            certificate.write(&cert, &key)?;
+            command.env("MOONGATE_TLS_CERT", cert).env("MOONGATE_TLS_KEY", key);
+        }
         if let Some(token) = token {
             command.env("MOONGATE_API_TOKEN", token);
         }
@@ -119,7 +164,7 @@ impl Gateway {
             command.env(key, value);
         }
         let child = command.spawn().map_err(|error| format!("{}: {error}", path.display()))?;
-        Ok(Self { child, log })
+        Ok(Self { child, directory })
     }
 
     /// Fails, with its last words, when it has ended.
@@ -127,7 +172,7 @@ impl Gateway {
         let Some(status) = self.child.try_wait()? else {
             return Ok(());
         };
-        let log = std::fs::read_to_string(&self.log).unwrap_or_default();
+        let log = std::fs::read_to_string(self.directory.path().join(LOG)).unwrap_or_default();
         let skip = log.lines().count().saturating_sub(20);
         let last: Vec<&str> = log.lines().skip(skip).collect();
         Err(format!("the gateway ended ({status}):\n{}", last.join("\n")).into())
@@ -145,7 +190,6 @@ impl Drop for Gateway {
         }
         self.child.kill().ok();
         self.child.wait().ok();
-        std::fs::remove_file(&self.log).ok();
     }
 }
 
@@ -311,6 +355,22 @@ mod tests {
         assert_eq!(ticks(stat), Some((1234, 567)));
         assert_eq!(ticks("7 (short) S 1"), None);
         assert_eq!(kilobytes("Size: 5 kB\nRss:            1836 kB\nPss: 1 kB\n", "Rss:"), Some(1836 * 1024));
+    }
+
+    #[test]
+    fn tls_is_for_gateways_of_our_own() {
+        use clap::Parser as _;
+        #[derive(clap::Parser)]
+        struct Line {
+            #[command(flatten)]
+            target: TargetArgs,
+        }
+        let tls = |line: &str| Line::parse_from(format!("loadtest {line}").split(' ')).target.tls();
+        assert!(tls("--spawn moongate --tls").unwrap() && !tls("--spawn moongate --pid 7").unwrap());
+        let refused = |line| tls(line).unwrap_err().to_string().starts_with("--tls: ");
+        assert!(refused("--tls"));
+        assert!(refused("--ws 127.0.0.1:1 --api 127.0.0.1:2 --pid 7 --tls"));
+        assert!(refused("--spawn moongate --pid 7 --tls"));
     }
 
     #[test]

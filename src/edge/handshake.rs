@@ -11,17 +11,13 @@ use hyper::header::{
 };
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Edge;
-
-/// The largest request head, bytes; beyond it hyper answers 431.
-pub(crate) const MAX_HEAD: usize = 16 * 1024;
-/// The most header lines of a request.
-pub(crate) const MAX_HEADERS: usize = 100;
+use crate::accept::{MAX_HEAD, MAX_HEADERS};
 
 type Body = axum::body::Body;
 
@@ -38,8 +34,6 @@ impl Edge {
             async { Ok::<_, Infallible>(response) }
         });
         let served = hyper::server::conn::http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.handshake_timeout)
             .max_buf_size(MAX_HEAD)
             .max_headers(MAX_HEADERS)
             .serve_connection(TokioIo::new(stream), service)
@@ -47,7 +41,7 @@ impl Edge {
             .await;
         if let Err(error) = served {
             tracing::debug!(%error, "handshake failed");
-            self.refuse(if error.is_timeout() { "timeout" } else { "http" });
+            self.refuse("http");
             return None;
         }
         let upgrade: OnUpgrade = upgrade.lock().take()?;

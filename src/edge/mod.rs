@@ -3,13 +3,9 @@
 //! Slow peers hold up nobody: the loop only accepts; TLS and request head are read in the connection's own task, under
 //! one deadline. After the handshake the long-lived task is spawned anew, so that it is no larger than it needs to be.
 
-mod accept;
 mod handshake;
 pub mod tls;
 mod websocket;
-
-pub(crate) use accept::AcceptFailures;
-pub(crate) use handshake::{MAX_HEAD, MAX_HEADERS};
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -18,6 +14,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::accept::AcceptFailures;
 use crate::gateway::Gateway;
 use crate::metrics::Reason;
 use tls::Certificates;

@@ -21,9 +21,9 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
 use super::{ConnectionSettings, Edge};
-use crate::client::Client;
+use crate::client::{Client, Departed};
 use crate::gateway::Gateway;
-use crate::hub::{Departed, Stopped};
+use crate::hub::Stopped;
 use crate::message::Close;
 
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
@@ -144,11 +144,11 @@ async fn finish(client: &Client, socket: &mut WebSocketStream<Io>, mut goodbye: 
 
 /// How a conversation ended.
 enum End {
-    /// The peer's close frame; the answer to it is in the outbox.
+    /// The peer's close frame. The answer goes out when the socket is next polled: after the client has left.
     Peer(Close),
     /// We are closing it.
     Ours,
-    /// The peer broke the protocol: it is told so.
+    /// The peer broke the protocol, or does not read: it is told so.
     Violation(Close),
     /// No close frame came, and none can go.
     Lost,
@@ -164,7 +164,9 @@ fn poll_talk(
     for _ in 0..READ_BATCH {
         // Each time, as reading may have filled the outbox (pongs), or ended it.
         if client.poll_ended(cx).is_ready() {
-            return Poll::Ready(End::Ours);
+            // Unless the hub has closed it already, which then goes first.
+            let slow = client.has_overflowed() && client.is_open();
+            return Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours });
         }
         let Some(read) = ready!(Pin::new(&mut *socket).poll_next(cx)) else { return Poll::Ready(End::Lost) };
         match read {

@@ -58,6 +58,8 @@ impl Change {
                 changed.transpose()?.is_some()
             }
             Self::UpdateSession(update) => {
+                // Before the merge, whose work grows with it.
+                limits.check(update)?;
                 let changed = shard.change_session(id, |stored| {
                     let merged = stored.cloned().unwrap_or_default().merge(update);
                     limits.check(&merged).map(|()| merged)
@@ -94,7 +96,7 @@ impl Gateway {
         };
         for (place, uid) in singles {
             let Some(result) = results.get_mut(place).filter(|result| result.is_ok()) else { continue };
-            if let Err(stopped) = self.close_uid(uid, Some(id), None, Close::REPLACED).await {
+            if let Err(stopped) = self.close_uids(vec![uid], Some(id), None, Close::REPLACED).await {
                 *result = Err(stopped.into());
             }
         }
@@ -129,7 +131,7 @@ impl Gateway {
                 }
                 (_, Err(command)) => {
                     self.finish_step(&mut step, deadline, &mut results).await;
-                    let result = timeout_at(deadline, self.execute(command)).await;
+                    let result = in_time(deadline, self.execute(command)).await;
                     results.push(result.unwrap_or(Err(OUT_OF_TIME)).map_err(BatchFailure::Failed));
                 }
             }
@@ -146,13 +148,21 @@ impl Gateway {
         results: &mut Vec<Result<Reply, BatchFailure>>,
     ) {
         let Some(Step { client, ops, changes }) = step.take() else { return };
-        let done = timeout_at(deadline, self.change(client, changes)).await;
-        let done = done.unwrap_or_else(|_| vec![Err(OUT_OF_TIME); ops.len()]);
+        let done = in_time(deadline, self.change(client, changes)).await;
+        let done = done.unwrap_or_else(|| vec![Err(OUT_OF_TIME); ops.len()]);
         for (op, result) in ops.into_iter().zip(done) {
             self.count(op, &result);
             results.push(result.map_err(BatchFailure::Failed));
         }
     }
+}
+
+/// Does not even begin when the time is over.
+async fn in_time<T>(deadline: Instant, work: impl Future<Output = T>) -> Option<T> {
+    if Instant::now() >= deadline {
+        return None;
+    }
+    timeout_at(deadline, work).await.ok()
 }
 
 /// Changes of one client in a batch that are waiting to be one step.

@@ -10,10 +10,10 @@ mod listing;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use crate::client::{Client, SendLimit};
+use crate::client::{Client, Departed, SendLimit};
 use crate::command::{self, Command, Reply, Sent};
 use crate::config::ClientConfig;
-use crate::hub::{Delivered, Departed, Except, Hub, Stopped, Target, TooManyGroups};
+use crate::hub::{Delivered, Except, Hub, Stopped, Target, TooManyGroups};
 use crate::id::{ClientId, ConnectionIds, Group, LanAddress, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
@@ -42,7 +42,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The stable `code` of CONTRACT 3.4.
+    /// The stable `code`; the README lists them.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid_request",
@@ -225,26 +225,22 @@ impl Gateway {
                 Ok(heard(self.hub.at_client(c.client_id, move |shard| shard.destroy(c.client_id)).await?))
             }
             Command::CloseUid(c) => {
-                let (last, close) = (command::optional_payload(c.message, c.binary)?, command::close(c.code, c.reason));
-                let mut held = false;
-                for uid in c.uid.into_items() {
-                    held |= self.hub.holds_uid(&uid);
-                    self.close_uid(uid, None, last.clone(), close.clone()).await?;
-                }
-                Ok(heard(held))
+                let last = command::optional_payload(c.message, c.binary)?;
+                let close = command::close(c.code, c.reason);
+                Ok(heard(self.close_uids(c.uid.into_items(), None, last, close).await?))
             }
             Command::JoinGroup(c) => {
                 let (uid, groups, most) =
                     (command::uid_alone(c.client_id, c.uid)?, c.group.into_items(), self.limits.groups);
                 let bound = uid.clone();
-                let results = self.hub.at_uid(&uid, move |shard| shard.join_uid(&bound, &groups, most)).await?;
+                let results = self.hub.at_uids(&[uid], move |shard| shard.join_uid(&bound, &groups, most)).await?;
                 results.into_iter().collect::<Result<(), TooManyGroups>>()?;
                 Ok(Reply::DONE)
             }
             Command::LeaveGroup(c) => {
                 let (uid, groups) = (command::uid_alone(c.client_id, c.uid)?, c.group.into_items());
                 let bound = uid.clone();
-                self.hub.at_uid(&uid, move |shard| shard.leave_uid(&bound, &groups)).await?;
+                self.hub.at_uids(&[uid], move |shard| shard.leave_uid(&bound, &groups)).await?;
                 Ok(Reply::DONE)
             }
             Command::Ungroup(c) => {
@@ -306,27 +302,31 @@ impl Gateway {
         Ok(Reply::Sent(sent(&delivered, confirm)))
     }
 
-    async fn close_uid(
+    /// Ends the connections of these uids but `spared`; returns whether there were any.
+    async fn close_uids(
         &self,
-        uid: Uid,
+        uids: Vec<Uid>,
         spared: Option<ClientId>,
         last: Option<Message>,
         close: Close,
-    ) -> Result<(), Stopped> {
-        let bound = uid.clone();
-        self.hub.at_uid(&uid, move |shard| shard.close_uid(&bound, spared, last.as_ref(), &close)).await?;
-        Ok(())
+    ) -> Result<bool, Stopped> {
+        let named = uids.clone();
+        let closed = self.hub.at_uids(&uids, move |shard| {
+            let close = |uid: &&Uid| shard.close_uid(uid, spared, last.as_ref(), &close);
+            named.iter().filter(close).count() > 0
+        });
+        Ok(closed.await?.contains(&true))
     }
 
     async fn clients_of(&self, uids: &[Uid]) -> Result<BTreeMap<Uid, Vec<ClientId>>, Stopped> {
-        let mut clients = BTreeMap::new();
-        for uid in uids {
-            let bound = uid.clone();
-            let ids = self
-                .hub
-                .at_uid(uid, move |shard| shard.of_uid(&bound).map(|client| client.id).collect::<Vec<_>>())
-                .await?;
-            clients.insert(uid.clone(), ids.concat());
+        let named = uids.to_vec();
+        let found = self.hub.at_uids(uids, move |shard| {
+            let ids = |uid| shard.of_uid(uid).map(|client| client.id).collect::<Vec<_>>();
+            named.iter().map(|uid| (uid.clone(), ids(uid))).collect::<Vec<_>>()
+        });
+        let mut clients: BTreeMap<_, _> = uids.iter().map(|uid| (uid.clone(), Vec::new())).collect();
+        for (uid, ids) in found.await?.into_iter().flatten() {
+            clients.entry(uid).or_insert_with(Vec::new).extend(ids);
         }
         Ok(clients)
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::body::Bytes;
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -20,19 +20,20 @@ use crate::json::{self, Invalid};
 /// `POST /api/<op>`
 pub(super) async fn run(
     State(gateway): State<Arc<Gateway>>,
-    Path(op): Path<String>,
+    op: Result<Path<String>, PathRejection>,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     // The name first: an unknown one is 404 whatever its body is.
+    let op = op.map_or_else(|_| String::new(), |Path(op)| op);
     let op = Operation::find(&op).map_err(ParseError::from)?;
     let body = whole(body)?;
     let fields = if body.trim_ascii().is_empty() { Vec::new() } else { json::fields(&body)? };
-    answer(&gateway, Command::parse(op.name, &fields)?).await
+    answer(gateway, Command::parse(op.name, &fields)?).await
 }
 
 /// `/?method=<op>&args[]=…`, the arguments in the query or in a form body.
 pub(super) async fn run_method(
-    gateway: &Gateway,
+    gateway: Arc<Gateway>,
     query: &str,
     headers: &HeaderMap,
     body: Result<Bytes, BytesRejection>,
@@ -57,17 +58,21 @@ fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
     })
 }
 
-async fn answer(gateway: &Gateway, command: Command) -> Result<Response, Problem> {
-    if let Command::Batch(batch) = command {
-        let results = gateway.batch(batch).await?;
-        let results = results.into_iter().map(|result| match result {
-            Ok(result) => Item::Result { result },
-            Err(failure) => Item::Error { error: failure.into() },
-        });
-        return Ok(Json(Results { results: results.collect() }).into_response());
-    }
-    let result = gateway.execute(command).await?;
-    Ok(Json(Item::Result { result }).into_response())
+/// In a task of its own: a caller that hangs up in the middle leaves nothing half done.
+async fn answer(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
+    let answered = tokio::spawn(async move {
+        if let Command::Batch(batch) = command {
+            let results = gateway.batch(batch).await?;
+            let results = results.into_iter().map(|result| match result {
+                Ok(result) => Item::Result { result },
+                Err(failure) => Item::Error { error: failure.into() },
+            });
+            return Ok(Json(Results { results: results.collect() }).into_response());
+        }
+        let result = gateway.execute(command).await?;
+        Ok(Json(Item::Result { result }).into_response())
+    });
+    answered.await.unwrap_or_else(|_| Err(Problem::internal()))
 }
 
 #[derive(Serialize)]

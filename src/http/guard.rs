@@ -27,11 +27,7 @@ pub(super) async fn guard(State(api): State<Arc<Api>>, request: Request, next: N
             }
         },
     };
-    let headers = response.headers_mut();
-    if headers.get(WWW_AUTHENTICATE).is_none()
-        && api.config.token.is_some()
-        && response.status() == StatusCode::UNAUTHORIZED
-    {
+    if response.status() == StatusCode::UNAUTHORIZED {
         response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
     let headers = response.headers_mut();

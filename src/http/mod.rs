@@ -105,7 +105,7 @@ async fn root(
             return Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "?method= takes GET or POST")
                 .into_response();
         }
-        return api::run_method(&shared.api.gateway, &query, &headers, body).await.into_response();
+        return api::run_method(Arc::clone(&shared.api.gateway), &query, &headers, body).await.into_response();
     }
     let mut page = Html(shared.page.to_string()).into_response();
     page.headers_mut().insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));
@@ -129,6 +129,5 @@ async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
 #[allow(clippy::needless_pass_by_value)] // the layer's signature
 fn panicked(_: Box<dyn Any + Send>) -> Response {
     tracing::error!("a request's handler panicked");
-    Problem::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "this is a bug of the gateway; its log says more")
-        .into_response()
+    Problem::internal().into_response()
 }

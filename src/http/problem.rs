@@ -35,6 +35,14 @@ impl Problem {
     }
 }
 
+impl Problem {
+    /// A handler panicked.
+    pub fn internal() -> Self {
+        let detail = "this is a bug of the gateway; its log says more";
+        Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", detail)
+    }
+}
+
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);

@@ -15,11 +15,11 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use crate::edge::{AcceptFailures, MAX_HEAD, MAX_HEADERS};
+use crate::accept::{AcceptFailures, MAX_HEAD, MAX_HEADERS};
 use crate::metrics::Metrics;
 
 /// Connections served at once; further ones wait in the kernel's queue.
@@ -29,7 +29,10 @@ const MAX_CONNECTIONS: usize = 4096;
 /// it is the application that closes, never we while a request is on its way.
 const IDLE: Duration = Duration::from_mins(5);
 
-/// Serves until `stop`; what is under way then is answered.
+/// So long an answer may stay unread.
+const UNREAD: Duration = Duration::from_mins(1);
+
+/// Serves until `stop`; what is under way then is answered. Dropped, it ends every connection.
 pub async fn serve(
     listener: TcpListener,
     router: Router,
@@ -38,7 +41,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) {
     let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    let connections = TaskTracker::new();
+    let mut connections = JoinSet::new();
     let mut failures = AcceptFailures::default();
     loop {
         let accepted = tokio::select! {
@@ -57,6 +60,9 @@ pub async fn serve(
         };
         // Without it small answers could wait for a delayed acknowledgement; a socket that refuses is gone already.
         drop(socket.set_nodelay(true));
+        // Whoever does not read an answer is cut by the kernel.
+        drop(socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD)));
+        while connections.try_join_next().is_some() {}
         let routes = TowerToHyperService::new(router.clone());
         let stop = stop.clone();
         connections.spawn(async move {
@@ -92,8 +98,7 @@ pub async fn serve(
         });
     }
     drop(listener);
-    connections.close();
-    connections.wait().await;
+    while connections.join_next().await.is_some() {}
 }
 
 /// Whose turn it is on a connection: even, the client's to say a request's head; odd, ours to answer.

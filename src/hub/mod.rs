@@ -6,7 +6,7 @@
 mod shard;
 mod targets;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -26,7 +26,6 @@ use crate::heartbeat::Tick;
 use crate::id::{ClientId, Group, Uid};
 use crate::message::{Close, Message};
 use crate::metrics::Metrics;
-use crate::session::Session;
 
 /// Messages and changes that may wait for one shard; beyond it whoever brings one waits. A shard never blocks.
 const INBOX: usize = 1024;
@@ -34,23 +33,11 @@ const INBOX: usize = 1024;
 /// What a shard takes from its inbox at once.
 const BATCH: usize = 256;
 
+/// So many messages are put into outboxes, about 10 ms of work, before any is written and others have their turn.
+const MOST_APPENDED: usize = 100_000;
+
 /// Heartbeats are spread, so that a node does not write to all its clients in one moment: this often something is due.
 const BEAT: Duration = Duration::from_millis(100);
-
-/// What a client had when it left.
-#[derive(Debug)]
-pub struct Departed {
-    /// Its id.
-    pub id: ClientId,
-    /// Its last uid.
-    pub uid: Option<Uid>,
-    /// Its last groups.
-    pub groups: Vec<Group>,
-    /// Its last session.
-    pub session: Option<Session>,
-    /// How it ended.
-    pub close: Close,
-}
 
 enum Op {
     Deliver(Delivery),
@@ -81,18 +68,13 @@ pub struct Hub {
     clients: Arc<AtomicUsize>,
 }
 
-/// The shards' tasks; they end when the hub is dropped.
+/// The shards' tasks; they end when this or the hub is dropped.
 pub struct ShardTasks(JoinSet<()>);
 
 impl ShardTasks {
     /// Waits until one shard has ended; while the hub is there, that is a bug, and its clients are out of reach.
     pub async fn any_ended(&mut self) {
         self.0.join_next().await;
-    }
-
-    /// Waits until every shard has ended.
-    pub async fn all_ended(&mut self) {
-        while self.0.join_next().await.is_some() {}
     }
 }
 
@@ -185,13 +167,17 @@ impl Hub {
         self.run(self.shard_of(id), act).await
     }
 
-    /// Acts on every shard that holds a uid.
-    pub async fn at_uid<T: Send + 'static>(
+    /// Acts on every shard that holds any of these uids, and, if they are several, on others.
+    pub async fn at_uids<T: Send + 'static>(
         &self,
-        uid: &Uid,
+        uids: &[Uid],
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        self.at_shards(self.uids.shards(uid), act).await
+        let shards = match uids {
+            [uid] => self.uids.shards(uid),
+            _ => self.all_shards(),
+        };
+        self.at_shards(shards, act).await
     }
 
     /// Acts on every shard that holds any of these groups, and, if they are several, on others.
@@ -309,11 +295,12 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
     let mut beats = tick.as_ref().map(|tick| {
         let each = tick.period / parts;
         let mut beats = interval_at(Instant::now() + each, each);
-        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // Each beat is another part of the clients: a late one is made up for.
+        beats.set_missed_tick_behavior(MissedTickBehavior::Burst);
         beats
     });
     let mut part = 0;
-    let mut ops = Vec::with_capacity(BATCH);
+    let (mut ops, mut pending) = (Vec::with_capacity(BATCH), VecDeque::new());
     loop {
         let beat = async {
             match &mut beats {
@@ -322,10 +309,10 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
             }
         };
         let mut beaten = false;
-        if shard.is_busy() {
+        if shard.is_busy() || !pending.is_empty() {
             // Between two pieces of a broadcast: what is ready joins, nothing is waited for.
             beaten = beat.now_or_never().is_some();
-            while ops.len() < BATCH {
+            while pending.is_empty() && ops.len() < BATCH {
                 match inbox.try_recv() {
                     Ok(op) => ops.push(op),
                     Err(_) => break,
@@ -342,8 +329,9 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
                 }
             }
         }
-        let alone = ops.len() == 1 && !beaten && !shard.is_busy();
-        if beaten || !ops.is_empty() {
+        pending.extend(ops.drain(..));
+        let alone = pending.len() == 1 && !beaten && !shard.is_busy();
+        if beaten || !pending.is_empty() {
             shard.append_rest();
         }
         if let (true, Some(tick)) = (beaten, &tick) {
@@ -351,9 +339,12 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
             shard.settle();
             part = (part + 1) % parts as usize;
         }
-        for op in ops.drain(..) {
+        let mut appended = 0;
+        while appended < MOST_APPENDED
+            && let Some(op) = pending.pop_front()
+        {
             match op {
-                Op::Deliver(delivery) => shard.deliver(delivery, alone),
+                Op::Deliver(delivery) => appended += shard.deliver(delivery, alone),
                 Op::Insert(client, first) => shard.insert(&client, first.as_ref()),
                 Op::Run(act) => act(&mut shard),
             }
@@ -361,6 +352,9 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
         }
         if shard.is_busy() {
             shard.write_piece();
+            shard.settle();
+        }
+        if shard.is_busy() || !pending.is_empty() {
             tokio::task::yield_now().await;
         }
         match shard.take_taken() {

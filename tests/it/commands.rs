@@ -1,4 +1,4 @@
-//! The vocabulary, as an application and its clients see it: CONTRACT 3.1, 3.2 and 3.3, over the HTTP door.
+//! The vocabulary, as an application and its clients see it, over the HTTP door.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};

@@ -596,6 +596,20 @@ async fn closes_of_forty(drain: &str) -> Vec<Duration> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_never_ends_does_not_hold_up_the_end() {
+    let mut node = Process::start(&[("MOONGATE_DRAIN", "0s")]).await;
+    let mut half = TcpStream::connect(node.api).await.unwrap();
+    let head = "POST /api/sendToAll HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{";
+    half.write_all(head.as_bytes()).await.unwrap();
+    // The server has taken it up when it answers on a connection that came later.
+    eventually("the API answers", async || node.get("/healthz").await.status == 200).await;
+    node.signal("TERM");
+    let start = Instant::now();
+    assert_eq!(node.exit_code().await, Some(0));
+    assert!(start.elapsed() < Duration::from_secs(8), "{:?}", start.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn clients_are_closed_one_after_the_other_and_not_at_once() {
     let closes = closes_of_forty("2s").await;
     assert!(closes[0] >= Duration::from_millis(400), "closed in the first fifth: {closes:?}");

@@ -380,7 +380,7 @@ fn certificate_files_that_cannot_be_used_end_the_start_and_name_the_variable() {
     ] {
         let settings = [("MOONGATE_TLS_CERT", cert_file.as_str()), ("MOONGATE_TLS_KEY", key_file.as_str())];
         let wrong = if named == "MOONGATE_TLS_CERT" { cert_file } else { key_file };
-        for (action, code) in [("serve", 1), ("check", 2)] {
+        for (action, code) in [("serve", 2), ("check", 2)] {
             let ended = run(&[action], &settings);
             assert_eq!(ended.code, Some(code), "{action} {settings:?}: {ended:?}");
             assert!(ended.stderr.contains(named) && ended.stderr.contains(wrong), "{action} {settings:?}: {ended:?}");

@@ -1,5 +1,4 @@
-//! When `accept` fails: descriptors or memory ran out. The loop waits a moment and goes on, for ever; it is counted each
-//! time, and said now and then.
+//! What both listeners share: the size of a request's head, and what happens when `accept` fails.
 
 use std::io;
 use std::time::Duration;
@@ -14,7 +13,13 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// What goes on failing is said this often.
 const SAY_AGAIN: Duration = Duration::from_secs(10);
 
-/// The failures of one listener.
+/// The largest request head, bytes; beyond it hyper answers 431.
+pub(crate) const MAX_HEAD: usize = 16 * 1024;
+/// The most header lines of a request; beyond it hyper answers 431.
+pub(crate) const MAX_HEADERS: usize = 100;
+
+/// The failures of one listener: descriptors or memory ran out. The loop waits a moment and goes on, for ever; it is
+/// counted each time, and said now and then.
 #[derive(Default)]
 pub(crate) struct AcceptFailures {
     said: Option<Instant>,
