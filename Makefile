@@ -12,6 +12,7 @@ help: ## This list
 
 run: ## One node on this machine, in release mode; nothing else needed
 	@cargo build --release --locked
+	@cargo run --release --locked --quiet -- check >/dev/null
 	@scripts/hello
 	@MOONGATE_DRAIN=$${MOONGATE_DRAIN:-1s} exec cargo run --release --locked --quiet
 
@@ -19,7 +20,7 @@ test: ## Everything that a change must pass: unit, property, integration, the re
 	@scripts/install-test-tools
 	cargo test --locked --workspace
 
-test-all: lint test ## And what is heavier: the image's allocator, the documentation, the benchmarks once each
+test-all: lint test ## And what is heavier: jemalloc, the documentation, the benchmarks once each
 	cargo test --locked --features jemalloc --test it -- clients::
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
 	cargo bench --locked -- --test

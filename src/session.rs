@@ -74,7 +74,7 @@ impl<'de> Deserialize<'de> for Session {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let raw = <&RawValue>::deserialize(deserializer)?;
         if !raw.get().starts_with(['{', '[']) {
-            return Err(de::Error::custom("takes a JSON object"));
+            return Err(de::Error::custom("takes a JSON object or array"));
         }
         let text = json::compact(raw.get()).map_err(de::Error::custom)?;
         json::check_readable(&text).map_err(de::Error::custom)?;

@@ -4,15 +4,15 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use serde::Serialize;
 
 use super::Problem;
+use super::problem::json_line;
 use crate::command::{Command, Operation, ParseError, Reply};
 use crate::gateway::Gateway;
 use crate::json::{self, Invalid};
@@ -67,10 +67,10 @@ async fn answer(gateway: Arc<Gateway>, command: Command) -> Result<Response, Pro
                 Ok(result) => Item::Result { result },
                 Err(failure) => Item::Error { error: failure.into() },
             });
-            return Ok(Json(Results { results: results.collect() }).into_response());
+            return Ok(json_line("application/json", &Results { results: results.collect() }));
         }
         let result = gateway.execute(command).await?;
-        Ok(Json(Item::Result { result }).into_response())
+        Ok(json_line("application/json", &Item::Result { result }))
     });
     answered.await.unwrap_or_else(|_| Err(Problem::internal()))
 }

@@ -10,6 +10,19 @@ use crate::command::ParseError;
 use crate::gateway::{BatchFailure, Failure};
 use crate::json::Invalid;
 
+/// JSON with a line's end, so that an answer in a terminal does not run into the prompt.
+pub(super) fn json_line(kind: &'static str, value: &impl Serialize) -> Response {
+    let body = serde_json::to_vec(value).map(|mut json| {
+        json.push(b'\n');
+        json
+    });
+    match body {
+        Ok(body) => ([(CONTENT_TYPE, HeaderValue::from_static(kind))], body).into_response(),
+        // Not to be expected: all that is answered are strings, numbers, lists and maps.
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
+
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
@@ -46,8 +59,8 @@ impl Problem {
 impl IntoResponse for Problem {
     fn into_response(self) -> Response {
         let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let mut response = (status, axum::Json(&self)).into_response();
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        let mut response = json_line("application/problem+json", &self);
+        *response.status_mut() = status;
         if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
         }

@@ -1205,7 +1205,7 @@ async fn a_session_keeps_the_digits_and_the_order_it_was_written_with() {
     let body = format!(r#"{{"client_id":"{}","session":{session}}}"#, client.id);
     node.post("setSession", &body).await;
     let answer = node.post("getSession", &json!({"client_id": client.id}).to_string()).await;
-    assert_eq!(answer.text(), format!(r#"{{"result":{session}}}"#));
+    assert_eq!(answer.text(), format!("{{\"result\":{session}}}\n"));
 }
 
 #[tokio::test(flavor = "multi_thread")]

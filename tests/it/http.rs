@@ -178,7 +178,7 @@ async fn who_waits_to_be_asked_for_the_body_is_asked_for_it() {
     socket.write_all(body.as_bytes()).await.unwrap();
     let mut answer = String::new();
     soon("the answer", socket.read_to_string(&mut answer)).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with(r#"{"result":{"nodes":1}}"#), "{answer}");
+    assert!(answer.starts_with("HTTP/1.1 200 ") && answer.ends_with("{\"result\":{\"nodes\":1}}\n"), "{answer}");
     assert_eq!(client.text().await.len(), 5000);
 }
 
