@@ -58,21 +58,30 @@ fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
     })
 }
 
-/// In a task of its own: a caller that hangs up in the middle leaves nothing half done.
+/// What has several steps runs in a task of its own: a caller that hangs up in the middle leaves nothing half done.
 async fn answer(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
-    let answered = tokio::spawn(async move {
-        if let Command::Batch(batch) = command {
-            let results = gateway.batch(batch).await?;
-            let results = results.into_iter().map(|result| match result {
-                Ok(result) => Item::Result { result },
-                Err(failure) => Item::Error { error: failure.into() },
-            });
-            return Ok(json_line("application/json", &Results { results: results.collect() }));
-        }
-        let result = gateway.execute(command).await?;
-        Ok(json_line("application/json", &Item::Result { result }))
-    });
-    answered.await.unwrap_or_else(|_| Err(Problem::internal()))
+    match command {
+        Command::Batch(_) => own_task(run_to_end(gateway, command)).await,
+        Command::BindUid(ref bind) if bind.single => own_task(run_to_end(gateway, command)).await,
+        _ => run_to_end(gateway, command).await,
+    }
+}
+
+async fn own_task(work: impl Future<Output = Result<Response, Problem>> + Send + 'static) -> Result<Response, Problem> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::internal()))
+}
+
+async fn run_to_end(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
+    if let Command::Batch(batch) = command {
+        let results = gateway.batch(batch).await?;
+        let results = results.into_iter().map(|result| match result {
+            Ok(result) => Item::Result { result },
+            Err(failure) => Item::Error { error: failure.into() },
+        });
+        return Ok(json_line("application/json", &Results { results: results.collect() }));
+    }
+    let result = gateway.execute(command).await?;
+    Ok(json_line("application/json", &Item::Result { result }))
 }
 
 #[derive(Serialize)]
