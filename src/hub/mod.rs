@@ -7,6 +7,7 @@ mod shard;
 mod targets;
 
 use std::collections::{BTreeSet, VecDeque};
+use std::hash::Hash;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
@@ -117,8 +118,6 @@ impl Hub {
         message: Message,
         confirm: bool,
     ) -> Result<Delivered, Stopped> {
-        // Of one name the index tells which shards hold it. Of several only the shards themselves can tell: a client
-        // that moves from one name to another in one step must be found under one of them.
         let (shards, ask) = match &to {
             Target::All => (self.all_shards(), confirm),
             Target::Clients(ids) => {
@@ -126,14 +125,8 @@ impl Hub {
                 ids.iter().for_each(|id| shards.add(Shards::one(self.shard_of(*id))));
                 (shards, true)
             }
-            Target::Uids(names) => match &**names {
-                [name] => (self.uids.shards(name), confirm),
-                _ => (self.all_shards(), true),
-            },
-            Target::Groups(names) => match &**names {
-                [name] => (self.groups.shards(name), confirm),
-                _ => (self.all_shards(), true),
-            },
+            Target::Uids(names) => (self.shards_of(&self.uids, names), confirm || names.len() != 1),
+            Target::Groups(names) => (self.shards_of(&self.groups, names), confirm || names.len() != 1),
         };
         let mut delivered = Delivered { held: BTreeSet::new(), clients: 0 };
         let known = if matches!(to, Target::All) { self.clients() > 0 } else { !shards.is_empty() };
@@ -173,11 +166,7 @@ impl Hub {
         uids: &[Uid],
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        let shards = match uids {
-            [uid] => self.uids.shards(uid),
-            _ => self.all_shards(),
-        };
-        self.at_shards(shards, act).await
+        self.at_shards(self.shards_of(&self.uids, uids), act).await
     }
 
     /// Acts on every shard that holds any of these groups, and, if they are several, on others.
@@ -186,11 +175,7 @@ impl Hub {
         groups: &[Group],
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        let shards = match groups {
-            [group] => self.groups.shards(group),
-            _ => self.all_shards(),
-        };
-        self.at_shards(shards, act).await
+        self.at_shards(self.shards_of(&self.groups, groups), act).await
     }
 
     /// Acts on every shard.
@@ -241,6 +226,15 @@ impl Hub {
     /// Every group, with its number of members.
     pub fn for_each_group(&self, visit: impl FnMut(&Group, usize)) {
         self.groups.for_each(visit);
+    }
+
+    /// Where to look for these names. Of one the index tells which shards hold it. Of several only the shards themselves
+    /// can tell: a client that moves from one name to another in one step must be found under one of them.
+    fn shards_of<N: Hash + Eq + Clone>(&self, targets: &Targets<N>, names: &[N]) -> Shards {
+        match names {
+            [name] => targets.shards(name),
+            _ => self.all_shards(),
+        }
     }
 
     fn all_shards(&self) -> Shards {

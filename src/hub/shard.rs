@@ -405,11 +405,6 @@ impl Shard {
         self.groups.get(group).into_iter().flat_map(Members::iter).filter_map(|slot| self.view_slot(slot))
     }
 
-    /// Every group with its members.
-    pub fn groups(&self) -> impl Iterator<Item = (&Group, impl Iterator<Item = View<'_>>)> {
-        self.groups.iter().map(|(group, members)| (group, members.iter().filter_map(|slot| self.view_slot(slot))))
-    }
-
     fn view_slot(&self, slot: Slot) -> Option<View<'_>> {
         let facts = self.facts.get(slot as usize)?.as_ref()?;
         let id = self.client(slot)?.id();
