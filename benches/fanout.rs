@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 
 use divan::Bencher;
 use divan::counter::ItemsCount;
-use moongate::client::{Client, SendLimit};
+use moongate::client::{Arrival, Client, SendLimit};
 use moongate::config::SlowConsumer;
 use moongate::hub::{Hub, ShardTasks, Target};
 use moongate::id::{ClientId, ConnectionIds, Group, LanAddress};
@@ -74,7 +74,7 @@ impl Crowd {
         let (hub, shards) = runtime.block_on(async {
             let metrics = Arc::new(Metrics::new());
             let shards = std::thread::available_parallelism().map_or(1, usize::from);
-            let (hub, tasks) = Hub::start(shards, None, &metrics);
+            let (hub, tasks) = Hub::start(shards, None, &metrics, None);
             let limit =
                 Arc::new(SendLimit { bytes: 1 << 20, policy: SlowConsumer::Close, dropped: metrics.dropped.clone() });
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -86,9 +86,13 @@ impl Crowd {
                 peers.send(peer).await.unwrap();
                 let lan = LanAddress { ip: Ipv4Addr::LOCALHOST, port: 2900 };
                 let id = ClientId { lan, connection: ids.next() };
-                hub.insert(Client::new(id, socket, None, Arc::clone(&limit)), None).await.unwrap();
+                let arrival = Arrival { ip: Ipv4Addr::LOCALHOST.into(), connected_at: 0 };
+                let client = Client::new(id, arrival, socket, None, Arc::clone(&limit));
+                client.open(None);
+                hub.insert(client).await.unwrap();
                 let joined = Arc::clone(&group);
-                assert_eq!(hub.at_client(id, move |shard| shard.join(id, &joined, 1)).await.unwrap(), Ok(true));
+                let joining = hub.begin_at_client(id, move |shard| shard.join(id, &joined, 1)).await.unwrap();
+                assert_eq!(joining.one().await.unwrap(), Ok(true));
             }
             (hub, tasks)
         });
@@ -104,7 +108,7 @@ impl Crowd {
         self.runtime.block_on(async {
             for _ in 0..times {
                 let to = Target::Groups(Arc::clone(&self.group));
-                self.hub().deliver(to, None, message.clone(), false).await.unwrap();
+                drop(self.hub().begin_delivery(to, None, message.clone(), false).await.unwrap());
             }
             // What comes with the last messages is answered before their flush, what comes next after it.
             for _ in 0..2 {

@@ -17,6 +17,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
+use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -57,6 +58,15 @@ pub struct SendLimit {
     pub dropped: Counter,
 }
 
+/// Where a client came from, and when.
+#[derive(Debug, Clone, Copy)]
+pub struct Arrival {
+    /// Its address.
+    pub ip: IpAddr,
+    /// Unix milliseconds.
+    pub connected_at: u64,
+}
+
 /// What became of one message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Pushed {
@@ -92,6 +102,7 @@ pub struct Client {
     outbox: Mutex<Outbox>,
     socket: TcpStream,
     id: ClientId,
+    arrival: Arrival,
     /// A sign of life since the last heartbeat tick.
     heard: AtomicBool,
     limit: Arc<SendLimit>,
@@ -112,7 +123,7 @@ struct Outbox {
     /// Bytes in `waiting`, and [`OVERHEAD`] for each frame.
     bytes: usize,
     stage: Stage,
-    /// The socket took no more: only the owner writes, when there is room.
+    /// The socket took no more, or the first message is not out: only the owner writes, when there is room.
     blocked: bool,
     /// Somebody owes a flush.
     dirty: bool,
@@ -128,9 +139,11 @@ struct Outbox {
 }
 
 impl Client {
-    /// A client over a socket that the handshake has left; with TLS, its session.
+    /// A client over a socket that the handshake has left; with TLS, its session. What is sent to it waits for
+    /// [`Client::open`].
     pub fn new(
         id: ClientId,
+        arrival: Arrival,
         socket: TcpStream,
         tls: Option<Box<ServerConnection>>,
         limit: Arc<SendLimit>,
@@ -139,7 +152,7 @@ impl Client {
             waiting: VecDeque::new(),
             bytes: 0,
             stage: Stage::Open,
-            blocked: false,
+            blocked: true,
             dirty: false,
             overflowed: false,
             close: None,
@@ -147,12 +160,17 @@ impl Client {
             owner: None,
             tls,
         };
-        Arc::new(Self { id, socket, outbox: Mutex::new(outbox), heard: AtomicBool::new(false), limit })
+        Arc::new(Self { id, arrival, socket, outbox: Mutex::new(outbox), heard: AtomicBool::new(false), limit })
     }
 
     /// Its name in the cluster.
     pub fn id(&self) -> ClientId {
         self.id
+    }
+
+    /// Where it came from, and when.
+    pub fn arrival(&self) -> Arrival {
+        self.arrival
     }
 
     /// Has the processor fetch what a delivery will need, so that it need not wait for one client after the other.
@@ -208,6 +226,20 @@ impl Client {
         if !outbox.blocked {
             self.drain(outbox);
         }
+    }
+
+    /// Lets messages out; `first` goes before all that came in the meantime. Called once, by the owner.
+    pub fn open(&self, first: Option<&Message>) {
+        let outbox = &mut *self.outbox.lock();
+        if outbox.stage == Stage::Gone {
+            return;
+        }
+        if let Some(first) = first {
+            outbox.bytes += first.frame().len() + OVERHEAD;
+            outbox.waiting.push_front(first.frame().clone());
+        }
+        outbox.blocked = false;
+        self.drain(outbox);
     }
 
     /// Whether it still takes messages.

@@ -23,8 +23,19 @@ pub const PREFIX: &str = "MOONGATE_";
 pub struct Setting {
     /// Name without the prefix.
     pub name: &'static str,
-    /// Its value is never shown.
-    pub secret: bool,
+    /// What of its value is never shown.
+    pub secret: Secret,
+}
+
+/// What of a setting's value is never shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Secret {
+    /// All may be shown.
+    Nothing,
+    /// The password in a URL.
+    Password,
+    /// The whole.
+    All,
 }
 
 macro_rules! settings {
@@ -41,11 +52,14 @@ macro_rules! settings {
             fn names() -> Vec<&'static str> { vec![$(stringify!($field)),*] }
         }
     };
-    (@ secret) => { true };
-    (@) => { false };
+    (@ secret) => { Secret::All };
+    (@ url) => { Secret::Password };
+    (@) => { Secret::Nothing };
 }
 
 settings! {
+    redis_url "REDIS_URL" url,
+    prefix "PREFIX",
     listen "LISTEN",
     tls_cert "TLS_CERT",
     tls_key "TLS_KEY",
@@ -56,6 +70,7 @@ settings! {
     max_session_size "MAX_SESSION_SIZE",
     max_groups_per_client "MAX_GROUPS_PER_CLIENT",
     node_id "NODE_ID",
+    node_ttl "NODE_TTL",
     lan_ip "LAN_IP",
     lan_port "LAN_PORT",
     init_message "INIT_MESSAGE",
@@ -82,9 +97,9 @@ pub struct Config {
     pub tls: Option<TlsFiles>,
     /// The HTTP API.
     pub api: ApiConfig,
-    /// This process among the nodes.
-    pub node_id: String,
-    /// First part of every client id.
+    /// The other nodes; none: this one is alone.
+    pub cluster: Option<ClusterConfig>,
+    /// First part of every client id of a node that is alone.
     pub lan: LanAddress,
     /// What clients may do and get.
     pub clients: ClientConfig,
@@ -94,6 +109,25 @@ pub struct Config {
     pub log: LogConfig,
     /// `TZ`: what `{time}` in templates is written in.
     pub time_zone: TimeZone,
+}
+
+/// Settings of a node among others.
+#[derive(Debug, Clone)]
+pub struct ClusterConfig {
+    /// Where Redis is, with the password.
+    pub redis_url: SecretString,
+    /// First part of every key and channel.
+    pub prefix: String,
+    /// This process among the nodes; none: a fresh UUID.
+    pub node_id: Option<String>,
+    /// A node that says nothing for so long is dead.
+    pub node_ttl: Duration,
+    /// First part of every client id; none: this machine's address on the way to Redis.
+    pub lan_ip: Option<Ipv4Addr>,
+    /// Second part of every client id.
+    pub lan_port: u16,
+    /// It does not move to the next free one.
+    pub lan_port_is_set: bool,
 }
 
 /// Certificate chain and key, PEM.
@@ -254,6 +288,20 @@ impl Reader<'_> {
             (Some(_), None) => self.missing("TLS_KEY", "takes a PEM file, as MOONGATE_TLS_CERT is set"),
             (None, Some(_)) => self.missing("TLS_CERT", "takes a PEM file, as MOONGATE_TLS_KEY is set"),
         };
+        let redis_url = self.take(
+            "REDIS_URL",
+            raw.redis_url,
+            "takes redis://host:port, rediss://host:port or redis+unix:///path/to/socket",
+            "",
+            redis_url,
+        );
+        let prefix = self.take("PREFIX", raw.prefix, "takes 1 to 32 of A-Z a-z 0-9 _ -", "mg", prefix);
+        let node_id = self.take("NODE_ID", raw.node_id, "takes 1 to 64 of A-Z a-z 0-9 . _ -", "", node_id);
+        let node_ttl = self.take("NODE_TTL", raw.node_ttl, "takes a duration from 2s to 1h", "15s", |text| {
+            let range = Duration::from_secs(2)..=Duration::from_hours(1);
+            parse_duration(text).filter(|ttl| range.contains(ttl))
+        });
+        let lan_port_is_set = raw.lan_port.as_ref().is_some_and(|port| !port.is_empty());
         let ip = self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip);
         let port = self.take("LAN_PORT", raw.lan_port, "takes a port from 1 to 65535", "2900", |text| {
             parse(text).filter(|port| *port > 0)
@@ -267,8 +315,16 @@ impl Reader<'_> {
                 metrics_open: self.take("METRICS_OPEN", raw.metrics_open, "takes true or false", "false", parse),
                 max_body: self.take("API_MAX_BODY", raw.api_max_body, positive, "1MiB", positive_size),
             },
-            node_id: self.take("NODE_ID", raw.node_id, "takes 1 to 64 of A-Z a-z 0-9 . _ -", "", node_id),
-            lan: LanAddress { ip, port },
+            cluster: redis_url.map(|redis_url| ClusterConfig {
+                redis_url,
+                prefix,
+                node_id,
+                node_ttl,
+                lan_ip: ip,
+                lan_port: port,
+                lan_port_is_set,
+            }),
+            lan: LanAddress { ip: ip.unwrap_or(Ipv4Addr::LOCALHOST), port },
             clients: ClientConfig {
                 init_message: raw
                     .init_message
@@ -342,8 +398,12 @@ impl Reader<'_> {
             if let Some(value) = parse(&text) {
                 return value;
             }
-            let secret = SETTINGS.iter().any(|setting| setting.name == name && setting.secret);
-            let got = if secret { "<hidden>".to_owned() } else { format!("{text:?}") };
+            let secret = SETTINGS.iter().find(|setting| setting.name == name).map(|setting| setting.secret);
+            let got = match secret {
+                Some(Secret::All) => "<hidden>".to_owned(),
+                Some(Secret::Password) => format!("{:?}", without_password(&text)),
+                _ => format!("{text:?}"),
+            };
             self.errors.push(format!("{PREFIX}{name}: got {got}, {takes}"));
         }
         parse(default).unwrap_or_else(|| panic!("default of {name}"))
@@ -399,18 +459,46 @@ fn token(text: &str) -> Option<Option<SecretString>> {
     }
 }
 
-fn node_id(text: &str) -> Option<String> {
+#[allow(clippy::option_option)] // unset is a value here
+fn redis_url(text: &str) -> Option<Option<SecretString>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    let rest = ["redis://", "rediss://", "redis+unix:///"].iter().find_map(|scheme| text.strip_prefix(scheme))?;
+    (!rest.is_empty() && !rest.starts_with(['/', ':', '@'])).then(|| Some(text.to_owned().into()))
+}
+
+/// A URL as it may be shown.
+fn without_password(url: &str) -> String {
+    let Some((scheme, rest)) = url.split_once("://") else {
+        return if url.contains('@') { "<hidden>".to_owned() } else { url.to_owned() };
+    };
+    // Passwords may contain an @ of their own.
+    match rest.rsplit_once('@') {
+        Some((_, place)) => format!("{scheme}://<hidden>@{place}"),
+        None => url.to_owned(),
+    }
+}
+
+fn prefix(text: &str) -> Option<String> {
+    let fits = |byte: u8| byte.is_ascii_alphanumeric() || b"_-".contains(&byte);
+    ((1..=32).contains(&text.len()) && text.bytes().all(fits)).then(|| text.to_owned())
+}
+
+#[allow(clippy::option_option)] // unset is a value here
+fn node_id(text: &str) -> Option<Option<String>> {
     match text.len() {
-        0 => Some(uuid::Uuid::new_v4().to_string()),
+        0 => Some(None),
         1..=64 if text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"._-".contains(&byte)) => {
-            Some(text.to_owned())
+            Some(Some(text.to_owned()))
         }
         _ => None,
     }
 }
 
-fn lan_ip(text: &str) -> Option<Ipv4Addr> {
-    if text == "auto" { Some(Ipv4Addr::LOCALHOST) } else { parse(text) }
+#[allow(clippy::option_option)] // auto is a value here
+fn lan_ip(text: &str) -> Option<Option<Ipv4Addr>> {
+    if text == "auto" { Some(None) } else { parse(text).map(Some) }
 }
 
 /// A name, a file or a POSIX rule, as the C library takes them.
@@ -528,6 +616,23 @@ mod tests {
     fn secrets_are_in_no_debug_output() {
         let config = read(&[("MOONGATE_API_TOKEN", "hunter2hunter2")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
+    }
+
+    #[test]
+    fn a_url_is_shown_without_its_password() {
+        for (url, shown) in [
+            ("http://user:hunter2@host", "http://<hidden>@host"),
+            ("redis-cluster://:hunter2@a@host:1", "redis-cluster://<hidden>@host:1"),
+            ("host:6379", "host:6379"),
+            (":hunter2@host", "<hidden>"),
+        ] {
+            let errors = read(&[("MOONGATE_REDIS_URL", url)]).unwrap_err();
+            assert!(errors[0].starts_with(&format!("MOONGATE_REDIS_URL: got {shown:?}, takes ")), "{errors:?}");
+            assert!(!errors[0].contains("hunter2"), "{errors:?}");
+        }
+        let config = read(&[("MOONGATE_REDIS_URL", "redis://user:hunter2@host:1/0")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(config.cluster.unwrap().prefix, "mg");
     }
 
     #[test]

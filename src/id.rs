@@ -21,6 +21,30 @@ pub struct LanAddress {
     pub port: u16,
 }
 
+/// A text is not a LAN address of 12 hex digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("takes a LAN address of 12 hex digits")]
+pub struct NotALanAddress;
+
+impl fmt::Display for LanAddress {
+    /// As it stands in client ids: 12 hex digits.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:08x}{:04x}", self.ip.to_bits(), self.port)
+    }
+}
+
+impl FromStr for LanAddress {
+    type Err = NotALanAddress;
+
+    fn from_str(text: &str) -> Result<Self, NotALanAddress> {
+        if text.len() != 12 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(NotALanAddress);
+        }
+        let number = u64::from_str_radix(text, 16).map_err(|_| NotALanAddress)?;
+        Ok(Self { ip: Ipv4Addr::from_bits((number >> 16) as u32), port: number as u16 })
+    }
+}
+
 /// The cluster-wide name of one connection: 20 lower-case hex digits, `GatewayWorker`'s form
 /// `hex(lan ip, 4 bytes | lan port, 2 bytes | connection id, 4 bytes)`, all big-endian.
 /// It lives as long as the connection and is not a secret.
@@ -39,7 +63,7 @@ pub struct NotAClientId;
 
 impl fmt::Display for ClientId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:08x}{:04x}{:08x}", self.lan.ip.to_bits(), self.lan.port, self.connection)
+        write!(f, "{}{:08x}", self.lan, self.connection)
     }
 }
 

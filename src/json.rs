@@ -5,6 +5,7 @@ use std::borrow::Cow;
 use std::fmt;
 
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, Visitor};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 /// The deepest nesting that is taken, as `serde_json`'s own limit.
@@ -16,7 +17,7 @@ pub const MAX_DEPTH: usize = 127;
 pub struct TooDeep;
 
 /// What is wrong with a request, in the user's words.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
 #[error("{}{detail}", field.as_ref().map(|field| format!("{field}: ")).unwrap_or_default())]
 pub struct Invalid {
     /// The field concerned.

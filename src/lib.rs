@@ -56,6 +56,7 @@
 
 mod accept;
 pub mod client;
+pub mod cluster;
 pub mod command;
 pub mod config;
 pub mod edge;
@@ -70,3 +71,4 @@ pub mod metrics;
 pub mod server;
 pub mod session;
 pub mod template;
+mod throttle;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 use moongate::config::{Config, LogConfig, LogFormat};
-use moongate::server::{Server, StartError};
+use moongate::server::{Ended, Server, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -34,7 +34,7 @@ struct Arguments {
 enum Action {
     /// Run a node (the default).
     Serve,
-    /// Check the settings and the certificate, and exit.
+    /// Check the settings and the certificate, try Redis, and exit.
     Check,
 }
 
@@ -62,16 +62,26 @@ fn main() -> ExitCode {
             start_log(&config.log);
             runtime.block_on(serve(config))
         }
-        Action::Check => check(&config),
+        Action::Check => runtime.block_on(check(&config)),
     }
 }
 
-fn check(config: &Config) -> ExitCode {
+async fn check(config: &Config) -> ExitCode {
     if let Some(Err(error)) = config.tls.as_ref().map(moongate::edge::tls::Certificates::load) {
         eprintln!("{error}");
         return ExitCode::from(EXIT_SETTINGS);
     }
-    println!("settings are good: clients on {}, API on {}, standalone", config.listen, config.api.listen);
+    let others = match &config.cluster {
+        None => "standalone",
+        Some(cluster) => {
+            if let Err(refused) = moongate::cluster::check(cluster).await {
+                eprintln!("{refused}");
+                return ExitCode::from(EXIT_SETTINGS);
+            }
+            "Redis answers"
+        }
+    };
+    println!("settings are good: clients on {}, API on {}, {others}", config.listen, config.api.listen);
     ExitCode::SUCCESS
 }
 
@@ -109,6 +119,10 @@ async fn serve(config: Config) -> ExitCode {
     tokio::select! {
         ended = server.run(stop) => match ended {
             Ok(_) => ExitCode::SUCCESS,
+            Err(refused @ Ended::Refused(_)) => {
+                cannot_start(&refused);
+                ExitCode::from(EXIT_SETTINGS)
+            }
             Err(broken) => {
                 tracing::error!("{broken}");
                 ExitCode::FAILURE
@@ -135,7 +149,7 @@ fn cannot_start(error: &dyn std::error::Error) -> ExitCode {
 fn start_log(config: &LogConfig) {
     let mut filter = EnvFilter::new(&config.filter);
     let verbose = filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO);
-    for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls"] {
+    for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls", "fred"] {
         if verbose
             && !config.filter.contains(library)
             && let Ok(directive) = format!("{library}=info").parse()

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use bytes::{BufMut, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
 
 /// Opcodes of RFC 6455, section 5.2.
 const TEXT: u8 = 0x1;
@@ -34,6 +35,22 @@ impl Message {
         Self::encode(PING, b"")
     }
 
+    /// What was given to [`Message::text`] or [`Message::binary`].
+    pub fn payload(&self) -> Bytes {
+        // The length in the second byte says how long the header is.
+        let header = match self.frame.get(1) {
+            Some(126) => 4,
+            Some(127) => 10,
+            _ => 2,
+        };
+        self.frame.slice(header.min(self.frame.len())..)
+    }
+
+    /// Whether it is a binary message.
+    pub fn is_binary(&self) -> bool {
+        self.frame.first() == Some(&(FIN | BINARY))
+    }
+
     /// The bytes as they go to a WebSocket.
     pub fn frame(&self) -> &Bytes {
         &self.frame
@@ -60,7 +77,7 @@ impl Message {
 }
 
 /// Why a connection ended, as its close frame said (ours or theirs) or, with 1006, how it ended without one.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Close {
     /// WebSocket close code; 1005 for a close frame without one, 1006 where there was no frame.
     pub code: u16,
@@ -90,6 +107,8 @@ impl Close {
     pub const TOO_BIG: Self = Self::new(1009, "message too big");
     /// The socket ended without a close frame.
     pub const LOST: Self = Self::new(1006, "lost");
+    /// Its node died.
+    pub const NODE: Self = Self::new(1006, "node");
     /// `destroyClient`: at once, no frame.
     pub const DESTROYED: Self = Self::new(1006, "destroyed");
 
@@ -130,6 +149,7 @@ mod tests {
             let frame = Message::text(&"x".repeat(length)).frame().clone();
             assert_eq!(&frame[..header.len()], &header[..]);
             assert_eq!(frame.len(), header.len() + length);
+            assert_eq!(Message::text(&"x".repeat(length)).payload().len(), length);
         }
         assert_eq!(Message::binary(&[0xff]).frame()[..], [0x82, 1, 0xff]);
         assert_eq!(Message::ping().frame()[..], [0x89, 0]);

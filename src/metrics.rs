@@ -2,9 +2,12 @@
 //! No uid, group or client id is ever a label.
 
 use prometheus_client::encoding::{EncodeLabelSet, text};
+use std::sync::atomic::AtomicU64;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 
 /// The label of a counter by reason.
@@ -12,6 +15,20 @@ use prometheus_client::registry::Registry;
 pub struct Reason {
     /// Why.
     pub reason: &'static str,
+}
+
+/// The label of a counter by kind of channel.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Kind {
+    /// `uid`, `group`, `client`, `all`, `cmd`, or `ask`, `node` between nodes.
+    pub kind: &'static str,
+}
+
+/// The label of a counter by Redis command.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct RedisCommand {
+    /// Its name.
+    pub command: &'static str,
 }
 
 /// The label of a counter by operation and outcome.
@@ -48,6 +65,45 @@ pub struct Metrics {
     pub accept_errors: Counter,
     /// Certificates that were changed but could not be loaded.
     pub tls_reload_errors: Counter,
+    /// Messages said to other nodes and to this one, by kind of channel.
+    pub bus_published: Family<Kind, Counter>,
+    /// Messages of which it is not known whether they were said.
+    pub bus_publish_errors: Family<Kind, Counter>,
+    /// Messages heard, by kind of channel.
+    pub bus_heard: Family<Kind, Counter>,
+    /// Messages heard and not delivered, by reason.
+    pub bus_lost: Family<Reason, Counter>,
+    /// Times in which nothing could be heard.
+    pub bus_gaps: Counter,
+    /// How long they were together, seconds.
+    pub bus_gap_seconds: Counter<f64, AtomicU64>,
+    /// Times this node did not hear its own heartbeat though Redis took it.
+    pub bus_deaf: Counter,
+    /// Uids, groups and "everyone" that are held here and subscribed to, as Redis has confirmed.
+    pub subscriptions_confirmed: Gauge,
+    subscriptions_wanted: Gauge,
+    /// Commands to Redis.
+    pub redis_commands: Family<RedisCommand, Counter>,
+    /// How long they took, seconds; those of a pipeline together count as one.
+    pub redis_seconds: Histogram,
+    /// Whether there is a connection to Redis.
+    pub redis_up: Gauge,
+    /// Unix time, by Redis' clock, at which this node's lease ends.
+    pub lease_end: Gauge<f64, AtomicU64>,
+    /// Nodes that have a lease.
+    pub nodes: Gauge,
+    /// Lots of changes that had to be written again.
+    pub directory_retries: Counter,
+    /// Changes that Redis refused.
+    pub directory_refused: Counter,
+    /// Times all was compared with Redis.
+    pub directory_compared: Counter,
+    /// Dead nodes that this one has swept after.
+    pub swept_nodes: Counter,
+    /// Times this node was swept itself.
+    pub fenced: Counter,
+    /// Foreign nodes heard under our prefix.
+    pub foreign_nodes: Counter,
 }
 
 impl Metrics {
@@ -74,6 +130,33 @@ impl Metrics {
             commands: series!("commands", "Commands carried out, by operation and outcome"),
             accept_errors: series!("accept_errors", "Connections that could not be accepted"),
             tls_reload_errors: series!("tls_reload_errors", "Changed certificates that could not be loaded"),
+            bus_published: series!("bus_published", "Messages published to Redis, by kind of channel"),
+            bus_publish_errors: series!(
+                "bus_publish_errors",
+                "Publishes of which it is not known whether they were heard"
+            ),
+            bus_heard: series!("bus_heard", "Messages heard through Redis, by kind of channel"),
+            bus_lost: series!("bus_lost", "Messages heard and not delivered, by reason"),
+            bus_gaps: series!("bus_gaps", "Times in which nothing could be heard from Redis"),
+            bus_gap_seconds: series!("bus_gap_seconds", "How long nothing could be heard from Redis"),
+            bus_deaf: series!("bus_deaf", "Times this node did not hear its own heartbeat"),
+            subscriptions_confirmed: series!("subscriptions_confirmed", "Targets held here that Redis has confirmed"),
+            subscriptions_wanted: series!("subscriptions_wanted", "Targets held here"),
+            redis_commands: series!("redis_commands", "Commands to Redis"),
+            redis_seconds: {
+                let histogram = Histogram::new(exponential_buckets(0.0001, 2.0, 16));
+                registry.register("redis_seconds", "How long Redis took to answer", histogram.clone());
+                histogram
+            },
+            redis_up: series!("redis_up", "Whether there is a connection to Redis"),
+            lease_end: series!("lease_end_seconds", "Unix time at which the lease of this node ends, by Redis' clock"),
+            nodes: series!("nodes", "Nodes that have a lease"),
+            directory_retries: series!("directory_retries", "Lots of changes that had to be written again"),
+            directory_refused: series!("directory_refused", "Changes that Redis refused"),
+            directory_compared: series!("directory_compared", "Times all was compared with Redis"),
+            swept_nodes: series!("swept_nodes", "Dead nodes that this one has swept after"),
+            fenced: series!("fenced", "Times this node was swept itself"),
+            foreign_nodes: series!("foreign_nodes", "Foreign nodes heard under our prefix"),
             registry,
         }
     }
@@ -84,6 +167,7 @@ impl Metrics {
         gauge(&self.clients, clients);
         gauge(&self.uids, uids);
         gauge(&self.groups, groups);
+        gauge(&self.subscriptions_wanted, uids + groups + usize::from(clients > 0));
         let mut page = String::new();
         // Writing to a string cannot fail.
         text::encode(&mut page, &self.registry).ok();

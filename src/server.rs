@@ -12,13 +12,14 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cluster::{Cluster, Refused};
 use crate::config::Config;
 use crate::edge::tls::{Certificates, TlsError};
 use crate::edge::{ConnectionSettings, Edge};
 use crate::gateway::Gateway;
 use crate::heartbeat::Tick;
 use crate::http::{self, Api};
-use crate::hub::Hub;
+use crate::hub::{Hub, Others};
 use crate::message::{Close, Message};
 use crate::metrics::Metrics;
 
@@ -30,6 +31,9 @@ const DRAIN_STEP: Duration = Duration::from_millis(50);
 
 /// What is still under way on the API when everything else has ended has so long.
 const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// Redis may take so long to take this node's leave.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// Connections that may wait to be accepted; a whole cluster's clients may come back at once.
 const BACKLOG: i32 = 4096;
@@ -52,10 +56,16 @@ pub enum StartError {
     Tls(#[from] TlsError),
 }
 
-/// A part of the node ended that must not end: a bug. What it held is lost; only a new start helps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a shard of the hub ended; the node cannot go on")]
-pub struct Broken;
+/// The node cannot go on.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// A part of it ended that must not end: a bug. What it held is lost; only a new start helps.
+    #[error("a shard of the hub ended; the node cannot go on")]
+    Broken,
+    /// Among the other nodes there is no place for it: a setting has to change.
+    #[error(transparent)]
+    Refused(#[from] Refused),
+}
 
 /// A node whose listeners are bound.
 pub struct Server {
@@ -87,7 +97,7 @@ impl Server {
     }
 
     /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
-    pub async fn run(self, stop: CancellationToken) -> Result<usize, Broken> {
+    pub async fn run(self, stop: CancellationToken) -> Result<usize, Ended> {
         let Self { config, clients, api, clients_address, certificates, .. } = self;
         let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
@@ -96,11 +106,24 @@ impl Server {
         };
         let tick = Tick::new(config.clients.ping_interval, config.clients.ping_not_response_limit, Some(ping));
         let shards = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics);
-        let gateway = Arc::new(Gateway::new(hub, config.lan, &config.clients, &config.time_zone, Arc::clone(&metrics)));
+        let others = config.cluster.is_some().then(Others::default);
+        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others);
+        let hub = Arc::new(hub);
+        let cluster = config.cluster.as_ref().map(|config| Cluster::start(config, &hub, &metrics)).transpose()?;
+        let (cluster, (heard, mut cluster_tasks)) = match cluster {
+            Some((cluster, heard, tasks)) => (Some(cluster), (Some(heard), Some(tasks))),
+            None => (None, (None, None)),
+        };
+        let gateway = Gateway::new(hub, cluster, config.lan, &config.clients, &config.time_zone, Arc::clone(&metrics));
+        let gateway = Arc::new(gateway);
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
         let (connections, mut services) = (TaskTracker::new(), JoinSet::new());
+        let mut ears = JoinSet::new();
+        if let Some(heard) = heard {
+            ears.spawn(Arc::clone(&gateway).hear(heard.inbox));
+            ears.spawn(Arc::clone(&gateway).mourn(heard.swept));
+        }
         let tls = certificates.is_some();
         let certificates = certificates.map(|certificates| {
             let certificates = Arc::new(certificates);
@@ -137,13 +160,23 @@ impl Server {
             Arc::clone(&metrics),
             closed.clone(),
         ));
-        tracing::info!(node = %config.node_id, shards, "serving");
+        tracing::info!(shards, alone = config.cluster.is_none(), "serving");
 
+        let refused = async {
+            match &mut cluster_tasks {
+                Some(tasks) => tasks.refused().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             () = stop.cancelled() => {}
-            () = shard_tasks.any_ended() => return Err(Broken),
+            () = shard_tasks.any_ended() => return Err(Ended::Broken),
+            refused = refused => return Err(refused.into()),
         }
         let left = drain(&gateway, &connections, &refusing, config.drain).await;
+        if let Some(tasks) = cluster_tasks {
+            tasks.leave(LEAVE).await;
+        }
         closed.cancel();
         // Whoever does not read an answer, or finish a request, is not waited for: what is left is dropped.
         drop(timeout(LAST_ANSWERS, async { while services.join_next().await.is_some() {} }).await);

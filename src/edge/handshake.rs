@@ -58,6 +58,14 @@ impl Edge {
                 "this node is stopping; connect again\n",
             );
         }
+        if !self.gateway.has_place() {
+            self.refuse("not_ready");
+            return refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &[(RETRY_AFTER, "1")],
+                "this node is waiting for Redis; connect again\n",
+            );
+        }
         match accept_key(request.method(), request.headers()) {
             Ok(accept) => {
                 *upgrade.lock() = Some(hyper::upgrade::on(&mut request));

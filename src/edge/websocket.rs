@@ -4,6 +4,7 @@
 //! Whatever ends the connection, the same tail runs: the client leaves the hub, then its close is told.
 
 use std::io;
+use std::net::{IpAddr, Ipv4Addr};
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -21,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
 use super::{ConnectionSettings, Edge};
-use crate::client::{Client, Departed};
+use crate::client::{Arrival, Client, Departed};
 use crate::gateway::Gateway;
 use crate::hub::Stopped;
 use crate::message::Close;
@@ -43,7 +44,11 @@ const READ_BATCH: usize = 64;
 /// Takes a socket over after its handshake; `ahead` came behind the request.
 pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: &Bytes) {
     let (gateway, settings) = (Arc::clone(&edge.gateway), edge.connection);
-    let client = Client::new(gateway.next_client_id(), socket, session, gateway.send_limit());
+    // Lost just now; the socket is closed.
+    let Some(id) = gateway.next_client_id() else { return };
+    let ip = socket.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let connected_at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+    let client = Client::new(id, Arrival { ip, connected_at }, socket, session, gateway.send_limit());
     edge.connections.spawn(own(gateway, client, settings, ahead.to_vec()));
 }
 
@@ -82,7 +87,7 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
         let told = async {
             // A stopping node's hub answers no more; then nobody listens either.
             if let Ok(departed) = departed {
-                gateway.departed(*departed).await.ok();
+                gateway.departed(*departed).await;
             }
         };
         // That is told without waiting for a slow peer.

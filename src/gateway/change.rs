@@ -1,22 +1,28 @@
 //! Changes of one client, and batches: neighbouring changes of one client are one step on the shard that holds it.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
+use futures_util::stream::FuturesUnordered;
+use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Failure, Gateway, Limits};
+use super::part::{Job, Part};
+use super::{ASK_TIME, Failure, Gateway, Limits};
 use crate::command::{Batch, Command, MAX_BATCH, ParseError, Reply};
 use crate::hub::Shard;
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
-use crate::message::Close;
 use crate::session::Session;
 
 /// What a whole batch may take.
 const BATCH_TIME: Duration = Duration::from_secs(30);
 
 /// A change of one client.
-#[derive(Debug)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub(super) enum Change {
     Bind { uid: Uid, single: bool },
     Unbind { only: Option<Uid> },
@@ -47,9 +53,21 @@ impl Change {
         })
     }
 
-    fn apply(&self, shard: &mut Shard, id: ClientId, limits: Limits) -> Result<(), Failure> {
+    /// Whether it has a client be the only one of a uid.
+    pub(super) fn is_single(&self) -> bool {
+        matches!(self, Self::Bind { single: true, .. })
+    }
+
+    /// Whether it can be in one step with those before it: a uid that is to be single is taken and cleared of others
+    /// before the next one is.
+    pub(super) fn follows(&self, before: &[Self]) -> bool {
+        let binds = matches!(self, Self::Bind { .. } | Self::Unbind { .. });
+        !binds || !before.iter().any(Self::is_single)
+    }
+
+    pub(super) fn apply(&self, shard: &mut Shard, id: ClientId, limits: Limits) -> Result<(), Failure> {
         let found = match self {
-            Self::Bind { uid, .. } => shard.bind(id, uid),
+            Self::Bind { uid, single } => shard.bind(id, uid, *single),
             Self::Unbind { only } => shard.unbind(id, only.as_ref()),
             Self::Join(groups) => shard.join(id, groups, limits.groups)?,
             Self::Leave(groups) => shard.leave(id, groups),
@@ -72,35 +90,28 @@ impl Change {
 }
 
 impl Gateway {
-    /// Changes one client in one step: no message comes between. One result for each change.
-    pub(super) async fn change(&self, id: ClientId, changes: Vec<Change>) -> Vec<Result<Reply, Failure>> {
-        let count = changes.len();
-        let limits = self.limits;
-        // A uid that is to be single is taken and cleared of others before the next one is.
-        let singles: Vec<(usize, Uid)> = changes
-            .iter()
-            .enumerate()
-            .filter_map(|(place, change)| match change {
-                Change::Bind { uid, single: true } => Some((place, uid.clone())),
-                _ => None,
-            })
-            .collect();
-        let _turn = if singles.is_empty() { None } else { Some(self.single_binds.lock().await) };
-
-        let step = self.hub.at_client(id, move |shard| {
-            changes.iter().map(|change| change.apply(shard, id, limits).map(|()| Reply::DONE)).collect::<Vec<_>>()
-        });
-        let mut results = match step.await {
-            Ok(results) => results,
-            Err(stopped) => vec![Err(stopped.into()); count],
-        };
-        for (place, uid) in singles {
-            let Some(result) = results.get_mut(place).filter(|result| result.is_ok()) else { continue };
-            if let Err(stopped) = self.close_uids(vec![uid], Some(id), None, Close::REPLACED).await {
-                *result = Err(stopped.into());
+    /// Has a client be the only one of its uid. Boxed, as a job that finishes waits for others to finish.
+    pub(super) fn replace_others<'a>(
+        &'a self,
+        client_id: ClientId,
+        uid: &'a Uid,
+        others: Vec<ClientId>,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<(), Failure>> {
+        Box::pin(async move {
+            // Among other nodes Redis has said who they are when it took this one.
+            let others = if self.cluster.is_some() { others } else { self.clients_of_uid(uid).await? };
+            let mut replaced = FuturesUnordered::new();
+            for other in others.into_iter().filter(|other| *other != client_id) {
+                let job = Job::from(Part::Replace { client_id: other, uid: uid.clone() });
+                replaced.push(self.at_its_node(other, job, deadline));
             }
-        }
-        results
+            let mut result = Ok(());
+            while let Some(done) = replaced.next().await {
+                result = result.and(done.map(drop));
+            }
+            result
+        })
     }
 
     /// Runs commands in order; one result for each.
@@ -122,7 +133,8 @@ impl Gateway {
             };
             match command {
                 (op, Ok((client, change))) => {
-                    if step.as_ref().is_some_and(|step: &Step| step.client != client) {
+                    if step.as_ref().is_some_and(|step: &Step| step.client != client || !change.follows(&step.changes))
+                    {
                         self.finish_step(&mut step, deadline, &mut results).await;
                     }
                     let step = step.get_or_insert_with(|| Step { client, ops: Vec::new(), changes: Vec::new() });
@@ -152,7 +164,19 @@ impl Gateway {
         let done = done.unwrap_or_else(|| vec![Err(OUT_OF_TIME); ops.len()]);
         for (op, result) in ops.into_iter().zip(done) {
             self.count(op, &result);
-            results.push(result.map_err(BatchFailure::Failed));
+            results.push(result.map(|()| Reply::DONE).map_err(BatchFailure::Failed));
+        }
+    }
+
+    /// Changes one client in one step: no message comes between. One result for each change.
+    pub(super) async fn change(&self, client_id: ClientId, changes: Vec<Change>) -> Vec<Result<(), Failure>> {
+        let count = changes.len();
+        let job = Job::from(Part::Change { client_id, changes });
+        match self.at_its_node(client_id, job, Instant::now() + ASK_TIME).await {
+            // No such node: no such client.
+            Ok(None) => vec![Err(Failure::ClientNotFound(client_id)); count],
+            Ok(Some(done)) => done.changes,
+            Err(failure) => vec![Err(failure); count],
         }
     }
 }
@@ -173,7 +197,7 @@ struct Step {
     changes: Vec<Change>,
 }
 
-const OUT_OF_TIME: Failure = Failure::Unreachable("the batch ran out of time");
+const OUT_OF_TIME: Failure = Failure::Unreachable(Cow::Borrowed("the batch ran out of time"));
 
 /// Why one command of a batch was not carried out.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

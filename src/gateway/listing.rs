@@ -3,12 +3,12 @@
 //! A page is the `limit` smallest names behind the cursor, which is simply the last name of the page before: what is
 //! there throughout is on exactly one page, whatever comes and goes meanwhile.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::str::FromStr;
 
 use super::{Failure, Gateway};
+use crate::cluster::Entry;
 use crate::command::{Command, Limit, Reply};
-use crate::hub::{Shard, View};
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
 
@@ -33,19 +33,10 @@ impl<K: FromStr + Ord + Clone> Window<K> {
         Ok(Self { after, limit: limit.map(|limit| limit.0) })
     }
 
-    /// The smallest names of the window, and one more than will be shown, so that the end can be told.
-    fn smallest(&self, names: impl Iterator<Item = K>) -> Vec<K> {
-        let most = self.limit.unwrap_or(MAX_ITEMS) + 1;
-        let mut chosen: Vec<K> = names.filter(|name| self.after.as_ref().is_none_or(|after| name > after)).collect();
-        if chosen.len() > most {
-            chosen.select_nth_unstable(most - 1);
-            chosen.truncate(most);
-        }
-        chosen
-    }
-
-    /// Puts what the shards chose together: the names of the answer, and the cursor behind them.
-    fn merge(&self, mut names: Vec<K>) -> Result<(Vec<K>, Option<K>), Failure> {
+    /// The names of the answer, and the cursor behind them.
+    fn choose(&self, names: impl IntoIterator<Item = K>) -> Result<(Vec<K>, Option<K>), Failure> {
+        let behind = |name: &K| self.after.as_ref().is_none_or(|after| name > after);
+        let mut names: Vec<K> = names.into_iter().filter(behind).collect();
         names.sort_unstable();
         names.dedup();
         match self.limit {
@@ -75,116 +66,99 @@ fn too_many() -> Failure {
 impl Gateway {
     pub(super) async fn list(&self, query: Command) -> Result<Reply, Failure> {
         match query {
-            Command::GetAllClientIdList(c) => self.client_ids(None, &Window::new(c.limit, c.cursor.as_ref())?).await,
+            Command::GetAllClientIdList(c) => {
+                let window = Window::new(c.limit, c.cursor.as_ref())?;
+                let (ids, cursor) = window.choose(self.everyone().await?.into_iter().map(|entry| entry.id))?;
+                Ok(window.page(Reply::ClientIds(ids), cursor.as_ref()))
+            }
             Command::GetClientIdListByGroup(c) => {
                 let window = Window::new(c.limit, c.cursor.as_ref())?;
-                self.client_ids(Some(c.group.into_items()), &window).await
+                let (ids, cursor) = window.choose(self.members(c.group.items()).await?.concat())?;
+                Ok(window.page(Reply::ClientIds(ids), cursor.as_ref()))
             }
-            Command::GetAllClientSessions(c) => self.sessions(None, &Window::new(c.limit, c.cursor.as_ref())?).await,
+            Command::GetAllClientSessions(c) => {
+                let window = Window::new(c.limit, c.cursor.as_ref())?;
+                let ids = self.everyone().await?.into_iter().map(|entry| entry.id).collect();
+                self.sessions(ids, &window).await
+            }
             Command::GetClientSessionsByGroup(c) => {
-                self.sessions(Some(vec![c.group]), &Window::new(c.limit, c.cursor.as_ref())?).await
+                let window = Window::new(c.limit, c.cursor.as_ref())?;
+                self.sessions(self.members(&[c.group]).await?.concat(), &window).await
             }
             Command::GetUidListByGroup(c) => {
                 let window = Window::<Uid>::new(c.limit, c.cursor.as_ref())?;
-                let (groups, chosen) = (c.group.into_items(), window.clone());
-                let named = groups.clone();
-                let uids = self
-                    .hub
-                    .at_groups(&groups, move |shard| chosen.smallest(uids_of(shard, &named).into_iter()))
-                    .await?;
-                let (uids, cursor) = window.merge(uids.concat())?;
+                let (uids, cursor) = window.choose(self.uids_in(c.group.items()).await?)?;
                 Ok(window.page(Reply::Uids(uids), cursor.as_ref().map(Uid::as_str).as_ref()))
             }
-            Command::GetUidCountByGroup(c) => {
-                let group = c.group.clone();
-                let uids =
-                    self.hub.at_groups(&[c.group], move |shard| uids_of(shard, std::slice::from_ref(&group))).await?;
-                Ok(Reply::Count(uids.into_iter().flatten().collect::<HashSet<_>>().len() as u64))
-            }
+            Command::GetUidCountByGroup(c) => Ok(Reply::Count(self.uids_in(&[c.group]).await?.len() as u64)),
             Command::GetAllUidList(c) => {
                 let window = Window::<Uid>::new(c.limit, c.cursor.as_ref())?;
-                let mut uids = Vec::new();
-                self.hub.for_each_uid(|uid, _| uids.push(uid.clone()));
-                let (uids, cursor) = window.merge(window.smallest(uids.into_iter()))?;
+                let (uids, cursor) = window.choose(self.everyone().await?.into_iter().filter_map(|entry| entry.uid))?;
                 Ok(window.page(Reply::Uids(uids), cursor.as_ref().map(Uid::as_str).as_ref()))
+            }
+            Command::GetAllUidCount(_) => {
+                let uids: BTreeSet<Uid> = self.everyone().await?.into_iter().filter_map(|entry| entry.uid).collect();
+                Ok(Reply::Count(uids.len() as u64))
             }
             Command::GetAllGroupIdList(c) => {
                 let window = Window::new(c.limit, c.cursor.as_ref())?;
-                let (groups, cursor) = self.groups(&window)?;
+                let (groups, cursor) =
+                    window.choose(self.everyone().await?.into_iter().flat_map(|entry| entry.groups))?;
                 Ok(window.page(Reply::Groups(groups), cursor.as_ref().map(Group::as_str).as_ref()))
             }
             Command::GetAllGroupClientIdCount(_) => {
-                let mut counts = BTreeMap::new();
-                self.hub.for_each_group(|group, members| {
-                    counts.insert(group.clone(), members as u64);
-                });
-                if counts.len() > MAX_ITEMS { Err(too_many()) } else { Ok(Reply::GroupCounts(counts)) }
+                let (clients, _) = self.by_group(&WHOLE, |entry| Some(entry.id), false).await?;
+                Ok(Reply::GroupCounts(counts(&clients)))
             }
             Command::GetAllGroupUidCount(_) => {
-                let uids =
-                    self.by_group(&Window { after: None, limit: None }, |client| client.uid.cloned(), false).await?.0;
-                Ok(Reply::GroupCounts(uids.into_iter().map(|(group, uids)| (group, uids.len() as u64)).collect()))
+                let (uids, _) = self.by_group(&WHOLE, |entry| entry.uid.clone(), false).await?;
+                Ok(Reply::GroupCounts(counts(&uids)))
             }
             Command::GetAllGroupUidList(c) => {
                 let window = Window::new(c.limit, c.cursor.as_ref())?;
-                let (uids, cursor) = self.by_group(&window, |client| client.uid.cloned(), true).await?;
+                let (uids, cursor) = self.by_group(&window, |entry| entry.uid.clone(), true).await?;
                 Ok(window.page(Reply::GroupUids(uids), cursor.as_ref().map(Group::as_str).as_ref()))
             }
             Command::GetAllGroupClientIdList(c) => {
                 let window = Window::new(c.limit, c.cursor.as_ref())?;
-                let (clients, cursor) = self.by_group(&window, |client| Some(client.id), true).await?;
+                let (clients, cursor) = self.by_group(&window, |entry| Some(entry.id), true).await?;
                 Ok(window.page(Reply::GroupClients(clients), cursor.as_ref().map(Group::as_str).as_ref()))
             }
             other => Err(Invalid::field("op", format_args!("{} cannot be run by itself", other.name())).into()),
         }
     }
 
-    /// Clients of any of these groups, or all.
-    async fn client_ids(&self, groups: Option<Vec<Group>>, window: &Window<ClientId>) -> Result<Reply, Failure> {
-        let chosen = window.clone();
-        let ids =
-            self.at(groups, move |shard, groups| chosen.smallest(views(shard, groups).map(|client| client.id))).await?;
-        let (ids, cursor) = window.merge(ids.concat())?;
-        Ok(window.page(Reply::ClientIds(ids), cursor.as_ref()))
+    /// The uids in any of these groups.
+    async fn uids_in(&self, groups: &[Group]) -> Result<BTreeSet<Uid>, Failure> {
+        let members: BTreeSet<ClientId> = self.members(groups).await?.into_iter().flatten().collect();
+        let members: Vec<ClientId> = members.into_iter().collect();
+        Ok(self.uids_of(&members).await?.into_iter().flatten().collect())
     }
 
-    /// Sessions of the clients of any of these groups, or of all.
-    async fn sessions(&self, groups: Option<Vec<Group>>, window: &Window<ClientId>) -> Result<Reply, Failure> {
-        let chosen = window.clone();
-        let found = self.at(groups, move |shard, groups| {
-            let ids = chosen.smallest(views(shard, groups).map(|client| client.id));
-            let session = |id| shard.view(id).and_then(|client| client.session).cloned().unwrap_or_default();
-            ids.into_iter().map(|id| (id, session(id))).collect::<Vec<_>>()
-        });
-        let mut sessions: BTreeMap<_, _> = found.await?.into_iter().flatten().collect();
-        let (ids, cursor) = window.merge(sessions.keys().copied().collect())?;
-        let shown = ids.into_iter().filter_map(|id| sessions.remove_entry(&id)).collect();
-        Ok(window.page(Reply::Sessions(shown), cursor.as_ref()))
-    }
-
-    fn groups(&self, window: &Window<Group>) -> Result<(Vec<Group>, Option<Group>), Failure> {
-        let mut groups = Vec::new();
-        self.hub.for_each_group(|group, _| groups.push(group.clone()));
-        window.merge(window.smallest(groups.into_iter()))
+    /// The sessions of those of these clients that the window shows.
+    async fn sessions(&self, ids: Vec<ClientId>, window: &Window<ClientId>) -> Result<Reply, Failure> {
+        let (ids, cursor) = window.choose(ids)?;
+        let facts = self.facts(&ids).await?;
+        let shown = ids.into_iter().zip(facts).filter_map(|(id, facts)| Some((id, facts?.session.unwrap_or_default())));
+        Ok(window.page(Reply::Sessions(shown.collect()), cursor.as_ref()))
     }
 
     /// Something of each client by group, each once; `bounded`: the items of an answer without pages are counted.
-    async fn by_group<T: Ord + std::hash::Hash + Send + 'static>(
+    async fn by_group<T: Ord>(
         &self,
         window: &Window<Group>,
-        of: impl Fn(&View<'_>) -> Option<T> + Send + Sync + 'static,
+        of: impl Fn(&Entry) -> Option<T>,
         bounded: bool,
     ) -> Result<(BTreeMap<Group, Vec<T>>, Option<Group>), Failure> {
-        let (groups, cursor) = self.groups(window)?;
-        let named = groups.clone();
-        let found = self.hub.at_groups(&groups, move |shard| {
-            let members = |group: &Group| shard.of_group(group).filter_map(|client| of(&client)).collect::<Vec<_>>();
-            named.iter().map(|group| (group.clone(), members(group))).collect::<Vec<_>>()
-        });
-        let found = found.await?;
+        let everyone = self.everyone().await?;
+        let (groups, cursor) = window.choose(everyone.iter().flat_map(|entry| entry.groups.iter().cloned()))?;
         let mut answer: BTreeMap<Group, Vec<T>> = groups.into_iter().map(|group| (group, Vec::new())).collect();
-        for (group, items) in found.into_iter().flatten() {
-            answer.entry(group).or_default().extend(items);
+        for entry in &everyone {
+            for group in &entry.groups {
+                if let Some(items) = answer.get_mut(group) {
+                    items.extend(of(entry));
+                }
+            }
         }
         for items in answer.values_mut() {
             items.sort_unstable();
@@ -195,35 +169,11 @@ impl Gateway {
         }
         Ok((answer, cursor))
     }
-
-    /// Asks the shards that hold any of these groups, or all.
-    async fn at<T: Send + 'static>(
-        &self,
-        groups: Option<Vec<Group>>,
-        ask: impl Fn(&Shard, Option<&[Group]>) -> T + Send + Sync + 'static,
-    ) -> Result<Vec<T>, Failure> {
-        Ok(match groups {
-            None => self.hub.at_all(move |shard| ask(shard, None)).await?,
-            Some(groups) => {
-                let named = groups.clone();
-                self.hub.at_groups(&groups, move |shard| ask(shard, Some(&named))).await?
-            }
-        })
-    }
 }
 
-/// The clients of any of these groups, or all; a client of several groups comes several times.
-fn views<'a>(shard: &'a Shard, groups: Option<&'a [Group]>) -> Box<dyn Iterator<Item = View<'a>> + 'a> {
-    match groups {
-        None => Box::new(shard.all()),
-        Some([group]) => Box::new(shard.of_group(group)),
-        Some(groups) => {
-            let mut seen = HashSet::new();
-            Box::new(groups.iter().flat_map(|group| shard.of_group(group)).filter(move |client| seen.insert(client.id)))
-        }
-    }
-}
+/// Everything.
+const WHOLE: Window<Group> = Window { after: None, limit: None };
 
-fn uids_of(shard: &Shard, groups: &[Group]) -> HashSet<Uid> {
-    groups.iter().flat_map(|group| shard.of_group(group)).filter_map(|client| client.uid.cloned()).collect()
+fn counts<T>(by_group: &BTreeMap<Group, Vec<T>>) -> BTreeMap<Group, u64> {
+    by_group.iter().map(|(group, items)| (group.clone(), items.len() as u64)).collect()
 }

@@ -1,31 +1,49 @@
 //! The one place where a command is carried out.
 //!
-//! Every door parses to a [`Command`] and says it to [`Gateway::execute`]. One node alone is the whole cluster: the
-//! hub's own truth answers everything. (Several nodes will be an addition here: `execute` decides by target whether a
-//! command is ours, another node's or everyone's, and what arrives from other nodes is delivered, never passed on.)
+//! Every door parses to a [`Command`] and says it to [`Gateway::execute`]: it reached only us. A node that is alone does
+//! it at once. Among others it is said on the bus, once, also when its target is here, so that no short cut overtakes;
+//! and what is on the bus (`heard`) is done by each node for its own clients, and never passed on. One path, one order.
+//! Queries are answered by the hub of a node that is alone, else by the directory in Redis.
 
 mod change;
+mod facts;
+mod heard;
 mod listing;
+mod part;
 
-use std::collections::BTreeMap;
+use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::Instant;
 
 use crate::client::{Client, Departed, SendLimit};
-use crate::command::{self, Command, Reply, Sent};
+use crate::cluster::{Channel, Cluster, MAX_PAYLOAD, Readiness, Unavailable};
+use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
-use crate::hub::{Delivered, Except, Hub, Stopped, Target, TooManyGroups};
-use crate::id::{ClientId, ConnectionIds, Group, LanAddress, Uid};
+use crate::hub::{Hub, Stopped, Target, TooManyGroups, Topic};
+use crate::id::{ClientId, ConnectionIds, LanAddress, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
-use change::Change;
+use part::{Done, Job, Part};
 
 pub use change::BatchFailure;
 
+/// What another node may take for an answer.
+const ASK_TIME: Duration = Duration::from_secs(2);
+
+/// What nodes may take to say which of many targets they hold; those that nobody names are offline.
+const ROLL_CALL: Duration = Duration::from_secs(1);
+
 /// Why a command was not carried out, per decision of a caller.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Failure {
     /// The request is wrong; repeating it is no use.
     #[error(transparent)]
@@ -36,9 +54,12 @@ pub enum Failure {
     /// The request or its answer is too large.
     #[error("{0}")]
     TooLarge(String),
-    /// The node stops or its time is over: not known to be done.
+    /// A node did not answer, stops, or its time is over: not known to be done.
     #[error("{0}")]
-    Unreachable(&'static str),
+    Unreachable(Cow<'static, str>),
+    /// Redis is away: not known to be done.
+    #[error("{0}")]
+    RedisUnavailable(String),
 }
 
 impl Failure {
@@ -49,13 +70,20 @@ impl Failure {
             Self::ClientNotFound(_) => "client_not_found",
             Self::TooLarge(_) => "payload_too_large",
             Self::Unreachable(_) => "node_unreachable",
+            Self::RedisUnavailable(_) => "redis_unavailable",
         }
     }
 }
 
 impl From<Stopped> for Failure {
     fn from(_: Stopped) -> Self {
-        Self::Unreachable("this node is stopping")
+        Self::Unreachable("this node is stopping".into())
+    }
+}
+
+impl From<Unavailable> for Failure {
+    fn from(error: Unavailable) -> Self {
+        Self::RedisUnavailable(error.0)
     }
 }
 
@@ -67,7 +95,9 @@ impl From<TooManyGroups> for Failure {
 
 /// Carries out commands; owns what a node knows of its clients.
 pub struct Gateway {
-    hub: Hub,
+    hub: Arc<Hub>,
+    /// The other nodes; none when this one is alone.
+    cluster: Option<Cluster>,
     lan: LanAddress,
     ids: ConnectionIds,
     limits: Limits,
@@ -75,7 +105,8 @@ pub struct Gateway {
     init: Option<Template>,
     leave: Option<Template>,
     leave_max_group: usize,
-    /// Of two `single` binds at once exactly the later stays: one after the other.
+    /// On a node that is alone, of two `single` binds at once exactly the later stays: one after the other. Among others
+    /// Redis has the order.
     single_binds: tokio::sync::Mutex<()>,
     metrics: Arc<Metrics>,
 }
@@ -88,9 +119,10 @@ struct Limits {
 }
 
 impl Gateway {
-    /// A gateway over a hub.
+    /// A gateway over a hub, and the other nodes, if there are any. `lan` is for one without.
     pub fn new(
-        hub: Hub,
+        hub: Arc<Hub>,
+        cluster: Option<Cluster>,
         lan: LanAddress,
         config: &ClientConfig,
         time_zone: &jiff::tz::TimeZone,
@@ -100,6 +132,7 @@ impl Gateway {
             SendLimit { bytes: config.send_buffer, policy: config.slow_consumer, dropped: metrics.dropped.clone() };
         Self {
             hub,
+            cluster,
             lan,
             ids: ConnectionIds::new(),
             limits: Limits { groups: config.max_groups, session: config.max_session_size },
@@ -124,9 +157,24 @@ impl Gateway {
 
     // --- the life of a client ---
 
-    /// A fresh client id.
-    pub(crate) fn next_client_id(&self) -> ClientId {
-        ClientId { lan: self.lan, connection: self.ids.next() }
+    /// Whether this node is to get new clients.
+    pub(crate) fn readiness(&self) -> Readiness {
+        self.cluster.as_ref().map_or(Readiness::Ready, Cluster::readiness)
+    }
+
+    /// Whether clients can be let in: this node has an address to make client ids from.
+    pub(crate) fn has_place(&self) -> bool {
+        self.cluster.as_ref().is_none_or(Cluster::is_member)
+    }
+
+    /// A fresh client id; none as long as this node has no place among the others.
+    pub(crate) fn next_client_id(&self) -> Option<ClientId> {
+        let lan = match &self.cluster {
+            None => self.lan,
+            Some(cluster) if cluster.is_member() => cluster.lan(),
+            Some(_) => return None,
+        };
+        Some(ClientId { lan, connection: self.ids.next() })
     }
 
     /// How much may wait for a client.
@@ -134,12 +182,20 @@ impl Gateway {
         Arc::clone(&self.send_limit)
     }
 
-    /// A client is there. The first message it gets is `INIT_MESSAGE`, when a query finds it already.
+    /// A client is there. The first message it gets is `INIT_MESSAGE`, when a query on any node finds it; while Redis is
+    /// away it gets it at once, and Redis follows.
     pub(crate) async fn connected(&self, client: Arc<Client>) -> Result<(), Stopped> {
         self.metrics.connections.inc();
-        let filling = Filling { client_id: client.id(), uid: None, group: None, session: None };
+        let id = client.id();
+        self.hub.insert(Arc::clone(&client)).await?;
+        if self.readiness() == Readiness::Ready && self.cluster.is_some() {
+            let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt(Some(id))).await?.one().await?;
+            drop(tokio::time::timeout(ASK_TIME, receipt.wait()).await);
+        }
+        let filling = Filling { client_id: id, uid: None, group: None, session: None };
         let init = self.init.as_ref().and_then(|template| template.render(filling, true).ok());
-        self.hub.insert(client, init.map(|text| Message::text(&text))).await
+        client.open(init.map(|text| Message::text(&text)).as_ref());
+        Ok(())
     }
 
     /// A client sent a message. Nobody takes events out yet, so it is a sign of life and nothing else.
@@ -147,12 +203,13 @@ impl Gateway {
         self.metrics.received.inc();
     }
 
-    /// A client has left the hub, for whatever reason: the same tail for all.
-    pub(crate) async fn departed(&self, departed: Departed) -> Result<(), Stopped> {
+    /// A client has left, for whatever reason: the same tail for all.
+    pub(crate) async fn departed(&self, departed: Departed) {
         self.metrics.closed.get_or_create(&Reason { reason: kind(&departed.close) }).inc();
-        let Some(template) = &self.leave else { return Ok(()) };
+        let Some(template) = &self.leave else { return };
         for group in &departed.groups {
-            if self.hub.group_size(group) > self.leave_max_group {
+            let size = self.group_sizes(std::slice::from_ref(group)).await.map(|sizes| sizes.first().copied());
+            if size.is_ok_and(|size| size > Some(self.leave_max_group as u64)) {
                 continue;
             }
             let filling = Filling {
@@ -161,11 +218,11 @@ impl Gateway {
                 group: Some(group),
                 session: departed.session.as_ref(),
             };
-            if let Ok(text) = template.render(filling, false) {
-                self.hub.deliver(Target::Groups([group.clone()].into()), None, Message::text(&text), false).await?;
+            let Ok(text) = template.render(filling, false) else { continue };
+            if let Err(failure) = self.send(Target::Groups([group.clone()].into()), Message::text(&text)).await {
+                tracing::debug!(%failure, "LEAVE_MESSAGE was not sent");
             }
         }
-        Ok(())
     }
 
     // --- commands ---
@@ -184,178 +241,217 @@ impl Gateway {
     }
 
     async fn carry_out(&self, command: Command) -> Result<Reply, Failure> {
-        let command = match Change::of(command) {
-            Ok((client, change)) => return self.change(client, vec![change]).await.pop().unwrap_or(Ok(Reply::DONE)),
-            Err(command) => command,
+        let names = Names::of(&command);
+        let query = match Job::of(command) {
+            Ok(job) => return self.do_job(job?, names).await,
+            Err(query) => query,
         };
-        match command {
-            Command::SendToAll(c) => {
-                let message = command::payload(c.message, c.binary)?;
-                let to = c.client_ids.map_or(Target::All, |ids| Target::Clients(ids.0.into()));
-                self.send(to, except(c.exclude, c.exclude_uid), message, c.confirm).await
-            }
-            Command::SendToClient(c) => {
-                let message = command::payload(c.message, c.binary)?;
-                self.send(Target::Clients([c.client_id].into()), None, message, c.confirm).await
-            }
-            Command::SendToUid(c) => {
-                let message = command::payload(c.message, c.binary)?;
-                let uids: Arc<[Uid]> = c.uid.items().into();
-                let delivered = self.hub.deliver(Target::Uids(Arc::clone(&uids)), None, message, c.confirm).await?;
-                let offline = uids.iter().enumerate().filter(|(place, _)| !delivered.held.contains(place));
-                let offline = c.uid.is_array().then(|| offline.map(|(_, uid)| uid.clone()).collect());
-                Ok(Reply::Sent(Sent { offline, ..sent(&delivered, c.confirm) }))
-            }
-            Command::SendToGroup(c) => {
-                let message = command::payload(c.message, c.binary)?;
-                self.send(
-                    Target::Groups(c.group.into_items().into()),
-                    except(c.exclude, c.exclude_uid),
-                    message,
-                    c.confirm,
-                )
-                .await
-            }
-            Command::CloseClient(c) => {
-                let (last, close) = (command::optional_payload(c.message, c.binary)?, command::close(c.code, c.reason));
-                let id = c.client_id;
-                Ok(heard(self.hub.at_client(id, move |shard| shard.close(id, last.as_ref(), &close)).await?))
-            }
-            Command::DestroyClient(c) => {
-                Ok(heard(self.hub.at_client(c.client_id, move |shard| shard.destroy(c.client_id)).await?))
-            }
-            Command::CloseUid(c) => {
-                let last = command::optional_payload(c.message, c.binary)?;
-                let close = command::close(c.code, c.reason);
-                Ok(heard(self.close_uids(c.uid.into_items(), None, last, close).await?))
-            }
-            Command::JoinGroup(c) => {
-                let (uid, groups, most) =
-                    (command::uid_alone(c.client_id, c.uid)?, c.group.into_items(), self.limits.groups);
-                let bound = uid.clone();
-                let results = self.hub.at_uids(&[uid], move |shard| shard.join_uid(&bound, &groups, most)).await?;
-                results.into_iter().collect::<Result<(), TooManyGroups>>()?;
-                Ok(Reply::DONE)
-            }
-            Command::LeaveGroup(c) => {
-                let (uid, groups) = (command::uid_alone(c.client_id, c.uid)?, c.group.into_items());
-                let bound = uid.clone();
-                self.hub.at_uids(&[uid], move |shard| shard.leave_uid(&bound, &groups)).await?;
-                Ok(Reply::DONE)
-            }
-            Command::Ungroup(c) => {
-                let group = c.group.clone();
-                self.hub.at_groups(&[c.group], move |shard| shard.ungroup(&group)).await?;
-                Ok(Reply::DONE)
-            }
-            Command::Batch(_) => Err(Invalid::field("op", "a batch cannot stand in a batch").into()),
-
-            Command::IsOnline(c) => {
-                let online = self.hub.at_client(c.client_id, move |shard| shard.view(c.client_id).is_some()).await?;
-                Ok(Reply::Flag(online))
-            }
-            Command::IsUidOnline(c) => Ok(Reply::Flag(self.hub.holds_uid(&c.uid))),
-            Command::IsUidsOnline(c) => {
-                let flags = c.uid.into_items().into_iter().map(|uid| (uid.clone(), self.hub.holds_uid(&uid)));
-                Ok(Reply::UidFlags(flags.collect()))
-            }
+        match query {
+            Command::IsOnline(c) => Ok(Reply::Flag(self.fact(c.client_id).await?.is_some())),
             Command::GetSession(c) => {
-                let session = self.hub.at_client(c.client_id, move |shard| {
-                    shard.view(c.client_id).map(|client| client.session.cloned().unwrap_or_default())
-                });
-                Ok(Reply::Session(session.await?))
+                Ok(Reply::Session(self.fact(c.client_id).await?.map(|facts| facts.session.unwrap_or_default())))
             }
-            Command::GetUidByClientId(c) => {
-                let uid = self.hub.at_client(c.client_id, move |shard| {
-                    shard.view(c.client_id).and_then(|client| client.uid.cloned())
-                });
-                Ok(Reply::Uid(uid.await?))
+            Command::GetUidByClientId(c) => Ok(Reply::Uid(self.fact(c.client_id).await?.and_then(|facts| facts.uid))),
+            Command::IsUidOnline(c) => Ok(Reply::Flag(self.uids_online(&[c.uid]).await?.contains(&true))),
+            Command::IsUidsOnline(c) => {
+                let uids = c.uid.into_items();
+                let online = self.uids_online(&uids).await?;
+                Ok(Reply::UidFlags(uids.into_iter().zip(online).collect()))
             }
-            Command::GetClientIdByUid(c) => {
-                let mut clients = self.clients_of(&[c.uid]).await?;
-                Ok(Reply::ClientIds(clients.pop_first().map(|(_, ids)| ids).unwrap_or_default()))
+            Command::GetClientIdByUid(c) => Ok(Reply::ClientIds(self.clients_of_uid(&c.uid).await?)),
+            Command::BatchGetClientIdByUid(c) => {
+                let uids = c.uid.into_items();
+                let clients = self.clients_of_uids(&uids).await?;
+                Ok(Reply::UidClients(uids.into_iter().zip(clients).collect()))
             }
-            Command::BatchGetClientIdByUid(c) => Ok(Reply::UidClients(self.clients_of(c.uid.items()).await?)),
             Command::GetClientIdCountByGroup(c) => match c.group.items() {
-                [group] => Ok(Reply::Count(self.hub.group_size(group) as u64)),
-                groups => Ok(Reply::Count(self.group_members(groups).await?.len() as u64)),
+                group @ [_] => Ok(Reply::Count(self.group_sizes(group).await?.iter().sum())),
+                groups => {
+                    let members: BTreeSet<ClientId> = self.members(groups).await?.into_iter().flatten().collect();
+                    Ok(Reply::Count(members.len() as u64))
+                }
             },
             Command::BatchGetClientIdCountByGroup(c) => {
-                let counts =
-                    c.group.into_items().into_iter().map(|group| (group.clone(), self.hub.group_size(&group) as u64));
-                Ok(Reply::GroupCounts(counts.collect()))
+                let groups = c.group.into_items();
+                let sizes = self.group_sizes(&groups).await?;
+                Ok(Reply::GroupCounts(groups.into_iter().zip(sizes).collect()))
             }
-            Command::GetAllClientIdCount(_) => Ok(Reply::Count(self.hub.clients() as u64)),
-            Command::GetAllUidCount(_) => Ok(Reply::Count(self.hub.uid_count() as u64)),
+            Command::GetAllClientIdCount(_) => Ok(Reply::Count(self.client_count().await?)),
+            Command::GetAllUidCount(_) if self.cluster.is_none() => Ok(Reply::Count(self.hub.uid_count() as u64)),
             listing => self.list(listing).await,
         }
     }
 
-    async fn send(
-        &self,
-        to: Target,
-        except: Option<Arc<Except>>,
-        message: Message,
-        confirm: bool,
-    ) -> Result<Reply, Failure> {
-        let delivered = self.hub.deliver(to, except, message, confirm).await?;
-        Ok(Reply::Sent(sent(&delivered, confirm)))
+    async fn fact(&self, id: ClientId) -> Result<Option<crate::cluster::Facts>, Failure> {
+        Ok(self.facts(&[id]).await?.pop().flatten())
     }
 
-    /// Ends the connections of these uids but `spared`; returns whether there were any.
-    async fn close_uids(
-        &self,
-        uids: Vec<Uid>,
-        spared: Option<ClientId>,
-        last: Option<Message>,
-        close: Close,
-    ) -> Result<bool, Stopped> {
-        let named = uids.clone();
-        let closed = self.hub.at_uids(&uids, move |shard| {
-            let close = |uid: &&Uid| shard.close_uid(uid, spared, last.as_ref(), &close);
-            named.iter().filter(close).count() > 0
-        });
-        Ok(closed.await?.contains(&true))
-    }
-
-    async fn clients_of(&self, uids: &[Uid]) -> Result<BTreeMap<Uid, Vec<ClientId>>, Stopped> {
-        let named = uids.to_vec();
-        let found = self.hub.at_uids(uids, move |shard| {
-            let ids = |uid| shard.of_uid(uid).map(|client| client.id).collect::<Vec<_>>();
-            named.iter().map(|uid| (uid.clone(), ids(uid))).collect::<Vec<_>>()
-        });
-        let mut clients: BTreeMap<_, _> = uids.iter().map(|uid| (uid.clone(), Vec::new())).collect();
-        for (uid, ids) in found.await?.into_iter().flatten() {
-            clients.entry(uid).or_insert_with(Vec::new).extend(ids);
+    /// Does a job wherever its clients are, and says what came of it.
+    async fn do_job(&self, job: Job, names: Names) -> Result<Reply, Failure> {
+        let deadline = Instant::now() + ASK_TIME;
+        match &job.part {
+            Part::Send { confirm, .. } => {
+                let confirm = *confirm;
+                let sent = self.send_job(job).await?;
+                let offline = |(place, uid): (usize, Uid)| (!sent.held.contains(&place)).then_some(uid);
+                let offline = names.0.map(|uids| uids.into_iter().enumerate().filter_map(offline).collect());
+                Ok(Reply::Sent(Sent { nodes: sent.nodes, offline, clients: confirm.then_some(sent.clients) }))
+            }
+            Part::Close { client_id, .. } | Part::Destroy { client_id } | Part::Replace { client_id, .. } => {
+                let done = self.at_its_node(*client_id, job, deadline).await?;
+                Ok(nodes(done.is_some_and(|done| !done.held.is_empty()).into()))
+            }
+            Part::Change { client_id, .. } => {
+                let id = *client_id;
+                let Some(done) = self.at_its_node(id, job, deadline).await? else {
+                    return Err(Failure::ClientNotFound(id));
+                };
+                done.changes.into_iter().collect::<Result<Vec<()>, Failure>>()?;
+                Ok(Reply::DONE)
+            }
+            Part::CloseUids { .. } => {
+                let done = self.at_every_node(job, deadline).await?;
+                Ok(nodes(done.iter().filter(|done| !done.held.is_empty()).count() as u64))
+            }
+            Part::JoinUid { .. } | Part::LeaveUid { .. } | Part::Ungroup { .. } => {
+                self.at_every_node(job, deadline).await?;
+                Ok(Reply::DONE)
+            }
         }
-        Ok(clients)
     }
 
-    /// The members of any of these groups, each once.
-    async fn group_members(&self, groups: &[Group]) -> Result<std::collections::HashSet<ClientId>, Stopped> {
-        let named = groups.to_vec();
-        let members = self.hub.at_groups(groups, move |shard| {
-            named.iter().flat_map(|group| shard.of_group(group)).map(|client| client.id).collect::<Vec<_>>()
-        });
-        Ok(members.await?.into_iter().flatten().collect())
+    /// Does a job on the node that holds a client; none when there is no such node.
+    async fn at_its_node(&self, id: ClientId, job: Job, deadline: Instant) -> Result<Option<Done>, Failure> {
+        let Some(cluster) = &self.cluster else {
+            let single =
+                matches!(&job.part, Part::Change { changes, .. } if changes.iter().any(change::Change::is_single));
+            let _turn = if single { Some(self.single_binds.lock().await) } else { None };
+            return Ok(Some(self.finish(self.begin(job).await?, deadline).await?));
+        };
+        let (part, message) = job.written();
+        let within = deadline.saturating_duration_since(Instant::now());
+        let (heard, answers) = cluster.ask(&Channel::Node(id.lan), part, &message, within).await?;
+        match answers.first() {
+            Some(answer) => Ok(Some(read_answer(answer)?)),
+            None if heard == 0 && !cluster.has_node(id.lan).await? => Ok(None),
+            None => Err(Failure::Unreachable(format!("the node of client {id} did not answer").into())),
+        }
+    }
+
+    /// Does a job on every node.
+    async fn at_every_node(&self, job: Job, deadline: Instant) -> Result<Vec<Done>, Failure> {
+        let Some(cluster) = &self.cluster else {
+            return Ok(vec![self.finish(self.begin(job).await?, deadline).await?]);
+        };
+        let (part, message) = job.written();
+        let within = deadline.saturating_duration_since(Instant::now());
+        let (heard, answers) = cluster.ask(&Channel::Ask, part, &message, within).await?;
+        let done = answers.iter().map(|answer| read_answer(answer)).collect::<Result<Vec<_>, _>>()?;
+        if (done.len() as u64) < heard {
+            return Err(unanswered(heard, done.len()));
+        }
+        Ok(done)
+    }
+
+    /// Sends a message that is no more than a message.
+    async fn send(&self, to: Target, message: Message) -> Result<(), Failure> {
+        let (binary, except, confirm) = (message.is_binary(), None, false);
+        self.send_job(Job { part: Part::Send { to, except, binary, confirm }, message: Some(message) }).await.map(drop)
+    }
+
+    /// Sends a message to all who are meant.
+    async fn send_job(&self, job: Job) -> Result<Delivered, Failure> {
+        let Some(cluster) = &self.cluster else {
+            let done = self.finish(self.begin(job).await?, Instant::now() + ASK_TIME).await?;
+            return Ok(Delivered { nodes: u64::from(!done.held.is_empty()), held: done.held, clients: done.clients });
+        };
+        let Part::Send { to, except, binary, confirm } = &job.part else { return Ok(Delivered::default()) };
+        let (plain, confirm) = (except.is_none(), *confirm);
+        // Each node answers what it holds of many.
+        let channel = match to {
+            Target::All => Channel::Topic(Topic::All),
+            Target::Uids(uids) => match &**uids {
+                [] => return Ok(Delivered::default()),
+                [uid] => Channel::Topic(Topic::Uid(uid.clone())),
+                _ => Channel::Ask,
+            },
+            Target::Groups(groups) => match &**groups {
+                [] => return Ok(Delivered::default()),
+                [group] => Channel::Topic(Topic::Group(group.clone())),
+                _ => Channel::Ask,
+            },
+            Target::Clients(ids) => match **ids {
+                [] => return Ok(Delivered::default()),
+                [id] => Channel::Client(id),
+                _ => Channel::Ask,
+            },
+        };
+        let is_many = channel == Channel::Ask;
+        let payload = job.message.as_ref().map(Message::payload).unwrap_or_default();
+        if payload.len() > MAX_PAYLOAD {
+            return Err(Failure::TooLarge(format!("message: takes at most {MAX_PAYLOAD} bytes")));
+        }
+        // As a foreign program would say it, if that says all.
+        let says_all = plain && !Cluster::is_ambiguous(&payload) && *binary == std::str::from_utf8(&payload).is_err();
+        if !confirm && !is_many {
+            let payload = if says_all { payload } else { Cluster::seal(job.written().0, &payload) };
+            let nodes = match channel {
+                Channel::Client(id) => u64::from(cluster.publish_to_client(id, payload).await?),
+                channel => cluster.publish(&channel, payload).await?,
+            };
+            let held = if nodes > 0 { BTreeSet::from([0]) } else { BTreeSet::new() };
+            return Ok(Delivered { nodes, held, clients: 0 });
+        }
+        let within = if confirm { ASK_TIME } else { ROLL_CALL };
+        let (part, message) = job.written();
+        let (heard, answers) = cluster.ask(&channel, part, &message, within).await?;
+        if confirm && (answers.len() as u64) < heard {
+            return Err(unanswered(heard, answers.len()));
+        }
+        let mut sent = Delivered::default();
+        for answer in answers {
+            let done = read_answer(&answer)?;
+            sent.nodes += u64::from(!done.held.is_empty());
+            sent.clients += done.clients;
+            sent.held.extend(done.held);
+        }
+        Ok(sent)
     }
 }
 
-fn sent(delivered: &Delivered, confirm: bool) -> Sent {
-    let nodes = u64::from(!delivered.held.is_empty());
-    Sent { nodes, offline: None, clients: confirm.then_some(delivered.clients) }
+/// What became of a send.
+#[derive(Default)]
+struct Delivered {
+    nodes: u64,
+    /// Places in the target's list that some node holds.
+    held: BTreeSet<usize>,
+    /// With `confirm`, sockets that took it.
+    clients: u64,
 }
 
-fn heard(held: bool) -> Reply {
-    Reply::Sent(Sent { nodes: held.into(), offline: None, clients: None })
+/// The uids of a send to an array of them.
+struct Names(Option<Vec<Uid>>);
+
+impl Names {
+    fn of(command: &Command) -> Self {
+        match command {
+            Command::SendToUid(c) if c.uid.is_array() => Self(Some(c.uid.items().to_vec())),
+            _ => Self(None),
+        }
+    }
 }
 
-fn except(clients: Option<command::List<ClientId>>, uids: Option<command::List<Uid>>) -> Option<Arc<Except>> {
-    let except = Except {
-        clients: clients.map(|list| list.0).unwrap_or_default(),
-        uids: uids.map(|list| list.0).unwrap_or_default(),
-    };
-    (!except.clients.is_empty() || !except.uids.is_empty()).then(|| Arc::new(except))
+fn nodes(nodes: u64) -> Reply {
+    Reply::Sent(Sent { nodes, offline: None, clients: None })
+}
+
+fn read_answer(answer: &RawValue) -> Result<Done, Failure> {
+    let answer: Result<Result<Done, Failure>, _> = serde_json::from_str(answer.get());
+    answer.unwrap_or_else(|_| Err(Failure::Unreachable("a node's answer cannot be read".into())))
+}
+
+fn unanswered(heard: u64, answered: usize) -> Failure {
+    Failure::Unreachable(format!("{answered} of {heard} nodes answered in time").into())
 }
 
 /// The label under which an end is counted; few, whatever clients send.
@@ -364,6 +460,7 @@ fn kind(close: &Close) -> &'static str {
         return "destroyed";
     }
     match close.code {
+        1006 if *close == Close::NODE => "node",
         1006 => "lost",
         1002 => "protocol",
         1007 => "not_utf8",

@@ -73,7 +73,7 @@ async fn own_task(work: impl Future<Output = Result<Response, Problem>> + Send +
 
 async fn run_to_end(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
     if let Command::Batch(batch) = command {
-        let results = gateway.batch(batch).await?;
+        let results = Box::pin(gateway.batch(batch)).await?;
         let results = results.into_iter().map(|result| match result {
             Ok(result) => Item::Result { result },
             Err(failure) => Item::Error { error: failure.into() },

@@ -23,6 +23,7 @@ pub use openapi::document;
 pub use problem::Problem;
 pub use serve::serve;
 
+use crate::cluster::Readiness;
 use crate::config::ApiConfig;
 use crate::gateway::Gateway;
 
@@ -112,12 +113,18 @@ async fn root(
     page
 }
 
-/// Whether this node takes new clients.
-async fn ready(State(shared): State<Shared>) -> Response {
+/// Whether this node takes new clients; `?strict=1`: and has Redis.
+async fn ready(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
     if shared.api.stopping.is_cancelled() {
         return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
     }
-    "ready\n".into_response()
+    let strict = query.is_some_and(|query| query.split('&').any(|field| field == "strict=1"));
+    match shared.api.gateway.readiness() {
+        Readiness::Ready => "ready\n".into_response(),
+        Readiness::WithoutRedis if strict => (StatusCode::SERVICE_UNAVAILABLE, "Redis is away\n").into_response(),
+        Readiness::WithoutRedis => "ready; Redis is away\n".into_response(),
+        Readiness::Not(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
+    }
 }
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {

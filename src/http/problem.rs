@@ -31,7 +31,7 @@ pub struct Problem {
     /// HTTP status.
     pub status: u16,
     /// Stable name of the error: `invalid_request`, `unauthorized`, `forbidden`, `unknown_op`, `client_not_found`,
-    /// `not_found`, `method_not_allowed`, `payload_too_large`, `node_unreachable`, `internal`.
+    /// `not_found`, `method_not_allowed`, `payload_too_large`, `redis_unavailable`, `node_unreachable`, `internal`.
     pub code: &'static str,
     /// What exactly.
     pub detail: String,
@@ -92,6 +92,7 @@ impl From<Failure> for Problem {
             Failure::ClientNotFound(_) => StatusCode::NOT_FOUND,
             Failure::TooLarge(_) => StatusCode::PAYLOAD_TOO_LARGE,
             Failure::Unreachable(_) => StatusCode::GATEWAY_TIMEOUT,
+            Failure::RedisUnavailable(_) => StatusCode::SERVICE_UNAVAILABLE,
         };
         Self::new(status, failure.code(), failure.to_string())
     }

@@ -3,8 +3,10 @@
 //! The hub is the truth about its clients. It is cut into shards by client; each is owned by one task, which takes
 //! what it shall do from its inbox, in order. See `shard` for the way of a message, and `client` for its end.
 
+mod journal;
 mod shard;
 mod targets;
+mod topics;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::hash::Hash;
@@ -14,13 +16,16 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use futures_util::future::join_all;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+use journal::Journal;
+pub use journal::{Change, Receipt, Told, Written};
 use shard::{Delivery, Heard};
 pub use shard::{Except, Shard, Target, TooManyGroups, View};
 use targets::{Shards, Targets};
+pub use topics::{Topic, Topics};
 
 use crate::client::Client;
 use crate::heartbeat::Tick;
@@ -42,7 +47,7 @@ const BEAT: Duration = Duration::from_millis(100);
 
 enum Op {
     Deliver(Delivery),
-    Insert(Arc<Client>, Option<Message>),
+    Insert(Arc<Client>),
     Run(Box<dyn FnOnce(&mut Shard) + Send>),
 }
 
@@ -67,6 +72,59 @@ pub struct Hub {
     uids: Arc<Targets<Uid>>,
     groups: Arc<Targets<Group>>,
     clients: Arc<AtomicUsize>,
+    /// What is in the inboxes that may change the indexes.
+    changing: Arc<AtomicUsize>,
+    others: Others,
+}
+
+/// What a hub says to whoever tells other nodes about it.
+#[derive(Debug, Clone, Default)]
+pub struct Others {
+    /// Topics whose first client came or whose last one left.
+    pub topics: Arc<Topics>,
+    /// Some shard has something to be told.
+    pub changed: Arc<Notify>,
+}
+
+/// What a hub was asked to do is in its inboxes; this says what came of it.
+#[derive(Debug)]
+#[must_use]
+pub struct Begun<T>(Vec<oneshot::Receiver<T>>);
+
+impl<T> Begun<T> {
+    /// What each shard answers.
+    pub async fn all(self) -> Result<Vec<T>, Stopped> {
+        join_all(self.0).await.into_iter().collect::<Result<_, _>>().map_err(|_| Stopped)
+    }
+
+    /// What the one shard answers that was asked.
+    pub async fn one(self) -> Result<T, Stopped> {
+        self.0.into_iter().next().ok_or(Stopped)?.await.map_err(|_| Stopped)
+    }
+}
+
+/// A message is in the inboxes of the shards that hold its target.
+#[derive(Debug)]
+#[must_use]
+pub struct Delivering {
+    known: bool,
+    answers: Vec<oneshot::Receiver<Heard>>,
+}
+
+impl Delivering {
+    /// What became of it.
+    pub async fn done(self) -> Result<Delivered, Stopped> {
+        let mut delivered = Delivered { held: BTreeSet::new(), clients: 0 };
+        if self.known {
+            delivered.held.insert(0);
+        }
+        for answer in self.answers {
+            let Heard { held, took } = answer.await.map_err(|_| Stopped)?;
+            delivered.held.extend(held);
+            delivered.clients += took as u64;
+        }
+        Ok(delivered)
+    }
 }
 
 /// The shards' tasks; they end when this or the hub is dropped.
@@ -80,19 +138,50 @@ impl ShardTasks {
 }
 
 impl Hub {
-    /// A hub of `shards` shards (1 to 64), each with its task.
-    pub fn start(shards: usize, tick: Option<&Tick>, metrics: &Arc<Metrics>) -> (Self, ShardTasks) {
-        let (uids, groups, clients) = (Arc::new(Targets::new()), Arc::new(Targets::new()), Arc::default());
+    /// A hub of `shards` shards (1 to 64), each with its task. With `others` it keeps a journal of what they are to be
+    /// told: somebody must take it.
+    pub fn start(
+        shards: usize,
+        tick: Option<&Tick>,
+        metrics: &Arc<Metrics>,
+        others: Option<Others>,
+    ) -> (Self, ShardTasks) {
+        let topics = || others.as_ref().map(|others| Arc::clone(&others.topics));
+        let (uids, groups) = (Targets::new(topics(), Topic::Uid), Targets::new(topics(), Topic::Group));
+        let (uids, groups, clients) = (Arc::new(uids), Arc::new(groups), Arc::default());
         let mut tasks = JoinSet::new();
         let inboxes = (0..shards.clamp(1, Shards::MAX)).map(|index| {
             let (inbox, ops) = mpsc::channel(INBOX);
-            let shard = Shard::new(index, Arc::clone(&uids), Arc::clone(&groups), Arc::clone(&clients));
+            let journal = others.as_ref().map(|others| {
+                let journal = Journal::new(Arc::clone(&others.changed));
+                (journal, Arc::clone(&others.topics))
+            });
+            let shard = Shard::new(index, Arc::clone(&uids), Arc::clone(&groups), Arc::clone(&clients), journal);
             tasks.spawn(run(shard, ops, tick.cloned(), Arc::clone(metrics)));
             inbox
         });
         let inboxes = inboxes.collect();
-        let hub = Self { inboxes, uids, groups, clients };
+        let hub = Self { inboxes, uids, groups, clients, changing: Arc::default(), others: others.unwrap_or_default() };
         (hub, ShardTasks(tasks))
+    }
+
+    /// How many shards there are.
+    pub fn shards(&self) -> usize {
+        self.inboxes.len()
+    }
+
+    /// What this hub says to whoever tells other nodes about it.
+    pub fn others(&self) -> &Others {
+        &self.others
+    }
+
+    /// Whether a topic has clients here.
+    pub fn holds(&self, topic: &Topic) -> bool {
+        match topic {
+            Topic::All => self.clients() > 0,
+            Topic::Uid(uid) => self.holds_uid(uid),
+            Topic::Group(group) => self.group_size(group) > 0,
+        }
     }
 
     /// How many clients are here.
@@ -100,9 +189,9 @@ impl Hub {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// Takes a client in; `first` is what it gets before anything else.
-    pub async fn insert(&self, client: Arc<Client>, first: Option<Message>) -> Result<(), Stopped> {
-        self.push(self.shard_of(client.id()), Op::Insert(client, first)).await
+    /// Takes a client in.
+    pub async fn insert(&self, client: Arc<Client>) -> Result<(), Stopped> {
+        self.push(self.shard_of(client.id()), Op::Insert(client)).await
     }
 
     /// A client's socket has ended by itself; its owner is told what it had.
@@ -110,14 +199,14 @@ impl Hub {
         self.push(self.shard_of(id), Op::Run(Box::new(move |shard| shard.ended(id, close)))).await
     }
 
-    /// Sends to this node's share of a target. With `confirm` it is answered when every socket has taken or refused it.
-    pub async fn deliver(
+    /// Sends to this node's share of a target. With `confirm` it is told when every socket has taken or refused it.
+    pub async fn begin_delivery(
         &self,
         to: Target,
         except: Option<Arc<Except>>,
         message: Message,
         confirm: bool,
-    ) -> Result<Delivered, Stopped> {
+    ) -> Result<Delivering, Stopped> {
         let (shards, ask) = match &to {
             Target::All => (self.all_shards(), confirm),
             Target::Clients(ids) => {
@@ -128,54 +217,45 @@ impl Hub {
             Target::Uids(names) => (self.shards_of(&self.uids, names), confirm || names.len() != 1),
             Target::Groups(names) => (self.shards_of(&self.groups, names), confirm || names.len() != 1),
         };
-        let mut delivered = Delivered { held: BTreeSet::new(), clients: 0 };
         let known = if matches!(to, Target::All) { self.clients() > 0 } else { !shards.is_empty() };
-        if known && !ask {
-            delivered.held.insert(0);
-        }
-        let mut answers = Vec::new();
+        let mut delivering = Delivering { known: known && !ask, answers: Vec::new() };
         for shard in shards.iter() {
             let heard = ask.then(|| {
                 let (heard, answer) = oneshot::channel();
-                answers.push(answer);
+                delivering.answers.push(answer);
                 heard
             });
             let delivery = Delivery { to: to.clone(), except: except.clone(), message: message.clone(), heard };
             self.push(shard, Op::Deliver(delivery)).await?;
         }
-        for answer in answers {
-            let Heard { held, took } = answer.await.map_err(|_| Stopped)?;
-            delivered.held.extend(held);
-            delivered.clients += took as u64;
-        }
-        Ok(delivered)
+        Ok(delivering)
     }
 
     /// Acts on the shard that holds a client, in order with the messages to it.
-    pub async fn at_client<T: Send + 'static>(
+    pub async fn begin_at_client<T: Send + 'static>(
         &self,
         id: ClientId,
         act: impl FnOnce(&mut Shard) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
-        self.run(self.shard_of(id), act).await
+    ) -> Result<Begun<T>, Stopped> {
+        Ok(Begun(vec![self.begin(self.shard_of(id), act).await?]))
     }
 
-    /// Acts on every shard that holds any of these uids, and, if they are several, on others.
-    pub async fn at_uids<T: Send + 'static>(
+    /// Acts on every shard that holds any of these uids, and maybe on others.
+    pub async fn begin_at_uids<T: Send + 'static>(
         &self,
         uids: &[Uid],
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
-    ) -> Result<Vec<T>, Stopped> {
-        self.at_shards(self.shards_of(&self.uids, uids), act).await
+    ) -> Result<Begun<T>, Stopped> {
+        self.begin_at_shards(self.shards_of(&self.uids, uids), act).await
     }
 
-    /// Acts on every shard that holds any of these groups, and, if they are several, on others.
-    pub async fn at_groups<T: Send + 'static>(
+    /// Acts on every shard that holds any of these groups, and maybe on others.
+    pub async fn begin_at_groups<T: Send + 'static>(
         &self,
         groups: &[Group],
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
-    ) -> Result<Vec<T>, Stopped> {
-        self.at_shards(self.shards_of(&self.groups, groups), act).await
+    ) -> Result<Begun<T>, Stopped> {
+        self.begin_at_shards(self.shards_of(&self.groups, groups), act).await
     }
 
     /// Acts on every shard.
@@ -183,7 +263,16 @@ impl Hub {
         &self,
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        self.at_shards(self.all_shards(), act).await
+        self.begin_at_shards(self.all_shards(), act).await?.all().await
+    }
+
+    /// Acts on one shard.
+    pub async fn at_shard<T: Send + 'static>(
+        &self,
+        shard: usize,
+        act: impl FnOnce(&mut Shard) -> T + Send + 'static,
+    ) -> Result<T, Stopped> {
+        self.begin(shard, act).await?.await.map_err(|_| Stopped)
     }
 
     /// Ends up to `count` connections, whichever; returns how many.
@@ -192,7 +281,7 @@ impl Hub {
         for shard in 0..self.inboxes.len() {
             if closed < count {
                 let (count, close) = (count - closed, close.clone());
-                closed += self.run(shard, move |state| state.close_some(count, &close)).await?;
+                closed += self.at_shard(shard, move |state| state.close_some(count, &close)).await?;
             }
         }
         Ok(closed)
@@ -229,10 +318,11 @@ impl Hub {
     }
 
     /// Where to look for these names. Of one the index tells which shards hold it. Of several only the shards themselves
-    /// can tell: a client that moves from one name to another in one step must be found under one of them.
+    /// can tell: a client that moves from one name to another in one step must be found under one of them. And so it is
+    /// while there are changes in the inboxes, which the index does not know yet.
     fn shards_of<N: Hash + Eq + Clone>(&self, targets: &Targets<N>, names: &[N]) -> Shards {
         match names {
-            [name] => targets.shards(name),
+            [name] if self.changing.load(Ordering::Acquire) == 0 => targets.shards(name),
             _ => self.all_shards(),
         }
     }
@@ -243,33 +333,36 @@ impl Hub {
         shards
     }
 
-    async fn at_shards<T: Send + 'static>(
+    async fn begin_at_shards<T: Send + 'static>(
         &self,
         shards: Shards,
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
-    ) -> Result<Vec<T>, Stopped> {
+    ) -> Result<Begun<T>, Stopped> {
         let act = Arc::new(act);
-        let runs = shards.iter().map(|shard| {
+        let mut begun = Vec::new();
+        for shard in shards.iter() {
             let act = Arc::clone(&act);
-            self.run(shard, move |state| act(state))
-        });
-        join_all(runs).await.into_iter().collect()
+            begun.push(self.begin(shard, move |state| act(state)).await?);
+        }
+        Ok(Begun(begun))
     }
 
-    async fn run<T: Send + 'static>(
+    async fn begin<T: Send + 'static>(
         &self,
         shard: usize,
         act: impl FnOnce(&mut Shard) -> T + Send + 'static,
-    ) -> Result<T, Stopped> {
+    ) -> Result<oneshot::Receiver<T>, Stopped> {
         let (done, answer) = oneshot::channel();
+        let changing = Changing::new(&self.changing);
         let op = Op::Run(Box::new(move |state: &mut Shard| {
             let result = act(state);
             state.settle();
+            drop(changing);
             // Whoever asked may have gone.
             drop(done.send(result));
         }));
         self.push(shard, op).await?;
-        answer.await.map_err(|_| Stopped)
+        Ok(answer)
     }
 
     async fn push(&self, shard: usize, op: Op) -> Result<(), Stopped> {
@@ -280,6 +373,22 @@ impl Hub {
     /// Connection ids are a random permutation, so this is even.
     fn shard_of(&self, id: ClientId) -> usize {
         id.connection as usize % self.inboxes.len()
+    }
+}
+
+/// Counts what may change the indexes, from before it is in an inbox until it is done.
+struct Changing(Arc<AtomicUsize>);
+
+impl Changing {
+    fn new(count: &Arc<AtomicUsize>) -> Self {
+        count.fetch_add(1, Ordering::AcqRel);
+        Self(Arc::clone(count))
+    }
+}
+
+impl Drop for Changing {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
@@ -339,7 +448,7 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
         {
             match op {
                 Op::Deliver(delivery) => appended += shard.deliver(delivery, alone),
-                Op::Insert(client, first) => shard.insert(&client, first.as_ref()),
+                Op::Insert(client) => shard.insert(&client),
                 Op::Run(act) => act(&mut shard),
             }
             shard.settle();

@@ -14,10 +14,14 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::journal::{Change, Journal, Now, Receipt, Told};
 use super::targets::Targets;
+use super::topics::{Topic, Topics};
 use crate::client::{Client, Departed, Pushed};
 use crate::heartbeat::{Beat, Heartbeat, Tick};
 use crate::id::{ClientId, Group, Uid};
@@ -35,7 +39,8 @@ const PIECE_BYTES: usize = 4 << 20;
 const PREFETCH: usize = 16;
 
 /// Whom a message is for.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Target {
     /// Everyone.
     All,
@@ -48,11 +53,13 @@ pub enum Target {
 }
 
 /// Whom it is not for, though the target names them.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Except {
     /// These clients.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub clients: Vec<ClientId>,
     /// The clients of these uids.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub uids: Vec<Uid>,
 }
 
@@ -76,6 +83,25 @@ pub(super) struct Heard {
 
 /// A client's place in its shard; used again after the client has left.
 type Slot = u32;
+
+/// A client that was let go, what it had, and what is still to be said to it.
+pub(super) struct Departing {
+    client: Arc<Client>,
+    departed: Departed,
+    farewell: Farewell,
+}
+
+impl Departing {
+    /// Says goodbye, and tells the owner.
+    fn finish(self) {
+        match self.farewell {
+            Farewell::None => {}
+            Farewell::Close(last) => drop(self.client.close(last.as_ref(), self.departed.close.clone())),
+            Farewell::Destroy => self.client.destroy(),
+        }
+        self.client.depart(self.departed);
+    }
+}
 
 /// What is still to be said to a client that was let go.
 enum Farewell {
@@ -102,6 +128,9 @@ pub struct Shard {
     group_targets: Arc<Targets<Group>>,
     /// Clients of the whole hub.
     total: Arc<AtomicUsize>,
+    /// What other nodes are to be told, if there are any.
+    journal: Option<Journal>,
+    topics: Option<Arc<Topics>>,
     /// By slot; apart from the facts, so that a broadcast walks over little memory.
     clients: Vec<Option<Arc<Client>>>,
     facts: Vec<Option<Facts>>,
@@ -113,8 +142,8 @@ pub struct Shard {
     left_uids: Vec<Uid>,
     left_groups: Vec<Group>,
     /// Let go during the present step. They are told goodbye, and their owners what they had, when the index holds
-    /// them no more: whoever sees the close frame finds that the client has left.
-    departing: Vec<(Arc<Client>, Departed, Farewell)>,
+    /// them no more (and other nodes know): whoever sees the close frame finds that the client has left.
+    departing: Vec<Departing>,
     /// By slot: the delivery that has visited it last, so that nobody gets a message twice.
     visited: Vec<u32>,
     visit: u32,
@@ -134,12 +163,16 @@ impl Shard {
         uid_targets: Arc<Targets<Uid>>,
         group_targets: Arc<Targets<Group>>,
         total: Arc<AtomicUsize>,
+        others: Option<(Journal, Arc<Topics>)>,
     ) -> Self {
+        let (journal, topics) = others.unzip();
         Self {
             index,
             uid_targets,
             group_targets,
             total,
+            journal,
+            topics,
             clients: Vec::new(),
             facts: Vec::new(),
             free: Vec::new(),
@@ -160,8 +193,8 @@ impl Shard {
 
     // --- coming and going ---
 
-    /// Takes a client in; `first` is what it gets before anything else.
-    pub(super) fn insert(&mut self, client: &Arc<Client>, first: Option<&Message>) {
+    /// Takes a client in.
+    pub(super) fn insert(&mut self, client: &Arc<Client>) {
         let connection = client.id().connection;
         let facts = Facts { uid: None, groups: Vec::new(), session: None, heartbeat: Heartbeat::default() };
         let slot = match self.free.pop() {
@@ -179,11 +212,18 @@ impl Shard {
             *client_place = Some(Arc::clone(client));
             *facts_place = Some(facts);
             self.by_connection.insert(connection, slot);
-            self.total.fetch_add(1, Ordering::Relaxed);
+            if self.total.fetch_add(1, Ordering::Relaxed) == 0 {
+                self.changed_from_or_to_nobody();
+            }
+            if let Some(journal) = &mut self.journal {
+                journal.arrived(client.id());
+            }
         }
-        // Last: whoever reads it may ask at once.
-        if let Some(first) = first {
-            client.send(first);
+    }
+
+    fn changed_from_or_to_nobody(&self) {
+        if let Some(topics) = &self.topics {
+            topics.changed(Topic::All);
         }
     }
 
@@ -193,8 +233,13 @@ impl Shard {
         let Some(client) = self.clients.get_mut(place).and_then(Option::take) else { return };
         let Some(facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
         self.by_connection.remove(&client.id().connection);
-        self.total.fetch_sub(1, Ordering::Relaxed);
+        if self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.changed_from_or_to_nobody();
+        }
         self.free.push(slot);
+        if let Some(journal) = &mut self.journal {
+            journal.gone(client.id(), facts.uid.as_ref(), &facts.groups);
+        }
         if let Some(uid) = &facts.uid {
             leave(&mut self.uids, &mut self.left_uids, uid, slot);
         }
@@ -213,7 +258,7 @@ impl Shard {
         }
         let departed =
             Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
-        self.departing.push((client, departed, farewell));
+        self.departing.push(Departing { client, departed, farewell });
     }
 
     /// The client's socket has ended by itself.
@@ -235,14 +280,12 @@ impl Shard {
         true
     }
 
-    /// Ends the connections of a uid but `spared`; returns whether it has any.
-    pub fn close_uid(&mut self, uid: &Uid, spared: Option<ClientId>, last: Option<&Message>, close: &Close) -> bool {
+    /// Ends the connections of a uid; returns whether it has any.
+    pub fn close_uid(&mut self, uid: &Uid, last: Option<&Message>, close: &Close) -> bool {
         let slots: Vec<Slot> = self.uids.get(uid).map(|members| members.iter().collect()).unwrap_or_default();
         let held = !slots.is_empty();
         for slot in slots {
-            if spared.is_none() || self.client(slot).map(|client| client.id()) != spared {
-                self.close_slot(slot, last, close);
-            }
+            self.close_slot(slot, last, close);
         }
         held
     }
@@ -269,20 +312,74 @@ impl Shard {
     pub(super) fn settle(&mut self) {
         settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids);
         settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups);
-        for (client, departed, farewell) in std::mem::take(&mut self.departing) {
-            match farewell {
-                Farewell::None => {}
-                Farewell::Close(last) => drop(client.close(last.as_ref(), departed.close.clone())),
-                Farewell::Destroy => client.destroy(),
+        for departing in std::mem::take(&mut self.departing) {
+            match &mut self.journal {
+                None => departing.finish(),
+                Some(journal) => {
+                    if matches!(departing.farewell, Farewell::Destroy) {
+                        departing.client.destroy();
+                    }
+                    journal.departing(departing);
+                }
             }
-            client.depart(departed);
         }
+    }
+
+    // --- what others are told ---
+
+    /// Says when all that was changed up to now is told to the others; about one client, or all that was told with it.
+    pub fn receipt(&mut self, about: Option<ClientId>) -> Receipt {
+        self.journal.as_mut().map_or_else(Receipt::done, |journal| journal.receipt(about))
+    }
+
+    /// Takes what others are to be told; none when there is nothing.
+    pub fn take_changes(&mut self) -> Option<Vec<(ClientId, Change)>> {
+        let mut journal = self.journal.take()?;
+        let changes = (!journal.is_empty()).then(|| journal.take(|id| self.now(id)));
+        self.journal = Some(journal);
+        changes
+    }
+
+    /// Takes all there is, as if nothing had been told ever.
+    pub fn take_everything(&mut self) -> Vec<(ClientId, Change)> {
+        if let Some(journal) = &mut self.journal {
+            journal.begin();
+        }
+        let ids: Vec<ClientId> = self.all().map(|client| client.id).collect();
+        ids.into_iter().filter_map(|id| Some((id, self.now(id)?.everything()))).collect()
+    }
+
+    /// What was taken is told.
+    pub fn told(&mut self, told: &Told) {
+        self.journal.as_mut().map(|journal| journal.told(told)).into_iter().flatten().for_each(Departing::finish);
+    }
+
+    /// Those that were let go so long ago and still wait for others to be told wait no longer.
+    pub fn release_overdue(&mut self, age: Duration) {
+        self.journal.as_mut().map(|journal| journal.overdue(age)).into_iter().flatten().for_each(Departing::finish);
+    }
+
+    /// Nobody will be told any more of what has changed up to now.
+    pub fn forget_changes(&mut self) {
+        self.journal.as_mut().map(Journal::forget).into_iter().flatten().for_each(Departing::finish);
+    }
+
+    fn now(&self, id: ClientId) -> Option<Now<'_>> {
+        let slot = self.slot(id)?;
+        let (client, facts) = (self.client(slot)?, self.facts.get(slot as usize)?.as_ref()?);
+        Some(Now {
+            arrival: client.arrival(),
+            uid: facts.uid.as_ref(),
+            groups: &facts.groups,
+            session: facts.session.as_ref(),
+        })
     }
 
     // --- changes ---
 
-    /// Binds a client to a uid, replacing the one it had. False when it is not here; so for all changes.
-    pub fn bind(&mut self, id: ClientId, uid: &Uid) -> bool {
+    /// Binds a client to a uid, replacing the one it had; it is to be the `single` one. False when it is not here; so for
+    /// all changes.
+    pub fn bind(&mut self, id: ClientId, uid: &Uid, single: bool) -> bool {
         if !self.unbind(id, None) {
             return false;
         }
@@ -290,6 +387,12 @@ impl Shard {
         let uid = enter(&mut self.uids, &self.uid_targets, self.index, uid, slot);
         if let Some(facts) = self.facts_mut(slot) {
             facts.uid = Some(uid);
+        }
+        if let Some(journal) = &mut self.journal {
+            journal.uid(id, None);
+            if single {
+                journal.single(id);
+            }
         }
         true
     }
@@ -302,6 +405,9 @@ impl Shard {
             && let Some(uid) = facts.uid.take()
         {
             leave(&mut self.uids, &mut self.left_uids, &uid, slot);
+            if let Some(journal) = &mut self.journal {
+                journal.uid(id, Some(&uid));
+            }
         }
         true
     }
@@ -324,6 +430,7 @@ impl Shard {
     }
 
     fn join_slot(&mut self, slot: Slot, groups: &[Group], most: usize) -> Result<(), TooManyGroups> {
+        let Some(id) = self.client(slot).map(|client| client.id()) else { return Ok(()) };
         let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return Ok(()) };
         if groups.len() > most {
             return Err(TooManyGroups { most });
@@ -334,6 +441,9 @@ impl Shard {
         }
         facts.groups.reserve_exact(fresh.len());
         for group in fresh {
+            if let Some(journal) = &mut self.journal {
+                journal.group(id, group, false);
+            }
             facts.groups.push(enter(&mut self.groups, &self.group_targets, self.index, group, slot));
         }
         Ok(())
@@ -363,11 +473,15 @@ impl Shard {
     }
 
     fn leave_slot(&mut self, slot: Slot, groups: &[Group]) {
+        let Some(id) = self.client(slot).map(|client| client.id()) else { return };
         let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return };
         for group in groups {
             if let Some(place) = facts.groups.iter().position(|member| member == group) {
                 facts.groups.swap_remove(place);
                 leave(&mut self.groups, &mut self.left_groups, group, slot);
+                if let Some(journal) = &mut self.journal {
+                    journal.group(id, group, true);
+                }
             }
         }
     }
@@ -380,7 +494,11 @@ impl Shard {
     ) -> Option<Result<(), E>> {
         let slot = self.slot(id)?;
         let facts = self.facts_mut(slot)?;
-        Some(change(facts.session.as_ref()).map(|session| facts.session = Some(session)))
+        let changed = change(facts.session.as_ref()).map(|session| facts.session = Some(session));
+        if let (Ok(()), Some(journal)) = (&changed, &mut self.journal) {
+            journal.session(id);
+        }
+        Some(changed)
     }
 
     // --- questions ---

@@ -5,8 +5,11 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
+
+use super::topics::{Topic, Topics};
 
 /// A set of shards.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -46,11 +49,21 @@ const STRIPES: usize = 64;
 pub(super) struct Targets<N> {
     hasher: RandomState,
     stripes: Box<[Mutex<HashMap<N, Held>>]>,
+    /// Who is told of first and last clients.
+    topics: Option<Arc<Topics>>,
+    topic: fn(N) -> Topic,
 }
 
 impl<N: Hash + Eq + Clone> Targets<N> {
-    pub(super) fn new() -> Self {
-        Self { hasher: RandomState::new(), stripes: (0..STRIPES).map(|_| Mutex::default()).collect() }
+    pub(super) fn new(topics: Option<Arc<Topics>>, topic: fn(N) -> Topic) -> Self {
+        let stripes = (0..STRIPES).map(|_| Mutex::default()).collect();
+        Self { hasher: RandomState::new(), stripes, topics, topic }
+    }
+
+    fn changed(&self, name: &N) {
+        if let Some(topics) = &self.topics {
+            topics.changed((self.topic)(name.clone()));
+        }
     }
 
     /// A client of `shard` holds the target now.
@@ -62,6 +75,9 @@ impl<N: Hash + Eq + Clone> Targets<N> {
             };
             held.shards.add(Shards::one(shard));
             held.clients += 1;
+            if held.clients == 1 {
+                self.changed(name);
+            }
         });
     }
 
@@ -74,6 +90,7 @@ impl<N: Hash + Eq + Clone> Targets<N> {
                 held.shards.0 &= !Shards::one(shard).0;
             }
             if held.clients == 0 {
+                self.changed(name);
                 stripe.remove(name);
                 if stripe.capacity() > 64 && stripe.len() < stripe.capacity() / 8 {
                     stripe.shrink_to_fit();

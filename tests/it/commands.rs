@@ -1,4 +1,6 @@
-//! The vocabulary, as an application and its clients see it, over the HTTP door.
+//! The vocabulary, as an application and its clients see it, over the HTTP door. Every test runs in every world: a body
+//! stands in the list at the end.
+#![deny(dead_code, reason = "a body that is not in the list is no test")]
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -9,7 +11,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Client, Node, eventually};
+use crate::harness::{Client, World, eventually, in_every_world};
 
 /// A client id that nobody has: of a node that is not there.
 const NOBODY: &str = "7f000001ffff00000007";
@@ -42,13 +44,14 @@ fn sets(object: &Value) -> BTreeMap<String, BTreeSet<String>> {
 }
 
 /// How many nodes a send or close reached.
-async fn nodes(node: &Node, op: &str, fields: Value) -> u64 {
+async fn nodes(node: &World, op: &str, fields: Value) -> usize {
     let result = node.ask(op, fields).await;
-    result["nodes"].as_u64().unwrap_or_else(|| panic!("{op}: {result}"))
+    let nodes = result["nodes"].as_u64().unwrap_or_else(|| panic!("{op}: {result}"));
+    nodes.try_into().unwrap()
 }
 
 /// A command is `invalid_request`, and the refusal names this field.
-async fn refuses(node: &Node, op: &str, fields: Value, field: &str) {
+async fn refuses(node: &World, op: &str, fields: Value, field: &str) {
     let answer = node.call(op, fields.clone()).await;
     assert_eq!(answer["status"], 400, "{op} {fields}: {answer}");
     assert_eq!(answer["code"], "invalid_request", "{op} {fields}: {answer}");
@@ -56,7 +59,7 @@ async fn refuses(node: &Node, op: &str, fields: Value, field: &str) {
 }
 
 /// Every page of a listing: its items, or an object's keys, in the order in which they came.
-async fn all_pages(node: &Node, op: &str, fields: &Value, limit: usize) -> Vec<String> {
+async fn all_pages(node: &World, op: &str, fields: &Value, limit: usize) -> Vec<String> {
     let mut items = Vec::new();
     let mut cursor = Value::Null;
     loop {
@@ -83,22 +86,22 @@ async fn all_pages(node: &Node, op: &str, fields: &Value, limit: usize) -> Vec<S
 
 // --- send ----------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn everyone_gets_what_is_sent_to_all() {
-    let node = Node::start().await;
+async fn everyone_gets_what_is_sent_to_all(world: World) {
+    let node = world.start().await;
     let mut clients = [node.connect().await, node.member("ann", "red").await, node.connect().await];
-    assert!(nodes(&node, "sendToAll", json!({"message": "good morning"})).await >= 1);
+    assert_eq!(nodes(&node, "sendToAll", json!({"message": "good morning"})).await, node.holding(&clients));
     for client in &mut clients {
         hears(client, "good morning").await;
         client.heard_nothing(&node).await;
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn sending_to_all_can_be_narrowed_to_a_list_of_clients_and_an_empty_list_is_nobody() {
-    let node = Node::start().await;
+async fn sending_to_all_can_be_narrowed_to_a_list_of_clients_and_an_empty_list_is_nobody(world: World) {
+    let node = world.start().await;
     let (mut a, mut b, mut c) = (node.connect().await, node.connect().await, node.connect().await);
-    node.ask("sendToAll", json!({"message": "two", "client_ids": [a.id, b.id, a.id, NOBODY]})).await;
+    let listed = json!([a.id, b.id, a.id, NOBODY]);
+    let reached = nodes(&node, "sendToAll", json!({"message": "two", "client_ids": listed})).await;
+    assert_eq!(reached, node.holding([&a, &b]));
     assert_eq!(nodes(&node, "sendToAll", json!({"message": "none", "client_ids": []})).await, 0);
     assert_eq!(nodes(&node, "sendToAll", json!({"message": "gone", "client_ids": [NOBODY]})).await, 0);
     let answer = node.ask("sendToAll", json!({"message": "x", "client_ids": [], "confirm": true})).await;
@@ -110,9 +113,8 @@ async fn sending_to_all_can_be_narrowed_to_a_list_of_clients_and_an_empty_list_i
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_gets_what_is_sent_to_it_and_nobody_else_does() {
-    let node = Node::start().await;
+async fn a_client_gets_what_is_sent_to_it_and_nobody_else_does(world: World) {
+    let node = world.start().await;
     let (mut one, mut other) = (node.connect().await, node.connect().await);
     assert_eq!(nodes(&node, "sendToClient", json!({"client_id": one.id, "message": "only you"})).await, 1);
     hears(&mut one, "only you").await;
@@ -123,12 +125,12 @@ async fn a_client_gets_what_is_sent_to_it_and_nobody_else_does() {
     other.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_bound_uid_gets_what_is_sent_to_it() {
-    let node = Node::start().await;
+async fn a_bound_uid_gets_what_is_sent_to_it(world: World) {
+    let node = world.start().await;
     let (mut phone, mut desk, mut other) =
         (node.member("ann", "g").await, node.member("ann", "g").await, node.member("bob", "g").await);
-    assert!(nodes(&node, "sendToUid", json!({"uid": "ann", "message": "hello, ann"})).await >= 1);
+    let reached = nodes(&node, "sendToUid", json!({"uid": "ann", "message": "hello, ann"})).await;
+    assert_eq!(reached, node.holding([&phone, &desk]));
     for client in [&mut phone, &mut desk] {
         hears(client, "hello, ann").await;
         client.heard_nothing(&node).await;
@@ -136,14 +138,13 @@ async fn a_bound_uid_gets_what_is_sent_to_it() {
     other.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_array_of_uids_reaches_each_socket_once_and_the_answer_names_who_is_offline() {
-    let node = Node::start().await;
+async fn an_array_of_uids_reaches_each_socket_once_and_the_answer_names_who_is_offline(world: World) {
+    let node = world.start().await;
     let (mut ann, mut bob, mut eve) =
         (node.member("ann", "g").await, node.member("bob", "g").await, node.member("eve", "g").await);
     let answer =
         node.ask("sendToUid", json!({"uid": ["ann", "bob", "ann", "zoe", 7, "bob"], "message": "array"})).await;
-    assert!(answer["nodes"].as_u64().unwrap() >= 1, "{answer}");
+    assert_eq!(answer["nodes"], node.holding([&ann, &bob]), "{answer}");
     assert_eq!(set(&answer["offline"]), names(&["zoe", "7"]));
     for client in [&mut ann, &mut bob] {
         hears(client, "array").await;
@@ -161,12 +162,12 @@ async fn an_array_of_uids_reaches_each_socket_once_and_the_answer_names_who_is_o
     assert_eq!(node.ask("sendToUid", json!({"uid": [], "message": "x"})).await, json!({"nodes": 0, "offline": []}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_members_of_a_group_get_what_is_sent_to_it() {
-    let node = Node::start().await;
+async fn the_members_of_a_group_get_what_is_sent_to_it(world: World) {
+    let node = world.start().await;
     let (mut a, mut b, mut c) =
         (node.member("ann", "red").await, node.member("bob", "red").await, node.member("cid", "blue").await);
-    assert!(nodes(&node, "sendToGroup", json!({"group": "red", "message": "to red"})).await >= 1);
+    let reached = nodes(&node, "sendToGroup", json!({"group": "red", "message": "to red"})).await;
+    assert_eq!(reached, node.holding([&a, &b]));
     for client in [&mut a, &mut b] {
         hears(client, "to red").await;
         client.heard_nothing(&node).await;
@@ -174,13 +175,14 @@ async fn the_members_of_a_group_get_what_is_sent_to_it() {
     c.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_socket_in_several_of_the_groups_gets_the_message_once() {
-    let node = Node::start().await;
+async fn a_socket_in_several_of_the_groups_gets_the_message_once(world: World) {
+    let node = world.start().await;
     let mut everywhere = node.connect().await;
     node.done("joinGroup", json!({"client_id": everywhere.id, "group": ["red", "green", "blue"]})).await;
     let (mut red, mut grey) = (node.member("r", "red").await, node.member("g", "grey").await);
-    node.ask("sendToGroup", json!({"group": ["red", "blue", "green", "red", "empty"], "message": "once"})).await;
+    let groups = json!(["red", "blue", "green", "red", "empty"]);
+    let reached = nodes(&node, "sendToGroup", json!({"group": groups, "message": "once"})).await;
+    assert_eq!(reached, node.holding([&everywhere, &red]));
     for client in [&mut everywhere, &mut red] {
         hears(client, "once").await;
         client.heard_nothing(&node).await;
@@ -189,9 +191,8 @@ async fn a_socket_in_several_of_the_groups_gets_the_message_once() {
     assert_eq!(nodes(&node, "sendToGroup", json!({"group": [], "message": "x"})).await, 0);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn excluded_clients_and_uids_do_not_get_it() {
-    let node = Node::start().await;
+async fn excluded_clients_and_uids_do_not_get_it(world: World) {
+    let node = world.start().await;
     let mut ann = [node.member("ann", "red").await, node.member("ann", "blue").await];
     let (mut bob, mut eve) = (node.member("bob", "red").await, node.member("eve", "blue").await);
     let both = json!(["red", "blue"]);
@@ -220,9 +221,8 @@ async fn excluded_clients_and_uids_do_not_get_it() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nodes_counts_who_holds_the_target_and_does_not_look_at_exclude() {
-    let node = Node::start().await;
+async fn nodes_counts_who_holds_the_target_and_does_not_look_at_exclude(world: World) {
+    let node = world.start().await;
     let mut only = node.member("ann", "red").await;
     for (op, fields) in [
         ("sendToGroup", json!({"group": "red", "exclude": [only.id]})),
@@ -236,11 +236,23 @@ async fn nodes_counts_who_holds_the_target_and_does_not_look_at_exclude() {
         assert_eq!(node.ask(op, fields.clone()).await, json!({"nodes": 1, "clients": 0}), "{op} {fields}");
     }
     only.heard_nothing(&node).await;
+
+    let others = [node.member("bob", "red").await, node.member("bob", "red").await];
+    for (op, fields, holders) in [
+        ("sendToGroup", json!({"group": "red", "exclude": ids(&others)}), node.holding(others.iter().chain([&only]))),
+        ("sendToUid", json!({"uid": "bob"}), node.holding(&others)),
+        ("sendToUid", json!({"uid": ["bob", "ann"]}), node.holding(others.iter().chain([&only]))),
+        ("sendToAll", json!({"exclude_uid": ["ann", "bob"]}), node.holding(others.iter().chain([&only]))),
+        ("sendToAll", json!({"client_ids": ids(&others)}), node.holding(&others)),
+    ] {
+        let mut fields = fields;
+        fields["message"] = json!("x");
+        assert_eq!(nodes(&node, op, fields.clone()).await, holders, "{op} {fields}");
+    }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_message_is_sent_as_the_string_it_is_and_other_json_as_its_compact_text() {
-    let node = Node::start().await;
+async fn a_message_is_sent_as_the_string_it_is_and_other_json_as_its_compact_text(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     for (written, heard) in [
         (r#""plain""#, "plain"),
@@ -267,9 +279,8 @@ async fn a_message_is_sent_as_the_string_it_is_and_other_json_as_its_compact_tex
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn binary_arrives_as_a_binary_frame() {
-    let node = Node::start().await;
+async fn binary_arrives_as_a_binary_frame(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     let all: Vec<u8> = (0..=255).collect();
     for bytes in [&all[..], b"", b"text in a binary frame", &all.repeat(300)] {
@@ -291,9 +302,8 @@ async fn binary_arrives_as_a_binary_frame() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_send_takes_either_a_message_or_binary_and_a_refused_one_reaches_nobody() {
-    let node = Node::start().await;
+async fn a_send_takes_either_a_message_or_binary_and_a_refused_one_reaches_nobody(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     for (op, target) in [
         ("sendToAll", json!({})),
@@ -324,9 +334,8 @@ async fn a_send_takes_either_a_message_or_binary_and_a_refused_one_reaches_nobod
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_send_to_nobody_is_heard_by_no_node_and_is_no_error() {
-    let node = Node::start().await;
+async fn a_send_to_nobody_is_heard_by_no_node_and_is_no_error(world: World) {
+    let node = world.start().await;
     assert_eq!(nodes(&node, "sendToAll", json!({"message": "x"})).await, 0);
     for (op, fields) in [
         ("sendToClient", json!({"client_id": NOBODY, "message": "x"})),
@@ -347,30 +356,30 @@ async fn a_send_to_nobody_is_heard_by_no_node_and_is_no_error() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_confirmed_send_counts_the_sockets_that_took_it() {
-    let node = Node::start().await;
+async fn a_confirmed_send_counts_the_sockets_that_took_it(world: World) {
+    let node = world.start().await;
     let mut clients =
         [node.member("ann", "red").await, node.member("ann", "blue").await, node.member("bob", "red").await];
     let first = clients[0].id.clone();
-    for (op, fields, count) in [
-        ("sendToAll", json!({}), 3),
-        ("sendToAll", json!({"exclude": [first]}), 2),
-        ("sendToAll", json!({"client_ids": [first, NOBODY]}), 1),
-        ("sendToClient", json!({"client_id": first}), 1),
-        ("sendToUid", json!({"uid": "ann"}), 2),
-        ("sendToUid", json!({"uid": ["ann", "bob", "zoe"]}), 3),
-        ("sendToGroup", json!({"group": "red"}), 2),
-        ("sendToGroup", json!({"group": ["red", "blue"]}), 3),
-        ("sendToGroup", json!({"group": ["red", "blue"], "exclude_uid": ["bob"]}), 2),
-        ("sendToGroup", json!({"group": "red", "exclude_uid": ["ann", "bob"]}), 0),
+    let [a, b, c] = &clients;
+    for (op, fields, count, holders) in [
+        ("sendToAll", json!({}), 3, &[a, b, c][..]),
+        ("sendToAll", json!({"exclude": [first]}), 2, &[a, b, c]),
+        ("sendToAll", json!({"client_ids": [first, NOBODY]}), 1, &[a]),
+        ("sendToClient", json!({"client_id": first}), 1, &[a]),
+        ("sendToUid", json!({"uid": "ann"}), 2, &[a, b]),
+        ("sendToUid", json!({"uid": ["ann", "bob", "zoe"]}), 3, &[a, b, c]),
+        ("sendToGroup", json!({"group": "red"}), 2, &[a, c]),
+        ("sendToGroup", json!({"group": ["red", "blue"]}), 3, &[a, b, c]),
+        ("sendToGroup", json!({"group": ["red", "blue"], "exclude_uid": ["bob"]}), 2, &[a, b, c]),
+        ("sendToGroup", json!({"group": "red", "exclude_uid": ["ann", "bob"]}), 0, &[a, c]),
     ] {
         let mut fields = fields;
         fields["message"] = json!("x");
         fields["confirm"] = json!(true);
         let answer = node.ask(op, fields.clone()).await;
         assert_eq!(answer["clients"], count, "{op} {fields}: {answer}");
-        assert!(answer["nodes"].as_u64().unwrap() >= 1, "{op} {fields}: {answer}");
+        assert_eq!(answer["nodes"], node.holding(holders.iter().copied()), "{op} {fields}: {answer}");
         fields["confirm"] = json!(false);
         assert!(node.ask(op, fields).await.get("clients").is_none(), "{op}");
     }
@@ -381,9 +390,8 @@ async fn a_confirmed_send_counts_the_sockets_that_took_it() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_integer_is_its_decimal_text_and_zero_is_a_name_like_any_other() {
-    let node = Node::start().await;
+async fn an_integer_is_its_decimal_text_and_zero_is_a_name_like_any_other(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let id = client.id.clone();
     for (bound, same) in [
@@ -418,9 +426,8 @@ async fn an_integer_is_its_decimal_text_and_zero_is_a_name_like_any_other() {
     assert_eq!(answer, json!({"42": false}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_uid_or_group_is_refused_by_name() {
-    let node = Node::start().await;
+async fn what_is_no_uid_or_group_is_refused_by_name(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let wrong = [
         json!(null),
@@ -458,9 +465,8 @@ async fn what_is_no_uid_or_group_is_refused_by_name() {
     assert_eq!(node.ask("getAllGroupIdList", json!({})).await, json!([]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn arrays_are_taken_where_they_are_promised_and_nowhere_else() {
-    let node = Node::start().await;
+async fn arrays_are_taken_where_they_are_promised_and_nowhere_else(world: World) {
+    let node = world.start().await;
     let client = node.member("ann", "red").await;
     let id = &client.id;
     for (op, field, fields) in [
@@ -487,9 +493,8 @@ async fn arrays_are_taken_where_they_are_promised_and_nowhere_else() {
     assert_eq!(node.ask("batchGetClientIdCountByGroup", json!({"group": "red"})).await, json!({"red": 1}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_operation_refuses_a_field_it_does_not_know_and_names_it() {
-    let node = Node::start().await;
+async fn every_operation_refuses_a_field_it_does_not_know_and_names_it(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     let fields =
         json!({"client_id": client.id, "uid": "ann", "group": "red", "message": "x", "session": {}, "commands": []});
@@ -568,9 +573,8 @@ async fn every_operation_refuses_a_field_it_does_not_know_and_names_it() {
 
 // --- close ---------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_closed_client_sees_4000_closed_and_has_left_when_it_is_answered() {
-    let node = Node::start().await;
+async fn a_closed_client_sees_4000_closed_and_has_left_when_it_is_answered(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     node.done("setSession", json!({"client_id": client.id, "session": {"a": 1}})).await;
     assert_eq!(node.ask("closeClient", json!({"client_id": client.id})).await, json!({"nodes": 1}));
@@ -589,9 +593,8 @@ async fn a_closed_client_sees_4000_closed_and_has_left_when_it_is_answered() {
     assert_eq!(client.closed().await, (4000, "closed".into()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_close_carries_its_message_its_code_and_its_reason() {
-    let node = Node::start().await;
+async fn a_close_carries_its_message_its_code_and_its_reason(world: World) {
+    let node = world.start().await;
     for (fields, message, close) in [
         (json!({"message": "bye"}), Some("bye"), (4000, "closed")),
         (json!({"message": {"type": "kick"}, "code": 4567}), Some(r#"{"type":"kick"}"#), (4567, "")),
@@ -617,9 +620,8 @@ async fn a_close_carries_its_message_its_code_and_its_reason() {
     assert_eq!(client.closed().await, (4000, "closed".into()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_close_takes_only_codes_and_reasons_that_may_travel() {
-    let node = Node::start().await;
+async fn a_close_takes_only_codes_and_reasons_that_may_travel(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     for code in [
         json!(0),
@@ -653,9 +655,8 @@ async fn a_close_takes_only_codes_and_reasons_that_may_travel() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_queued_arrives_before_the_close_frame() {
-    let node = Node::start().await;
+async fn what_is_queued_arrives_before_the_close_frame(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     // More than a socket takes at once, and the client does not read yet.
     let long = "x".repeat(8 * 1024);
@@ -672,9 +673,8 @@ async fn what_is_queued_arrives_before_the_close_frame() {
     assert_eq!(client.closed().await, (4321, "done".into()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_destroyed_client_is_gone_at_once_and_sees_no_close_frame() {
-    let node = Node::start().await;
+async fn a_destroyed_client_is_gone_at_once_and_sees_no_close_frame(world: World) {
+    let node = world.start().await;
     for op in ["destroyClient", "destoryClient"] {
         let mut client = node.member("ann", "red").await;
         assert_eq!(node.ask(op, json!({"client_id": client.id})).await, json!({"nodes": 1}));
@@ -686,12 +686,12 @@ async fn a_destroyed_client_is_gone_at_once_and_sees_no_close_frame() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn closing_a_uid_closes_all_its_clients_and_no_others() {
-    let node = Node::start().await;
+async fn closing_a_uid_closes_all_its_clients_and_no_others(world: World) {
+    let node = world.start().await;
     let mut ann = [node.member("ann", "red").await, node.member("ann", "red").await];
     let (mut bob, mut eve) = (node.member("bob", "red").await, node.member("eve", "red").await);
-    assert!(nodes(&node, "closeUid", json!({"uid": "ann", "message": "signed out", "reason": "out"})).await >= 1);
+    let reached = nodes(&node, "closeUid", json!({"uid": "ann", "message": "signed out", "reason": "out"})).await;
+    assert_eq!(reached, node.holding(&ann));
     assert_eq!(node.ask("isUidOnline", json!({"uid": "ann"})).await, false);
     for client in &mut ann {
         hears(client, "signed out").await;
@@ -699,15 +699,14 @@ async fn closing_a_uid_closes_all_its_clients_and_no_others() {
     }
     bob.heard_nothing(&node).await;
 
-    assert!(nodes(&node, "closeUid", json!({"uid": ["bob", "ann", "bob"], "code": 4100})).await >= 1);
+    assert_eq!(nodes(&node, "closeUid", json!({"uid": ["bob", "ann", "bob"], "code": 4100})).await, 1);
     assert_eq!(bob.closed().await.0, 4100);
     eve.heard_nothing(&node).await;
     assert_eq!(node.ask("getAllClientIdList", json!({})).await, json!([eve.id]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_by_itself_leaves_its_uid_and_groups() {
-    let node = Node::start().await;
+async fn a_client_that_leaves_by_itself_leaves_its_uid_and_groups(world: World) {
+    let node = world.start().await;
     let (said, lost) = (node.member("ann", "red").await, node.member("bob", "red").await);
     let (said_id, lost_id) = (said.id.clone(), lost.id.clone());
     said.close(1000, "bye").await;
@@ -727,9 +726,8 @@ async fn a_client_that_leaves_by_itself_leaves_its_uid_and_groups() {
 
 // --- bind ----------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn binding_again_replaces_the_uid() {
-    let node = Node::start().await;
+async fn binding_again_replaces_the_uid(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let id = client.id.clone();
     assert_eq!(node.ask("getUidByClientId", json!({"client_id": id})).await, json!(null));
@@ -744,9 +742,8 @@ async fn binding_again_replaces_the_uid() {
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_unbind_with_a_uid_is_only_of_that_uid() {
-    let node = Node::start().await;
+async fn an_unbind_with_a_uid_is_only_of_that_uid(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     let id = client.id.clone();
     node.done("unbindUid", json!({"client_id": id, "uid": "bob"})).await;
@@ -769,9 +766,8 @@ async fn an_unbind_with_a_uid_is_only_of_that_uid() {
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_single_bind_closes_the_uids_other_clients_as_replaced() {
-    let node = Node::start().await;
+async fn a_single_bind_closes_the_uids_other_clients_as_replaced(world: World) {
+    let node = world.start().await;
     let mut others =
         [node.member("ann", "red").await, node.member("ann", "red").await, node.member("ann", "red").await];
     let (mut bob, mut new) = (node.member("bob", "red").await, node.connect().await);
@@ -794,9 +790,8 @@ async fn a_single_bind_closes_the_uids_other_clients_as_replaced() {
     refuses(&node, "bindUid", json!({"client_id": new.id, "uid": "ann", "single": 1}), "single").await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_two_single_binds_at_once_exactly_one_client_stays() {
-    let node = Node::start().await;
+async fn of_two_single_binds_at_once_exactly_one_client_stays(world: World) {
+    let node = world.start().await;
     let (mut one_caller, mut other_caller) = (node.caller().await, node.caller().await);
     for round in 0..200 {
         let uid = format!("user {round}");
@@ -815,9 +810,8 @@ async fn of_two_single_binds_at_once_exactly_one_client_stays() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn of_many_single_binds_at_once_exactly_one_client_stays() {
-    let node = Node::start().await;
+async fn of_many_single_binds_at_once_exactly_one_client_stays(world: World) {
+    let node = world.start().await;
     let mut clients = join_all((0..20).map(|_| node.connect())).await;
     let binds = clients.iter().enumerate().map(|(place, client)| {
         let bind = json!({"client_id": client.id, "uid": "ann", "single": true});
@@ -846,9 +840,8 @@ async fn of_many_single_binds_at_once_exactly_one_client_stays() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_a_client_that_is_not_online_is_client_not_found() {
-    let node = Node::start().await;
+async fn a_change_of_a_client_that_is_not_online_is_client_not_found(world: World) {
+    let node = world.start().await;
     let mut left = node.member("ann", "red").await;
     node.ask("destroyClient", json!({"client_id": left.id})).await;
     left.cut().await;
@@ -874,18 +867,16 @@ async fn a_change_of_a_client_that_is_not_online_is_client_not_found() {
     assert_eq!(node.ask("getAllGroupIdList", json!({})).await, json!([]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_failed_single_bind_replaces_nobody() {
-    let node = Node::start().await;
+async fn a_failed_single_bind_replaces_nobody(world: World) {
+    let node = world.start().await;
     let mut bound = node.member("ann", "red").await;
     let fields = json!({"client_id": NOBODY, "uid": "ann", "single": true});
     assert_eq!(node.refused("bindUid", fields).await, (404, "client_not_found".into()));
     bound.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_sent_after_a_bind_or_join_was_answered_arrives() {
-    let node = Node::start().await;
+async fn what_is_sent_after_a_bind_or_join_was_answered_arrives(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let (mut changer, mut sender) = (node.caller().await, node.caller().await);
     let done = json!({"result": true});
@@ -907,13 +898,14 @@ async fn what_is_sent_after_a_bind_or_join_was_answered_arrives() {
 
 /// While `changes` are made over and over, each a batch and so one step, a stream of messages comes to `target`.
 async fn loses_and_doubles_nothing(
+    world: World,
     op: &'static str,
     target: Value,
     messages: usize,
     first: Value,
     changes: [Value; 2],
 ) {
-    let node = Node::start().await;
+    let node = world.start().await;
     let mut client = node.connect().await;
     let of_client = |command: &Value| {
         let mut command = command.clone();
@@ -967,66 +959,60 @@ async fn loses_and_doubles_nothing(
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn leaving_one_group_for_another_in_a_batch_loses_and_doubles_nothing() {
+async fn leaving_one_group_for_another_in_a_batch_loses_and_doubles_nothing(world: World) {
     let leave = |from: &str, to: &str| json!([{"op": "leaveGroup", "group": from}, {"op": "joinGroup", "group": to}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     let target = json!({"group": ["A", "B"]});
-    loses_and_doubles_nothing("sendToGroup", target, 20_000, first, [leave("A", "B"), leave("B", "A")]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", target, 2_000, first, [leave("A", "B"), leave("B", "A")]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn joining_one_group_before_leaving_another_in_a_batch_loses_and_doubles_nothing() {
+async fn joining_one_group_before_leaving_another_in_a_batch_loses_and_doubles_nothing(world: World) {
     let join = |from: &str, to: &str| json!([{"op": "joinGroup", "group": to}, {"op": "leaveGroup", "group": from}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     let target = json!({"group": ["A", "B"]});
-    loses_and_doubles_nothing("sendToGroup", target, 20_000, first, [join("A", "B"), join("B", "A")]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", target, 2_000, first, [join("A", "B"), join("B", "A")]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn moving_between_two_of_many_groups_in_a_batch_loses_and_doubles_nothing() {
+async fn moving_between_two_of_many_groups_in_a_batch_loses_and_doubles_nothing(world: World) {
     let join = |from: &str, to: &str| json!([{"op": "joinGroup", "group": to}, {"op": "leaveGroup", "group": from}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     // Many names between the two, so that a message that looks for one after the other takes its time.
     let between = (0..3000).map(|n| format!("A{n}"));
     let groups: Vec<String> = ["A".to_owned()].into_iter().chain(between).chain(["B".to_owned()]).collect();
     let target = json!({"group": groups});
-    loses_and_doubles_nothing("sendToGroup", target, 300, first, [join("A", "B"), join("B", "A")]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", target, 300, first, [join("A", "B"), join("B", "A")]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn binding_a_client_again_to_the_same_uid_loses_and_doubles_nothing() {
+async fn binding_a_client_again_to_the_same_uid_loses_and_doubles_nothing(world: World) {
     let bind = json!({"op": "bindUid", "uid": "ann"});
     let again = || json!([bind]);
-    loses_and_doubles_nothing("sendToUid", json!({"uid": "ann"}), 20_000, bind.clone(), [again(), again()]).await;
+    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": "ann"}), 2_000, bind.clone(), [again(), again()]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn binding_a_client_to_another_uid_loses_and_doubles_nothing() {
+async fn binding_a_client_to_another_uid_loses_and_doubles_nothing(world: World) {
     let bind = |uid: &str| json!([{"op": "bindUid", "uid": uid}]);
     let first = json!({"op": "bindUid", "uid": "A"});
-    loses_and_doubles_nothing("sendToUid", json!({"uid": ["A", "B"]}), 20_000, first, [bind("B"), bind("A")]).await;
+    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": ["A", "B"]}), 2_000, first, [bind("B"), bind("A")])
+        .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn binding_a_client_to_another_of_many_uids_loses_and_doubles_nothing() {
+async fn binding_a_client_to_another_of_many_uids_loses_and_doubles_nothing(world: World) {
     let bind = |uid: &str| json!([{"op": "bindUid", "uid": uid}]);
     let first = json!({"op": "bindUid", "uid": "A"});
     let between = (0..3000).map(|n| format!("A{n}"));
     let uids: Vec<String> = ["A".to_owned()].into_iter().chain(between).chain(["B".to_owned()]).collect();
-    loses_and_doubles_nothing("sendToUid", json!({"uid": uids}), 300, first, [bind("B"), bind("A")]).await;
+    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": uids}), 300, first, [bind("B"), bind("A")]).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn joining_a_group_again_loses_and_doubles_nothing() {
+async fn joining_a_group_again_loses_and_doubles_nothing(world: World) {
     let join = json!({"op": "joinGroup", "group": "A"});
     let again = || json!([join]);
-    loses_and_doubles_nothing("sendToGroup", json!({"group": "A"}), 20_000, join.clone(), [again(), again()]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", json!({"group": "A"}), 2_000, join.clone(), [again(), again()])
+        .await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_uid_that_is_bound_again_is_online_all_the_time() {
-    let node = Node::start().await;
+async fn a_uid_that_is_bound_again_is_online_all_the_time(world: World) {
+    let node = world.start().await;
     let client = node.member("ann", "red").await;
     let bind = json!({"op": "bindUid", "client_id": client.id, "uid": "ann"});
     let (binds, asks) = (vec![bind; 1000], vec![json!({"op": "isUidOnline", "uid": "ann"}); 1000]);
@@ -1043,9 +1029,8 @@ async fn a_uid_that_is_bound_again_is_online_all_the_time() {
 
 // --- groups --------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn joining_and_leaving_twice_is_as_once() {
-    let node = Node::start().await;
+async fn joining_and_leaving_twice_is_as_once(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let id = client.id.clone();
     for _ in 0..2 {
@@ -1065,9 +1050,8 @@ async fn joining_and_leaving_twice_is_as_once() {
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_uid_joins_and_leaves_with_all_its_clients() {
-    let node = Node::start().await;
+async fn a_uid_joins_and_leaves_with_all_its_clients(world: World) {
+    let node = world.start().await;
     let (a, b, other) =
         (node.member("ann", "red").await, node.member("ann", "red").await, node.member("bob", "red").await);
     node.done("joinGroup", json!({"uid": "ann", "group": ["blue", "green"]})).await;
@@ -1091,9 +1075,8 @@ async fn a_uid_joins_and_leaves_with_all_its_clients() {
     assert_eq!(set(&node.ask("getClientIdListByGroup", json!({"group": "blue"})).await), ids([&a, &b]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_group_change_is_of_a_client_or_of_a_uid_and_not_of_both() {
-    let node = Node::start().await;
+async fn a_group_change_is_of_a_client_or_of_a_uid_and_not_of_both(world: World) {
+    let node = world.start().await;
     let client = node.member("ann", "red").await;
     for op in ["joinGroup", "leaveGroup"] {
         let both = json!({"client_id": client.id, "uid": "ann", "group": "red"});
@@ -1105,9 +1088,8 @@ async fn a_group_change_is_of_a_client_or_of_a_uid_and_not_of_both() {
     assert_eq!(node.ask("getClientIdListByGroup", json!({"group": "red"})).await, json!([client.id]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_ungrouped_group_has_no_members_and_they_keep_their_other_groups() {
-    let node = Node::start().await;
+async fn an_ungrouped_group_has_no_members_and_they_keep_their_other_groups(world: World) {
+    let node = world.start().await;
     let mut clients = join_all((0..10).map(|n| {
         let node = &node;
         async move {
@@ -1129,9 +1111,8 @@ async fn an_ungrouped_group_has_no_members_and_they_keep_their_other_groups() {
     assert_eq!(node.ask("getClientIdListByGroup", json!({"group": "red"})).await, json!([clients[0].id]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_client_is_in_at_most_so_many_groups() {
-    let node = Node::start_with(&[("MOONGATE_MAX_GROUPS_PER_CLIENT", "3")]).await;
+async fn a_client_is_in_at_most_so_many_groups(world: World) {
+    let node = world.start_with(&[("MOONGATE_MAX_GROUPS_PER_CLIENT", "3")]).await;
     let client = node.member("ann", "a").await;
     let id = &client.id;
     let groups = async || set(&node.ask("getAllGroupIdList", json!({})).await);
@@ -1159,9 +1140,8 @@ async fn a_client_is_in_at_most_so_many_groups() {
     assert_eq!(groups().await, names(&["c", "d", "z"]));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn by_default_a_client_is_in_at_most_a_thousand_groups() {
-    let node = Node::start().await;
+async fn by_default_a_client_is_in_at_most_a_thousand_groups(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     let groups: Vec<String> = (0..1001).map(|n| format!("g{n}")).collect();
     refuses(&node, "joinGroup", json!({"client_id": client.id, "group": groups}), "group").await;
@@ -1172,9 +1152,8 @@ async fn by_default_a_client_is_in_at_most_a_thousand_groups() {
 
 // --- sessions ------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_is_an_empty_object_until_it_is_set_and_set_replaces_it() {
-    let node = Node::start().await;
+async fn a_session_is_an_empty_object_until_it_is_set_and_set_replaces_it(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     let id = json!({"client_id": client.id});
     let set = async |session: Value| node.done("setSession", json!({"client_id": client.id, "session": session})).await;
@@ -1197,9 +1176,8 @@ async fn a_session_is_an_empty_object_until_it_is_set_and_set_replaces_it() {
     assert_eq!(node.ask("getSession", id).await, json!(null));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_keeps_the_digits_and_the_order_it_was_written_with() {
-    let node = Node::start().await;
+async fn a_session_keeps_the_digits_and_the_order_it_was_written_with(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     let session = r#"{"z":1.50,"big":123456789012345678901234567890,"a":1e3,"e":"\u6708"}"#;
     let body = format!(r#"{{"client_id":"{}","session":{session}}}"#, client.id);
@@ -1208,9 +1186,8 @@ async fn a_session_keeps_the_digits_and_the_order_it_was_written_with() {
     assert_eq!(answer.text(), format!("{{\"result\":{session}}}\n"));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_merges_into_the_session_and_a_null_deletes_its_key() {
-    let node = Node::start().await;
+async fn an_update_merges_into_the_session_and_a_null_deletes_its_key(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     let id = &client.id;
     let mut expected = json!({});
@@ -1236,9 +1213,8 @@ async fn an_update_merges_into_the_session_and_a_null_deletes_its_key() {
     assert_eq!(node.ask("getSession", json!({"client_id": id})).await, json!({"a": null}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn updates_at_once_are_all_kept() {
-    let node = Node::start().await;
+async fn updates_at_once_are_all_kept(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     let updates = (0..100).map(|n| {
         let mut session = json!({"last": n});
@@ -1250,9 +1226,8 @@ async fn updates_at_once_are_all_kept() {
     assert_eq!(session.as_object().unwrap().len(), 101, "{session}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_session_that_is_too_large_is_refused_and_the_old_one_stays() {
-    let node = Node::start_with(&[("MOONGATE_MAX_SESSION_SIZE", "100")]).await;
+async fn a_session_that_is_too_large_is_refused_and_the_old_one_stays(world: World) {
+    let node = world.start_with(&[("MOONGATE_MAX_SESSION_SIZE", "100")]).await;
     let client = node.connect().await;
     let id = &client.id;
     let too_large = (413, "payload_too_large".to_owned());
@@ -1267,9 +1242,8 @@ async fn a_session_that_is_too_large_is_refused_and_the_old_one_stays() {
     assert_eq!(node.ask("getSession", json!({"client_id": id})).await, json!({"b": 1}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn by_default_a_session_holds_64_kib() {
-    let node = Node::start().await;
+async fn by_default_a_session_holds_64_kib(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     let session = json!({"k": "x".repeat(64 * 1024 - 8)});
     node.done("setSession", json!({"client_id": client.id, "session": session})).await;
@@ -1279,9 +1253,8 @@ async fn by_default_a_session_holds_64_kib() {
     assert_eq!(refused, (413, "payload_too_large".into()));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn no_session_makes_an_answer_that_cannot_be_read() {
-    let node = Node::start().await;
+async fn no_session_makes_an_answer_that_cannot_be_read(world: World) {
+    let node = world.start().await;
     let client = node.member("ann", "red").await;
     // Half of a surrogate pair: no text that any UTF-8 string can hold. Refused, or stored so that it can be read.
     for session in [r#"{"a":"\ud800"}"#, r#"{"\udc00":1}"#, r#"{"a":["\ud83c x"]}"#] {
@@ -1302,9 +1275,8 @@ async fn no_session_makes_an_answer_that_cannot_be_read() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_update_never_loses_what_it_does_not_name() {
-    let node = Node::start().await;
+async fn an_update_never_loses_what_it_does_not_name(world: World) {
+    let node = world.start().await;
     let client = node.connect().await;
     for stored in [r#"{"\udc00":1,"keep":"me"}"#, r#"{"keep":"me","n":1e400}"#, r#"{"":0,"keep":"me","\u0000":1}"#] {
         let body = format!(r#"{{"client_id":"{}","session":{stored}}}"#, client.id);
@@ -1319,9 +1291,8 @@ async fn an_update_never_loses_what_it_does_not_name() {
 
 // --- ask -----------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn every_query_tells_who_is_there() {
-    let node = Node::start().await;
+async fn every_query_tells_who_is_there(world: World) {
+    let node = world.start().await;
     let (a, b, c) =
         (node.member("ann", "red").await, node.member("ann", "red").await, node.member("bob", "blue").await);
     let (d, last) = (node.connect().await, node.connect().await);
@@ -1397,9 +1368,8 @@ async fn every_query_tells_who_is_there() {
     assert_eq!(ask("getAllGroupClientIdCount", none()).await, json!({"red": 3, "blue": 2, "grey": 1}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_zero_empty_or_null() {
-    let node = Node::start().await;
+async fn what_is_not_there_is_zero_empty_or_null(world: World) {
+    let node = world.start().await;
     for (op, fields, nothing) in [
         ("isOnline", json!({"client_id": NOBODY}), json!(false)),
         ("isUidOnline", json!({"uid": "x"}), json!(false)),
@@ -1455,7 +1425,7 @@ fn listings() -> Vec<(&'static str, Value)> {
 }
 
 /// Clients, two to a uid, each in a group of its own, in `all`, and in `odd` or `even`.
-async fn crowd(node: &Node, size: usize) -> Vec<Client> {
+async fn crowd(node: &World, size: usize) -> Vec<Client> {
     join_all((0..size).map(|n| async move {
         let client = node.member(&format!("uid {}", n / 2), "all").await;
         let groups = [format!("own {n}"), if n % 2 == 0 { "even" } else { "odd" }.to_owned()];
@@ -1479,9 +1449,8 @@ fn expected(op: &str, clients: &[Client]) -> BTreeSet<String> {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pages_hold_everything_exactly_once() {
-    let node = Node::start().await;
+async fn pages_hold_everything_exactly_once(world: World) {
+    let node = world.start().await;
     let clients = crowd(&node, 20).await;
     for (op, fields) in listings() {
         let expected = expected(op, &clients);
@@ -1506,9 +1475,8 @@ async fn pages_hold_everything_exactly_once() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn pages_hold_everything_exactly_once_while_clients_come_and_go() {
-    let node = Node::start().await;
+async fn pages_hold_everything_exactly_once_while_clients_come_and_go(world: World) {
+    let node = world.start().await;
     let clients = crowd(&node, 12).await;
     let paged = Cell::new(false);
     let coming_and_going = async {
@@ -1536,9 +1504,8 @@ async fn pages_hold_everything_exactly_once_while_clients_come_and_go() {
     tokio::join!(coming_and_going, paging);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_page_takes_a_limit_of_1_to_10000_and_a_cursor_of_its_own() {
-    let node = Node::start().await;
+async fn a_page_takes_a_limit_of_1_to_10000_and_a_cursor_of_its_own(world: World) {
+    let node = world.start().await;
     let _clients = crowd(&node, 2).await;
     for (op, fields) in listings() {
         for wrong in [json!(0), json!(10_001), json!(-1), json!(1.5), json!("5"), json!([]), json!(u64::MAX)] {
@@ -1555,9 +1522,8 @@ async fn a_page_takes_a_limit_of_1_to_10000_and_a_cursor_of_its_own() {
     assert_eq!((&answer["status"], &answer["field"]), (&json!(400), &json!("cursor")), "{answer}");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_of_more_than_a_hundred_thousand_items_is_too_large_without_pages() {
-    let node = Node::start_with(&[("MOONGATE_MAX_GROUPS_PER_CLIENT", "10000")]).await;
+async fn an_answer_of_more_than_a_hundred_thousand_items_is_too_large_without_pages(world: World) {
+    let node = world.start_with(&[("MOONGATE_MAX_GROUPS_PER_CLIENT", "10000")]).await;
     let mut clients = Vec::new();
     for n in 0..11 {
         let client = node.connect().await;
@@ -1579,9 +1545,8 @@ async fn an_answer_of_more_than_a_hundred_thousand_items_is_too_large_without_pa
 
 // --- batch ---------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_batch_runs_in_order_and_answers_each_command() {
-    let node = Node::start().await;
+async fn a_batch_runs_in_order_and_answers_each_command(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let id = client.id.clone();
     let commands = json!([
@@ -1621,9 +1586,8 @@ async fn a_batch_runs_in_order_and_answers_each_command() {
     assert_eq!(node.call("batch", json!({"commands": []})).await, json!({"results": []}));
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_command_of_a_batch_is_that_items_error_and_the_others_run() {
-    let node = Node::start().await;
+async fn a_wrong_command_of_a_batch_is_that_items_error_and_the_others_run(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let id = client.id.clone();
     let send = |message: &str| json!({"op": "sendToClient", "client_id": id, "message": message});
@@ -1670,9 +1634,8 @@ async fn a_wrong_command_of_a_batch_is_that_items_error_and_the_others_run() {
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_batch_holds_a_thousand_commands_and_of_a_larger_one_nothing_is_done() {
-    let node = Node::start().await;
+async fn a_batch_holds_a_thousand_commands_and_of_a_larger_one_nothing_is_done(world: World) {
+    let node = world.start().await;
     let mut client = node.connect().await;
     let commands: Vec<_> =
         (0..1001).map(|n| json!({"op": "sendToClient", "client_id": client.id, "message": n.to_string()})).collect();
@@ -1688,9 +1651,8 @@ async fn a_batch_holds_a_thousand_commands_and_of_a_larger_one_nothing_is_done()
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn changes_of_several_clients_in_one_batch_each_have_their_own_answer() {
-    let node = Node::start().await;
+async fn changes_of_several_clients_in_one_batch_each_have_their_own_answer(world: World) {
+    let node = world.start().await;
     let (mut a, mut b) = (node.connect().await, node.connect().await);
     let commands = json!([
         {"op": "bindUid", "client_id": a.id, "uid": "ann"},
@@ -1712,10 +1674,9 @@ async fn changes_of_several_clients_in_one_batch_each_have_their_own_answer() {
 
 // --- the first and the last message --------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leave_message_goes_to_the_groups_of_a_client_whatever_ended_it() {
+async fn a_leave_message_goes_to_the_groups_of_a_client_whatever_ended_it(world: World) {
     let leave = r#"{"type":"close","uname":"{session.uname}","group":"{group}","uid":"{uid}","id":"{client_id}"}"#;
-    let node = Node::start_with(&[("MOONGATE_LEAVE_MESSAGE", leave)]).await;
+    let node = world.start_with(&[("MOONGATE_LEAVE_MESSAGE", leave)]).await;
     let (mut red, mut blue, mut grey) =
         (node.member("r", "red").await, node.member("b", "blue").await, node.member("g", "grey").await);
     let uname = "Tom \"T\" \u{6708}\n";
@@ -1754,9 +1715,8 @@ async fn a_leave_message_goes_to_the_groups_of_a_client_whatever_ended_it() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn when_a_leave_message_arrives_no_query_finds_the_client_any_more() {
-    let node = Node::start_with(&[("MOONGATE_LEAVE_MESSAGE", "{client_id}")]).await;
+async fn when_a_leave_message_arrives_no_query_finds_the_client_any_more(world: World) {
+    let node = world.start_with(&[("MOONGATE_LEAVE_MESSAGE", "{client_id}")]).await;
     let mut stays = [node.member("s", "red").await, node.member("s", "red").await, node.member("s", "red").await];
     let mut caller = node.caller().await;
     for round in 0..200 {
@@ -1786,9 +1746,8 @@ async fn when_a_leave_message_arrives_no_query_finds_the_client_any_more() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leave_message_with_a_missing_field_is_not_sent() {
-    let node = Node::start_with(&[("MOONGATE_LEAVE_MESSAGE", "{session.user.name} left {group}")]).await;
+async fn a_leave_message_with_a_missing_field_is_not_sent(world: World) {
+    let node = world.start_with(&[("MOONGATE_LEAVE_MESSAGE", "{session.user.name} left {group}")]).await;
     let mut stays = node.member("s", "red").await;
     let mut expected = Vec::new();
     for (session, name) in [
@@ -1818,10 +1777,9 @@ async fn a_leave_message_with_a_missing_field_is_not_sent() {
     stays.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_leave_message_is_not_sent_to_groups_that_are_too_large() {
+async fn a_leave_message_is_not_sent_to_groups_that_are_too_large(world: World) {
     let settings = [("MOONGATE_LEAVE_MESSAGE", "{client_id} left {group}"), ("MOONGATE_LEAVE_MAX_GROUP", "2")];
-    let node = Node::start_with(&settings).await;
+    let node = world.start_with(&settings).await;
     let mut large = [node.member("a", "large").await, node.member("b", "large").await, node.member("c", "large").await];
     let mut small = node.member("d", "small").await;
     let goes = node.member("ann", "large").await;
@@ -1834,9 +1792,8 @@ async fn a_leave_message_is_not_sent_to_groups_that_are_too_large() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn without_a_leave_message_nobody_is_told() {
-    let node = Node::start().await;
+async fn without_a_leave_message_nobody_is_told(world: World) {
+    let node = world.start().await;
     let mut stays = node.member("s", "red").await;
     let mut goes = node.member("ann", "red").await;
     node.ask("closeClient", json!({"client_id": goes.id})).await;
@@ -1844,10 +1801,9 @@ async fn without_a_leave_message_nobody_is_told() {
     stays.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn the_init_message_is_what_the_setting_says() {
+async fn the_init_message_is_what_the_setting_says(world: World) {
     let init = r#"{"hello":"{client_id}","at":{timestamp},"time":"{time}","braces":{"kept":"{other}"}}"#;
-    let node = Node::start_with(&[("MOONGATE_INIT_MESSAGE", init)]).await;
+    let node = world.start_with(&[("MOONGATE_INIT_MESSAGE", init)]).await;
     let mut client = node.connect_quietly("/any/path?with=query").await;
     let heard: Value = serde_json::from_str(&client.text().await).unwrap();
     client.id = heard["hello"].as_str().unwrap().to_owned();
@@ -1861,18 +1817,16 @@ async fn the_init_message_is_what_the_setting_says() {
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_empty_init_message_is_none() {
-    let node = Node::start_with(&[("MOONGATE_INIT_MESSAGE", "")]).await;
+async fn an_empty_init_message_is_none(world: World) {
+    let node = world.start_with(&[("MOONGATE_INIT_MESSAGE", "")]).await;
     let mut client = node.connect_quietly("/").await;
     eventually("the client is there", || async { node.ask("getAllClientIdCount", json!({})).await == 1 }).await;
-    client.id = node.ask("getAllClientIdList", json!({})).await[0].as_str().unwrap().to_owned();
+    node.ask("getAllClientIdList", json!({})).await[0].as_str().unwrap().clone_into(&mut client.id);
     client.heard_nothing(&node).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn from_the_moment_the_init_message_arrives_every_query_finds_the_client() {
-    let node = Node::start().await;
+async fn from_the_moment_the_init_message_arrives_every_query_finds_the_client(world: World) {
+    let node = world.start().await;
     let mut caller = node.caller().await;
     let mut clients = Vec::new();
     for n in 1..=400 {
@@ -1896,11 +1850,11 @@ async fn from_the_moment_the_init_message_arrives_every_query_finds_the_client()
 
 // --- order ---------------------------------------------------------------------------------------------------------
 
-#[tokio::test(flavor = "multi_thread")]
-async fn messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent() {
+async fn messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent(world: World) {
     const MESSAGES: usize = 2000;
-    let node = Node::start().await;
+    let node = world.start().await;
     let mut members = join_all((0..5).map(|_| node.member("ann", "red"))).await;
+    let holders = node.holding(&members);
     let sending = async {
         let mut caller = node.caller().await;
         for n in 0..MESSAGES {
@@ -1909,7 +1863,7 @@ async fn messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent() {
                 caller = node.caller().await;
             }
             let answer = caller.call("sendToGroup", json!({"group": "red", "message": n.to_string()})).await;
-            assert!(answer["result"]["nodes"].as_u64().unwrap() >= 1);
+            assert_eq!(answer["result"]["nodes"], holders);
         }
     };
     let hearing = join_all(members.iter_mut().map(|member| async move {
@@ -1920,11 +1874,10 @@ async fn messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent() {
     tokio::join!(sending, hearing);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn many_senders_at_once_each_keep_their_own_order_and_nobody_hears_anything_twice() {
+async fn many_senders_at_once_each_keep_their_own_order_and_nobody_hears_anything_twice(world: World) {
     const SENDERS: usize = 8;
     const MESSAGES: usize = 250;
-    let node = Node::start().await;
+    let node = world.start().await;
     let uids: Vec<String> = (0..4).map(|n| format!("u{n}")).collect();
     let mut members = join_all(uids.iter().map(|uid| node.member(uid, "red"))).await;
     let targets = [
@@ -1933,6 +1886,7 @@ async fn many_senders_at_once_each_keep_their_own_order_and_nobody_hears_anythin
         ("sendToUid", json!({"uid": ["u0", "u1", "u2", "u3"]})),
         ("sendToAll", json!({"client_ids": ids(&members)})),
     ];
+    let holders = node.holding(&members);
     let (node, targets) = (&node, &targets);
     let sending = join_all((0..SENDERS).map(|sender| async move {
         let (op, fields) = &targets[sender % targets.len()];
@@ -1940,7 +1894,7 @@ async fn many_senders_at_once_each_keep_their_own_order_and_nobody_hears_anythin
         for n in 0..MESSAGES {
             let mut fields = fields.clone();
             fields["message"] = json!([sender, n]);
-            assert_eq!(caller.call(op, fields).await["result"]["nodes"], 1);
+            assert_eq!(caller.call(op, fields).await["result"]["nodes"], holders);
         }
     }));
     let hearing = join_all(members.iter_mut().map(|member| async move {
@@ -1954,9 +1908,8 @@ async fn many_senders_at_once_each_keep_their_own_order_and_nobody_hears_anythin
     tokio::join!(sending, hearing);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn what_was_sent_before_a_client_left_is_still_received() {
-    let node = Node::start().await;
+async fn what_was_sent_before_a_client_left_is_still_received(world: World) {
+    let node = world.start().await;
     let mut client = node.member("ann", "red").await;
     let (mut sender, mut changer) = (node.caller().await, node.caller().await);
     let id = client.id.clone();
@@ -1973,4 +1926,83 @@ async fn what_was_sent_before_a_client_left_is_still_received() {
         changer.call("joinGroup", json!({"client_id": id, "group": "red"})).await;
     }
     client.heard_nothing(&node).await;
+}
+
+in_every_world! {
+    everyone_gets_what_is_sent_to_all,
+    sending_to_all_can_be_narrowed_to_a_list_of_clients_and_an_empty_list_is_nobody,
+    a_client_gets_what_is_sent_to_it_and_nobody_else_does,
+    a_bound_uid_gets_what_is_sent_to_it,
+    an_array_of_uids_reaches_each_socket_once_and_the_answer_names_who_is_offline,
+    the_members_of_a_group_get_what_is_sent_to_it,
+    a_socket_in_several_of_the_groups_gets_the_message_once,
+    excluded_clients_and_uids_do_not_get_it,
+    nodes_counts_who_holds_the_target_and_does_not_look_at_exclude,
+    a_message_is_sent_as_the_string_it_is_and_other_json_as_its_compact_text,
+    binary_arrives_as_a_binary_frame,
+    a_send_takes_either_a_message_or_binary_and_a_refused_one_reaches_nobody,
+    a_send_to_nobody_is_heard_by_no_node_and_is_no_error,
+    a_confirmed_send_counts_the_sockets_that_took_it,
+    an_integer_is_its_decimal_text_and_zero_is_a_name_like_any_other,
+    what_is_no_uid_or_group_is_refused_by_name,
+    arrays_are_taken_where_they_are_promised_and_nowhere_else,
+    every_operation_refuses_a_field_it_does_not_know_and_names_it,
+    a_closed_client_sees_4000_closed_and_has_left_when_it_is_answered,
+    a_close_carries_its_message_its_code_and_its_reason,
+    a_close_takes_only_codes_and_reasons_that_may_travel,
+    what_is_queued_arrives_before_the_close_frame,
+    a_destroyed_client_is_gone_at_once_and_sees_no_close_frame,
+    closing_a_uid_closes_all_its_clients_and_no_others,
+    a_client_that_leaves_by_itself_leaves_its_uid_and_groups,
+    binding_again_replaces_the_uid,
+    an_unbind_with_a_uid_is_only_of_that_uid,
+    a_single_bind_closes_the_uids_other_clients_as_replaced,
+    of_two_single_binds_at_once_exactly_one_client_stays,
+    of_many_single_binds_at_once_exactly_one_client_stays,
+    a_change_of_a_client_that_is_not_online_is_client_not_found,
+    a_failed_single_bind_replaces_nobody,
+    what_is_sent_after_a_bind_or_join_was_answered_arrives,
+    leaving_one_group_for_another_in_a_batch_loses_and_doubles_nothing,
+    joining_one_group_before_leaving_another_in_a_batch_loses_and_doubles_nothing,
+    moving_between_two_of_many_groups_in_a_batch_loses_and_doubles_nothing,
+    binding_a_client_again_to_the_same_uid_loses_and_doubles_nothing,
+    binding_a_client_to_another_uid_loses_and_doubles_nothing,
+    binding_a_client_to_another_of_many_uids_loses_and_doubles_nothing,
+    joining_a_group_again_loses_and_doubles_nothing,
+    a_uid_that_is_bound_again_is_online_all_the_time,
+    joining_and_leaving_twice_is_as_once,
+    a_uid_joins_and_leaves_with_all_its_clients,
+    a_group_change_is_of_a_client_or_of_a_uid_and_not_of_both,
+    an_ungrouped_group_has_no_members_and_they_keep_their_other_groups,
+    a_client_is_in_at_most_so_many_groups,
+    by_default_a_client_is_in_at_most_a_thousand_groups,
+    a_session_is_an_empty_object_until_it_is_set_and_set_replaces_it,
+    a_session_keeps_the_digits_and_the_order_it_was_written_with,
+    an_update_merges_into_the_session_and_a_null_deletes_its_key,
+    updates_at_once_are_all_kept,
+    a_session_that_is_too_large_is_refused_and_the_old_one_stays,
+    by_default_a_session_holds_64_kib,
+    no_session_makes_an_answer_that_cannot_be_read,
+    an_update_never_loses_what_it_does_not_name,
+    every_query_tells_who_is_there,
+    what_is_not_there_is_zero_empty_or_null,
+    pages_hold_everything_exactly_once,
+    pages_hold_everything_exactly_once_while_clients_come_and_go,
+    a_page_takes_a_limit_of_1_to_10000_and_a_cursor_of_its_own,
+    an_answer_of_more_than_a_hundred_thousand_items_is_too_large_without_pages,
+    a_batch_runs_in_order_and_answers_each_command,
+    a_wrong_command_of_a_batch_is_that_items_error_and_the_others_run,
+    a_batch_holds_a_thousand_commands_and_of_a_larger_one_nothing_is_done,
+    changes_of_several_clients_in_one_batch_each_have_their_own_answer,
+    a_leave_message_goes_to_the_groups_of_a_client_whatever_ended_it,
+    when_a_leave_message_arrives_no_query_finds_the_client_any_more,
+    a_leave_message_with_a_missing_field_is_not_sent,
+    a_leave_message_is_not_sent_to_groups_that_are_too_large,
+    without_a_leave_message_nobody_is_told,
+    the_init_message_is_what_the_setting_says,
+    an_empty_init_message_is_none,
+    from_the_moment_the_init_message_arrives_every_query_finds_the_client,
+    messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent,
+    many_senders_at_once_each_keep_their_own_order_and_nobody_hears_anything_twice,
+    what_was_sent_before_a_client_left_is_still_received,
 }

@@ -1,12 +1,16 @@
-//! One node in this process, and the clients and applications that talk to it, over real sockets on free ports.
+//! Nodes in this process, and the clients and applications that talk to them, over real sockets on free ports.
 
+use std::collections::{BTreeSet, HashMap};
 use std::ffi::OsString;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use moongate::config::Config;
 use moongate::server::Server;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -16,6 +20,8 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream};
 use tokio_util::sync::CancellationToken;
+
+use crate::redis::Redis;
 
 /// What a test waits for happens within this, or the test has failed.
 pub const PATIENCE: Duration = Duration::from_secs(10);
@@ -35,13 +41,32 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut ask: impl FnMu
     .await;
 }
 
+/// Looks again and again until there is nothing more.
+pub async fn nothing_is_left<F: Future<Output = BTreeSet<String>>>(what: &str, mut look: impl FnMut() -> F) {
+    let last = Mutex::new(BTreeSet::new());
+    let empty = timeout(PATIENCE, async {
+        loop {
+            let found = look().await;
+            if found.is_empty() {
+                break;
+            }
+            *last.lock() = found;
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    let last = last.into_inner();
+    let some: Vec<_> = last.iter().take(20).collect();
+    assert!(empty.is_ok(), "{what}: after {PATIENCE:?} {} are left, such as {some:?}", last.len());
+}
+
 /// A whole node.
 pub struct Node {
     pub clients: SocketAddr,
     pub api: SocketAddr,
     token: Option<String>,
     stop: CancellationToken,
-    running: Option<JoinHandle<Result<usize, moongate::server::Broken>>>,
+    running: Option<JoinHandle<Result<usize, moongate::server::Ended>>>,
 }
 
 impl Node {
@@ -49,6 +74,7 @@ impl Node {
         Self::start_with(&[]).await
     }
 
+    /// It takes clients and commands at once when it is alone; among others, when it is `ready`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         let defaults =
             [("MOONGATE_LISTEN", "127.0.0.1:0"), ("MOONGATE_API_LISTEN", "127.0.0.1:0"), ("MOONGATE_DRAIN", "0s")];
@@ -71,6 +97,30 @@ impl Node {
 
     pub fn ws_url(&self, path: &str) -> String {
         format!("ws://{}{path}", self.clients)
+    }
+
+    /// The status and the text of `/readyz`.
+    pub async fn ready(&self) -> (u16, String) {
+        let answer = self.get("/readyz").await;
+        (answer.status, answer.text())
+    }
+
+    /// Waits until it is ready.
+    pub async fn until_ready(self) -> Self {
+        eventually("the node is ready", async || self.ready().await.0 == 200).await;
+        self
+    }
+
+    /// A series of `/metrics`, the sum over its labels.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let text = self.get("/metrics").await.text();
+        let known = format!("# TYPE {} ", name.strip_suffix("_total").unwrap_or(name));
+        assert!(text.contains(&known), "no series {name} in {text}");
+        let values = text.lines().filter_map(|line| {
+            let labels = line.strip_prefix(name)?.strip_prefix([' ', '{'])?;
+            labels.rsplit(' ').next()?.parse::<f64>().ok()
+        });
+        values.sum()
     }
 
     /// Begins to stop; `stopped` waits for the end.
@@ -228,8 +278,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Client<S> {
     }
 
     /// Nothing has come so far, and a message sent now is the next thing that comes: there was nothing before it.
-    pub async fn heard_nothing(&mut self, node: &Node) {
-        node.call("sendToClient", json!({"client_id": self.id, "message": "(probe)"})).await;
+    pub async fn heard_nothing(&mut self, node: &impl Door) {
+        let probe = json!({"client_id": self.id, "message": "(probe)"});
+        node.door(&probe).call("sendToClient", probe).await;
         assert_eq!(self.text().await, "(probe)");
     }
 
@@ -305,4 +356,243 @@ impl Caller {
         self.send(op, fields).await;
         self.answer().await.json()
     }
+}
+
+/// Where commands go in.
+pub trait Door {
+    /// The node to give a command with these fields to.
+    fn door(&self, fields: &Value) -> &Node;
+}
+
+impl Door for Node {
+    fn door(&self, _: &Value) -> &Node {
+        self
+    }
+}
+
+/// What stands behind the doors: users can tell no difference.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// One node without Redis.
+    Standalone,
+    /// One node with Redis.
+    OneNode,
+    /// Two nodes with one Redis.
+    TwoNodes,
+}
+
+/// One node or several that are one to their users: it has a [`Node`]'s methods, and gives each to one of its nodes.
+/// Clients connect to them in turn. So do commands come in, but those for one client mostly at a node that does not
+/// hold it. Cheap to clone.
+#[derive(Clone)]
+pub struct World {
+    kind: Kind,
+    inside: Arc<OnceLock<Inside>>,
+}
+
+struct Inside {
+    /// Before their Redis.
+    nodes: Vec<Node>,
+    redis: Option<Redis>,
+    /// Which node each client has connected to.
+    homes: Mutex<HashMap<String, usize>>,
+    connects: AtomicUsize,
+    calls: AtomicUsize,
+}
+
+impl World {
+    /// Not the default: where that stands in a name all the same, a test fails.
+    const PREFIX: &str = "A-world_7";
+
+    /// The keys that may outlive their nodes, with `mg` for the prefix, and a `*` at the end for any ending.
+    const STAY: &[&str] = &[];
+
+    /// Runs a test, and looks then, when all its clients are dropped, whether anything of them is left.
+    pub async fn run(kind: Kind, test: impl AsyncFnOnce(Self)) {
+        let world = Self { kind, inside: Arc::default() };
+        test(world.clone()).await;
+        world.finish().await;
+    }
+
+    pub async fn start(self) -> Self {
+        self.start_with(&[]).await
+    }
+
+    /// All nodes with these settings, and ready.
+    pub async fn start_with(self, settings: &[(&str, &str)]) -> Self {
+        let redis = if self.kind == Kind::Standalone { None } else { Some(Redis::start().await) };
+        let url = redis.as_ref().map(Redis::url);
+        let mut settings = settings.to_vec();
+        if let Some(url) = &url {
+            settings.extend([("MOONGATE_REDIS_URL", &**url), ("MOONGATE_PREFIX", Self::PREFIX)]);
+        }
+        let mut nodes = Vec::new();
+        for _ in 0..if self.kind == Kind::TwoNodes { 2 } else { 1 } {
+            nodes.push(Node::start_with(&settings).await.until_ready().await);
+        }
+        let (homes, connects, calls) = <_>::default();
+        let inside = Inside { nodes, redis, homes, connects, calls };
+        assert!(self.inside.set(inside).is_ok(), "a world starts once");
+        self
+    }
+
+    fn inside(&self) -> &Inside {
+        self.inside.get().expect("the world has been started")
+    }
+
+    /// How many nodes hold these clients: what a send to them is answered with.
+    pub fn holding<'a>(&self, clients: impl IntoIterator<Item = &'a Client>) -> usize {
+        let homes = self.inside().homes.lock();
+        clients.into_iter().map(|client| homes[&client.id]).collect::<BTreeSet<_>>().len()
+    }
+
+    pub async fn connect(&self) -> Client {
+        let (place, node) = self.home();
+        let client = node.connect().await;
+        self.inside().homes.lock().insert(client.id.clone(), place);
+        client
+    }
+
+    pub async fn connect_quietly(&self, path: &str) -> Client {
+        self.home().1.connect_quietly(path).await
+    }
+
+    /// The next client's.
+    fn home(&self) -> (usize, &Node) {
+        let inside = self.inside();
+        let place = inside.connects.fetch_add(1, Ordering::Relaxed) % inside.nodes.len();
+        (place, &inside.nodes[place])
+    }
+
+    pub async fn member(&self, uid: &str, group: &str) -> Client {
+        let client = self.connect().await;
+        self.done("bindUid", json!({"client_id": client.id, "uid": uid})).await;
+        self.done("joinGroup", json!({"client_id": client.id, "group": group})).await;
+        client
+    }
+
+    pub async fn call(&self, op: &str, fields: Value) -> Value {
+        self.door(&fields).call(op, fields).await
+    }
+
+    pub async fn ask(&self, op: &str, fields: Value) -> Value {
+        self.door(&fields).ask(op, fields).await
+    }
+
+    pub async fn done(&self, op: &str, fields: Value) {
+        self.door(&fields).done(op, fields).await;
+    }
+
+    pub async fn refused(&self, op: &str, fields: Value) -> (u64, String) {
+        self.door(&fields).refused(op, fields).await
+    }
+
+    pub async fn post(&self, op: &str, body: &str) -> Answer {
+        // What is no JSON names no client.
+        self.door(&serde_json::from_str(body).unwrap_or_default()).post(op, body).await
+    }
+
+    /// It stays at one node.
+    pub async fn caller(&self) -> Caller {
+        self.door(&Value::Null).caller().await
+    }
+
+    /// The test is over: its clients leave by themselves, then the nodes stop.
+    async fn finish(self) {
+        let inside = Arc::into_inner(self.inside).expect("the test is over");
+        let Inside { nodes, redis, .. } = inside.into_inner().expect("the test has started its world");
+        for node in &nodes {
+            eventually("all clients have left", async || node.metric("moongate_clients").await == 0.0).await;
+        }
+        if let Some(redis) = &redis {
+            nothing_is_left("traces of clients in Redis", async || {
+                let mut traces = redis.pubsub_channels().await;
+                traces.retain(|channel| channel.starts_with(&format!("{}:uid:", Self::PREFIX)));
+                for kind in ["client", "clients", "uid", "group"] {
+                    traces.append(&mut redis.keys(&format!("{}:{kind}:*", Self::PREFIX)).await);
+                }
+                traces
+            })
+            .await;
+        }
+        for node in nodes {
+            node.stop();
+            assert_eq!(node.stopped().await, 0, "connections when a node had stopped");
+        }
+        if let Some(redis) = &redis {
+            let mut keys = redis.keys("*").await;
+            keys.retain(|key| !Self::may_stay(key));
+            assert!(keys.is_empty(), "left in Redis when the nodes had stopped: {keys:?}");
+        }
+    }
+
+    fn may_stay(key: &str) -> bool {
+        Self::STAY.iter().any(|stays| {
+            let stays = stays.replacen("mg", Self::PREFIX, 1);
+            stays.strip_suffix('*').map_or(key == stays, |beginning| key.starts_with(beginning))
+        })
+    }
+}
+
+impl Door for World {
+    fn door(&self, fields: &Value) -> &Node {
+        let inside = self.inside();
+        let call = inside.calls.fetch_add(1, Ordering::Relaxed);
+        // A batch is for whom its first command is for.
+        let client = [&fields["client_id"], &fields["commands"][0]["client_id"]].into_iter().find_map(Value::as_str);
+        let home = client.and_then(|id| inside.homes.lock().get(&id.to_lowercase()).copied());
+        let place = match home {
+            Some(home) if call % 4 == 3 => home,
+            Some(home) => home + 1,
+            None => call,
+        };
+        &inside.nodes[place % inside.nodes.len()]
+    }
+}
+
+/// Makes of each body, an `async fn(World)`, a test in every [`Kind`] of world. A body that is missing in the list is dead
+/// code, which is denied where this is used.
+macro_rules! in_every_world {
+    ($($test:ident,)*) => {
+        crate::harness::in_every_world! { @ standalone Standalone $($test)* }
+        crate::harness::in_every_world! { @ one_node OneNode $($test)* }
+        crate::harness::in_every_world! { @ two_nodes TwoNodes $($test)* }
+    };
+    (@ $module:ident $kind:ident $($test:ident)*) => {
+        mod $module {
+            use crate::harness::{Kind, World};
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $test() {
+                    World::run(Kind::$kind, super::$test).await;
+                }
+            )*
+        }
+    };
+}
+pub(crate) use in_every_world;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn in_a_world_of_two_nodes_a_clients_commands_mostly_come_in_where_it_is_not() {
+    World::run(Kind::TwoNodes, async |world| {
+        let world = world.start().await;
+        let clients = [world.connect().await, world.connect().await, world.connect().await, world.connect().await];
+        assert_eq!((world.holding(&clients), world.holding(&clients[..1]), world.holding([])), (2, 1, 0));
+        for (place, client) in clients.iter().enumerate() {
+            let fields = json!({"commands": [{"op": "getSession", "client_id": client.id.to_uppercase()}]});
+            let elsewhere = (0..100).filter(|_| world.door(&fields).api != world.inside().nodes[place % 2].api);
+            assert_eq!(elsewhere.count(), 75);
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+#[should_panic(expected = r#"left in Redis when the nodes had stopped: {"somebody's"}"#)]
+async fn a_key_that_is_left_in_redis_fails_the_test() {
+    World::run(Kind::OneNode, async |world| {
+        let world = world.start().await;
+        world.inside().redis.as_ref().unwrap().command(&["SET", "somebody's", "x"]).await;
+    })
+    .await;
 }

@@ -21,4 +21,6 @@ mod http;
 mod model;
 mod page;
 mod process;
+mod proxy;
+mod redis;
 mod tls;

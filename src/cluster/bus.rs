@@ -1,0 +1,510 @@
+//! What is said between nodes, and by programs in any language, over Redis' publish/subscribe.
+//!
+//! **Hearing.** One connection of its own subscribes to what this node must hear, and to nothing else. One task owns it:
+//! it takes the topics that have changed, asks the hub which hold, and sends the difference. What was sent counts as
+//! confirmed when the `PING` behind it was answered. When the connection ends, or the node does not hear its own heartbeat
+//! through it any more, a fresh one takes its place and subscribes to all there is; publish/subscribe replays nothing, so
+//! the time between is a gap, and is counted with its length.
+//!
+//! **Yielding.** What comes is moved from the library's ring into [`Inbox`] at once, by a task that does nothing else;
+//! heartbeats and answers are taken out on the way, so that neither waits behind a delivery. An inbox that is full loses
+//! what comes, counted.
+//!
+//! **Saying** is a `PUBLISH` on the connection for commands; its reply is how many nodes heard. An ask is a `PUBLISH` of
+//! an envelope with a return address, and a wait for as many answers as there were hearers.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use serde_json::value::RawValue;
+use tokio::sync::broadcast::error::{RecvError, TryRecvError};
+use tokio::sync::{broadcast, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio_util::sync::CancellationToken;
+
+use super::envelope::{self, Back, Do, Header, NotAnEnvelope};
+use super::keys::{Channel, Keys};
+use super::redis::{ANSWER, Address, Command, Connection, Published, RedisError};
+use super::{Backoff, Shared, redis};
+use crate::hub::{Hub, Topic};
+use crate::id::LanAddress;
+use crate::message::Message;
+use crate::metrics::{Kind, Reason};
+
+/// The largest payload.
+pub const MAX_PAYLOAD: usize = 1 << 20;
+
+/// A node says its heartbeat this often.
+pub(super) const BEAT: Duration = Duration::from_millis(700);
+
+/// Three missed heartbeats, while Redis takes them: deaf.
+const DEAF: Duration = Duration::from_millis(2200);
+
+/// Channels in one `SUBSCRIBE`.
+const CHANNELS: usize = 1000;
+
+/// What may wait to be delivered on this node.
+const INBOX: usize = 8192;
+const INBOX_BYTES: usize = 64 << 20;
+
+/// Asks that may wait for their answers.
+const MAX_ASKS: usize = 10_000;
+
+/// Something that was heard.
+#[derive(Debug)]
+pub struct Heard {
+    /// Where.
+    pub channel: Channel,
+    /// What.
+    pub said: Said,
+    size: usize,
+}
+
+/// What is said on a channel.
+#[derive(Debug)]
+pub enum Said {
+    /// A message to whom the channel names.
+    Message(Message),
+    /// A command in JSON.
+    Command(Bytes),
+    /// A part of a command, and the message that belongs to it.
+    Part(Do, Bytes),
+}
+
+/// What is heard, in order.
+pub struct Inbox {
+    heard: mpsc::Receiver<Heard>,
+    bytes: Arc<AtomicUsize>,
+}
+
+impl Inbox {
+    /// The next one; none when the node stops.
+    pub async fn next(&mut self) -> Option<Heard> {
+        let heard = self.heard.recv().await?;
+        self.bytes.fetch_sub(heard.size, Ordering::Relaxed);
+        Some(heard)
+    }
+}
+
+/// Everything that several tasks know of the bus.
+pub(super) struct Bus {
+    shared: Arc<Shared>,
+    asks: Mutex<HashMap<u64, mpsc::Sender<Box<RawValue>>>>,
+    next_ask: AtomicU64,
+    /// Changes of topics that the server is known to know.
+    confirmed: watch::Sender<u64>,
+    inbox: mpsc::Sender<Heard>,
+    inbox_bytes: Arc<AtomicUsize>,
+    /// When the last heartbeat was said and when it was heard, ms since `began`.
+    began: Instant,
+    beat_said: AtomicU64,
+    beat_heard: AtomicU64,
+    deaf: AtomicBool,
+    /// It has heard ever.
+    has_heard: AtomicBool,
+    /// The subscriber's connection as Redis counts it; 0 without one.
+    pub(super) connection_id: AtomicU64,
+}
+
+/// What became of an ask.
+pub(super) struct Asked {
+    /// How many nodes heard it.
+    pub(super) heard: u64,
+    /// What those answered that did so in time.
+    pub(super) answers: Vec<Box<RawValue>>,
+}
+
+impl Bus {
+    pub(super) fn new(shared: Arc<Shared>) -> (Self, Inbox) {
+        let (inbox, heard) = mpsc::channel(INBOX);
+        let bytes = Arc::new(AtomicUsize::new(0));
+        let bus = Self {
+            shared,
+            asks: Mutex::default(),
+            // Answers to the questions of an earlier process with this address shall find nobody.
+            next_ask: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0 >> 16),
+            confirmed: watch::Sender::new(0),
+            inbox,
+            inbox_bytes: Arc::clone(&bytes),
+            began: Instant::now(),
+            beat_said: AtomicU64::new(0),
+            beat_heard: AtomicU64::new(0),
+            deaf: AtomicBool::new(false),
+            has_heard: AtomicBool::new(false),
+            connection_id: AtomicU64::new(0),
+        };
+        (bus, Inbox { heard, bytes })
+    }
+
+    // --- saying ---
+
+    /// Says something; returns how many heard it. An error means that this is not known.
+    pub(super) async fn publish(&self, channel: &Channel, payload: Bytes) -> Result<u64, RedisError> {
+        let connection = self.shared.link.get()?;
+        let name = self.shared.keys.channel(channel);
+        let heard = connection.call(Command::publish(name).arg(payload)).await;
+        let kind = Kind { kind: channel.kind() };
+        match heard {
+            Ok(heard) => {
+                self.shared.metrics.bus_published.get_or_create(&kind).inc();
+                Ok(heard.number())
+            }
+            Err(error) => {
+                self.shared.metrics.bus_publish_errors.get_or_create(&kind).inc();
+                Err(error)
+            }
+        }
+    }
+
+    /// Has every node that hears it do a part of a command, and waits for as many answers as nodes heard it.
+    pub(super) async fn ask(
+        &self,
+        channel: &Channel,
+        part: Box<RawValue>,
+        message: &[u8],
+        within: Duration,
+    ) -> Result<Asked, RedisError> {
+        let deadline = Instant::now() + within;
+        let id = self.next_ask.fetch_add(1, Ordering::Relaxed);
+        let (answer, mut answers) = mpsc::channel(1024);
+        {
+            let mut asks = self.asks.lock();
+            if asks.len() >= MAX_ASKS {
+                return Err(RedisError::Away("too many commands are waiting for other nodes".to_owned()));
+            }
+            asks.insert(id, answer);
+        }
+        let _forget = Forget { bus: self, id };
+        let back = Some(Back { to: self.shared.identity().lan, id });
+        let until = self.shared.clock.now().map(|now| now + within.as_millis() as u64);
+        let sealed = envelope::seal(Header::Do(Do { part, back, until }), message);
+        let heard = self.publish(channel, sealed).await?;
+        let mut asked = Asked { heard, answers: Vec::new() };
+        while (asked.answers.len() as u64) < heard {
+            match timeout_at(deadline, answers.recv()).await {
+                Ok(Some(answer)) => asked.answers.push(answer),
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Ok(asked)
+    }
+
+    /// Says what came of an ask.
+    pub(super) async fn answer(&self, back: Back, done: Box<RawValue>) -> Result<(), RedisError> {
+        if back.to == self.shared.identity().lan {
+            self.answered(back.id, done);
+            return Ok(());
+        }
+        let sealed = envelope::seal(Header::Answer { answer: back.id, done }, b"");
+        self.publish(&Channel::Node(back.to), sealed).await.map(drop)
+    }
+
+    fn answered(&self, id: u64, done: Box<RawValue>) {
+        let asked = self.asks.lock().get(&id).cloned();
+        // Whoever asked may have gone, or has enough answers.
+        asked.and_then(|asked| asked.try_send(done).ok());
+    }
+
+    /// Says the heartbeat, to be heard by this node itself.
+    pub(super) async fn beat(&self) -> Result<(), RedisError> {
+        let said = self.elapsed();
+        self.publish(&Channel::Node(self.shared.identity().lan), envelope::seal(Header::Beat(said), b"")).await?;
+        self.beat_said.store(self.elapsed(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    // --- hearing ---
+
+    /// Whether Redis takes this node's heartbeats, and they do not arrive.
+    pub(super) fn is_deaf(&self) -> bool {
+        self.deaf.load(Ordering::Relaxed)
+    }
+
+    /// Whether it was ever possible to hear anything.
+    pub(super) fn has_heard(&self) -> bool {
+        self.has_heard.load(Ordering::Relaxed)
+    }
+
+    /// Waits until the server knows of so many changes of topics.
+    pub(super) async fn confirmed(&self, changes: u64) {
+        // The sender is here.
+        drop(self.confirmed.subscribe().wait_for(|confirmed| *confirmed >= changes).await);
+    }
+
+    fn elapsed(&self) -> u64 {
+        self.began.elapsed().as_millis() as u64
+    }
+
+    /// Subscribes, again and again, until `stop`.
+    pub(super) async fn listen(self: Arc<Self>, address: Address, hub: Arc<Hub>, stop: CancellationToken) {
+        let mut backoff = Backoff::default();
+        // Since when nothing is heard, once something was.
+        let mut gap: Option<Instant> = None;
+        while !stop.is_cancelled() {
+            let heard = tokio::select! {
+                () = stop.cancelled() => break,
+                heard = Box::pin(self.listen_once(&address, &hub, &mut gap)) => heard,
+            };
+            self.connection_id.store(0, Ordering::Relaxed);
+            self.shared.metrics.subscriptions_confirmed.set(0);
+            match heard {
+                Ok(ended) => {
+                    backoff = Backoff::default();
+                    tracing::warn!(reason = ended, "the subscriber's connection to Redis ended");
+                }
+                Err(error) => tracing::debug!(%error, "cannot subscribe"),
+            }
+            tokio::select! {
+                () = stop.cancelled() => break,
+                () = sleep(backoff.next()) => {}
+            }
+        }
+    }
+
+    /// The life of one subscribing connection; returns why it ended.
+    async fn listen_once(
+        self: &Arc<Self>,
+        address: &Address,
+        hub: &Arc<Hub>,
+        gap: &mut Option<Instant>,
+    ) -> Result<&'static str, String> {
+        self.shared.is_member().await;
+        let (connection, mut alive) =
+            Connection::open(address, &self.shared.metrics).await.map_err(|error| error.to_string())?;
+        self.connection_id.store(connection.id, Ordering::Relaxed);
+        let lan = self.shared.identity().lan;
+        let mut mover = Mover::start(Arc::clone(self), connection.published());
+        let mut ears = Ears { connection: &connection, keys: &self.shared.keys, held: HashSet::new() };
+
+        let topics = &hub.others().topics;
+        let (changes, _) = topics.take();
+        ears.subscribe_to_all(hub, lan).await.map_err(|error| error.to_string())?;
+        self.is_hearing(changes, &ears, gap);
+        self.beat_heard.store(self.elapsed(), Ordering::Relaxed);
+
+        let mut check = interval(Duration::from_millis(100));
+        check.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let ended = loop {
+            tokio::select! {
+                biased;
+                () = alive.ended() => break "it was closed",
+                () = topics.next() => {
+                    let (changes, changed) = topics.take();
+                    if ears.follow(hub, changed).await.is_err() {
+                        break "Redis did not answer";
+                    }
+                    self.is_hearing(changes, &ears, gap);
+                }
+                _ = check.tick() => {
+                    if self.shared.identity().lan != lan {
+                        break "this node has a new address";
+                    }
+                    if self.hears_nothing() {
+                        self.deaf.store(true, Ordering::Relaxed);
+                        self.shared.metrics.bus_deaf.inc();
+                        break "this node did not hear its own heartbeat";
+                    }
+                }
+            }
+        };
+        // The gap began when the last heartbeat was heard, or later.
+        let silent = self.elapsed().saturating_sub(self.beat_heard.load(Ordering::Relaxed));
+        *gap = Instant::now().checked_sub(Duration::from_millis(silent).min(BEAT * 4));
+        drop(alive);
+        mover.finish().await;
+        Ok(ended)
+    }
+
+    fn is_hearing(&self, changes: u64, ears: &Ears<'_>, gap: &mut Option<Instant>) {
+        if let Some(since) = gap.take() {
+            self.shared.metrics.bus_gaps.inc();
+            self.shared.metrics.bus_gap_seconds.inc_by(since.elapsed().as_secs_f64());
+            tracing::warn!(
+                milliseconds = since.elapsed().as_millis() as u64,
+                "hearing again; what was said meanwhile is lost"
+            );
+        }
+        self.deaf.store(false, Ordering::Relaxed);
+        self.has_heard.store(true, Ordering::Relaxed);
+        self.shared.metrics.subscriptions_confirmed.set(i64::try_from(ears.held.len()).unwrap_or(i64::MAX));
+        self.confirmed.send_replace(changes);
+    }
+
+    /// Redis takes heartbeats, and none has come for too long.
+    fn hears_nothing(&self) -> bool {
+        let (said, heard) = (self.beat_said.load(Ordering::Relaxed), self.beat_heard.load(Ordering::Relaxed));
+        let now = self.elapsed();
+        now.saturating_sub(said) < BEAT.as_millis() as u64 * 2 && now.saturating_sub(heard) > DEAF.as_millis() as u64
+    }
+
+    /// Takes what was published off the connection. Never waits.
+    fn take(&self, published: Published) {
+        let lost = |reason: &'static str| {
+            self.shared.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
+        };
+        let (name, payload) = redis::read(published);
+        let (Some(channel), Some(bytes)) = (self.shared.keys.parse(&name), payload) else {
+            return lost("garbage");
+        };
+        self.shared.metrics.bus_heard.get_or_create(&Kind { kind: channel.kind() }).inc();
+        let size = bytes.len();
+        let said = if envelope::is_sealed(&bytes) {
+            match (envelope::open(&bytes), &channel) {
+                (Ok((_, message)), _) if message.len() > MAX_PAYLOAD => {
+                    tracing::warn!(bytes = message.len(), "a message of more than 1 MiB is not delivered");
+                    return lost("too_large");
+                }
+                (Ok((Header::Beat(_), _)), Channel::Node(_)) => {
+                    return self.beat_heard.store(self.elapsed(), Ordering::Relaxed);
+                }
+                (Ok((Header::Answer { answer, done }, _)), Channel::Node(_)) => return self.answered(answer, done),
+                (Ok((Header::Node(hello), _)), Channel::Ask) => return self.shared.peers.heard(hello),
+                (Ok((Header::Do(part), message)), channel) if *channel != Channel::Command => Said::Part(part, message),
+                (Err(NotAnEnvelope::Unknown), Channel::Node(_) | Channel::Ask) => {
+                    self.shared.peers.heard_unknown();
+                    return lost("unknown");
+                }
+                _ => return lost("garbage"),
+            }
+        } else if size > MAX_PAYLOAD {
+            tracing::warn!(bytes = size, "a message of more than 1 MiB is not delivered");
+            return lost("too_large");
+        } else {
+            match channel {
+                Channel::Topic(_) | Channel::Client(_) => Said::Message(message(&bytes)),
+                Channel::Command => Said::Command(bytes),
+                Channel::Ask | Channel::Node(_) => return lost("garbage"),
+            }
+        };
+        if self.inbox_bytes.fetch_add(size, Ordering::Relaxed) > INBOX_BYTES
+            || self.inbox.try_send(Heard { channel, said, size }).is_err()
+        {
+            self.inbox_bytes.fetch_sub(size, Ordering::Relaxed);
+            lost("overload");
+        }
+    }
+}
+
+/// A payload as a message: text when it is UTF-8, else binary.
+fn message(payload: &[u8]) -> Message {
+    std::str::from_utf8(payload).map_or_else(|_| Message::binary(payload), Message::text)
+}
+
+/// Forgets an ask that is over.
+struct Forget<'a> {
+    bus: &'a Bus,
+    id: u64,
+}
+
+impl Drop for Forget<'_> {
+    fn drop(&mut self) {
+        self.bus.asks.lock().remove(&self.id);
+    }
+}
+
+/// What one connection is subscribed to.
+struct Ears<'a> {
+    connection: &'a Connection,
+    keys: &'a Keys,
+    held: HashSet<Topic>,
+}
+
+impl Ears<'_> {
+    async fn subscribe_to_all(&mut self, hub: &Hub, lan: LanAddress) -> Result<(), RedisError> {
+        let control = [Channel::Command, Channel::Ask, Channel::Node(lan)].map(|channel| self.keys.channel(&channel));
+        self.connection.subscribe(control.to_vec()).await?;
+        self.connection.subscribe_to_pattern(self.keys.client_pattern(lan)).await?;
+        let mut topics: Vec<Topic> = hub.holds(&Topic::All).then_some(Topic::All).into_iter().collect();
+        hub.for_each_uid(|uid, _| topics.push(Topic::Uid(uid.clone())));
+        hub.for_each_group(|group, _| topics.push(Topic::Group(group.clone())));
+        self.subscribe(&topics).await?;
+        self.connection.barrier().await
+    }
+
+    /// Follows the hub in what has changed.
+    async fn follow(&mut self, hub: &Hub, changed: Vec<Topic>) -> Result<(), RedisError> {
+        let changed: HashSet<Topic> = changed.into_iter().collect();
+        let (held, not): (Vec<Topic>, Vec<Topic>) = changed.into_iter().partition(|topic| hub.holds(topic));
+        let come: Vec<Topic> = held.into_iter().filter(|topic| !self.held.contains(topic)).collect();
+        let gone: Vec<Topic> = not.into_iter().filter(|topic| self.held.contains(topic)).collect();
+        if come.is_empty() && gone.is_empty() {
+            return Ok(());
+        }
+        for gone in gone.chunks(CHANNELS) {
+            self.connection.unsubscribe(self.names(gone)).await?;
+            for topic in gone {
+                self.held.remove(topic);
+            }
+        }
+        self.subscribe(&come).await?;
+        self.connection.barrier().await
+    }
+
+    async fn subscribe(&mut self, topics: &[Topic]) -> Result<(), RedisError> {
+        for topics in topics.chunks(CHANNELS) {
+            self.connection.subscribe(self.names(topics)).await?;
+            self.held.extend(topics.iter().cloned());
+        }
+        Ok(())
+    }
+
+    fn names(&self, topics: &[Topic]) -> Vec<String> {
+        topics.iter().map(|topic| self.keys.channel(&Channel::Topic(topic.clone()))).collect()
+    }
+}
+
+/// The task that moves what is published from the library's ring on.
+struct Mover {
+    task: JoinHandle<()>,
+    stop: CancellationToken,
+}
+
+impl Mover {
+    fn start(bus: Arc<Bus>, mut ring: broadcast::Receiver<Published>) -> Self {
+        let stop = CancellationToken::new();
+        let stopped = stop.clone();
+        let task = tokio::spawn(async move {
+            let lagged = |bus: &Bus, lost| {
+                tracing::error!(lost, "messages were lost: this node is too slow for them");
+                bus.shared.metrics.bus_lost.get_or_create(&Reason { reason: "lagged" }).inc_by(lost);
+            };
+            loop {
+                tokio::select! {
+                    biased;
+                    published = ring.recv() => match published {
+                        Ok(published) => bus.take(published),
+                        Err(RecvError::Lagged(lost)) => lagged(&bus, lost),
+                        Err(RecvError::Closed) => return,
+                    },
+                    () = stopped.cancelled() => break,
+                }
+            }
+            // What has come is not lost.
+            loop {
+                match ring.try_recv() {
+                    Ok(published) => bus.take(published),
+                    Err(TryRecvError::Lagged(lost)) => lagged(&bus, lost),
+                    Err(TryRecvError::Empty | TryRecvError::Closed) => return,
+                }
+            }
+        });
+        Self { task, stop }
+    }
+
+    /// Moves what is left on, and ends.
+    async fn finish(&mut self) {
+        self.stop.cancel();
+        drop(timeout(ANSWER, &mut self.task).await);
+    }
+}
+
+impl Drop for Mover {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

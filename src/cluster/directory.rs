@@ -1,0 +1,568 @@
+//! The shared index in Redis: uid → clients, group → clients, client → facts.
+//!
+//! **Writing.** One task takes what the hub's shards have written down since it looked last, and writes it in one
+//! pipeline: first what is left, then this node's own index, then what is entered, last the index of those who are gone.
+//! So a client is in the index before anything else names it and as long as anything does, wherever a crash cuts the
+//! pipeline; whoever sweeps after this node finds all of it. Every write may be repeated. When Redis does not answer, the
+//! same lot is written again after the lease is confirmed; what changes meanwhile is the next one. When Redis may have
+//! lost data, all that the hub holds is written, and all that stands in our index and is not held is removed.
+//!
+//! **Reading.** Queries are answered from Redis alone, never by asking nodes: they need no node to be well.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep};
+
+use super::Shared;
+use super::bus::Bus;
+use super::keys::{Channel, Keys};
+use super::redis::{Command, Connection, RedisError, Reply};
+use crate::hub::{Change, Hub, Told};
+use crate::id::{ClientId, Group, LanAddress, Uid};
+use crate::metrics::Kind;
+use crate::session::Session;
+
+/// Commands in one pipeline.
+const PIPELINE: usize = 2000;
+
+/// Clients in one command.
+const CLIENTS: usize = 500;
+
+/// Sets beyond this size are read in pieces.
+const WHOLE: u64 = 10_000;
+
+/// Between two looks at what is stuck.
+const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Clients that were let go wait so long for Redis to know, and then no longer.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// A client in a node's index.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its id.
+    pub id: ClientId,
+    /// Its uid.
+    pub uid: Option<Uid>,
+    /// Its groups.
+    pub groups: Vec<Group>,
+}
+
+impl Entry {
+    /// Reads what [`index_value`] wrote; none for anything else.
+    pub(super) fn read(id: &str, value: &str) -> Option<Self> {
+        let names: Vec<Option<String>> = serde_json::from_str(value).ok()?;
+        let mut names = names.into_iter();
+        let uid = names.next()?.and_then(|uid| uid.parse().ok());
+        let groups = names.filter_map(|group| group?.parse().ok()).collect();
+        Some(Self { id: id.parse().ok()?, uid, groups })
+    }
+}
+
+/// What Redis knows of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Its uid.
+    pub uid: Option<Uid>,
+    /// Its session.
+    pub session: Option<Session>,
+}
+
+/// A client's uid and groups as they stand in the index.
+fn index_value(uid: Option<&Uid>, groups: &[Group]) -> String {
+    let names: Vec<Option<&str>> =
+        std::iter::once(uid.map(Uid::as_str)).chain(groups.iter().map(|group| Some(group.as_str()))).collect();
+    // Strings: this cannot fail.
+    serde_json::to_string(&names).unwrap_or_default()
+}
+
+type Lot = Vec<(ClientId, Change)>;
+
+/// The writer.
+pub(super) struct Directory {
+    shared: Arc<Shared>,
+    bus: Arc<Bus>,
+    hub: Arc<Hub>,
+    /// Redis may have lost data: compare.
+    compare: AtomicBool,
+    wake: Notify,
+    /// Until when the lease lasts, as far as this node knows.
+    lease: Mutex<Option<Instant>>,
+}
+
+impl Directory {
+    pub(super) fn new(shared: Arc<Shared>, bus: Arc<Bus>, hub: Arc<Hub>) -> Self {
+        let (compare, wake, lease) = (AtomicBool::new(false), Notify::new(), Mutex::new(None));
+        Self { shared, bus, hub, compare, wake, lease }
+    }
+
+    /// The lease is confirmed: until then this node may write.
+    pub(super) fn may_write(&self, until: Option<Instant>) {
+        *self.lease.lock() = until;
+        self.wake.notify_one();
+    }
+
+    /// Redis may have lost data, or have some back that is over.
+    pub(super) fn compare(&self) {
+        self.compare.store(true, Ordering::Release);
+        self.wake.notify_one();
+    }
+
+    fn connection(&self) -> Option<Connection> {
+        let leased = self.lease.lock().is_some_and(|until| Instant::now() < until);
+        if leased && *self.shared.member.borrow() { self.shared.link.get().ok() } else { None }
+    }
+
+    pub(super) async fn run(self: Arc<Self>) {
+        let changed = Arc::clone(&self.hub.others().changed);
+        // Taken and tried, and not known to be written; as whom.
+        let mut stuck: Option<(String, Lot)> = None;
+        loop {
+            if stuck.is_none() {
+                tokio::select! {
+                    () = changed.notified() => {}
+                    () = self.wake.notified() => {}
+                    () = sleep(PATIENCE) => {}
+                }
+            }
+            let Some(connection) = self.connection() else {
+                self.release_overdue(FAREWELL).await;
+                tokio::select! {
+                    () = self.wake.notified() => {}
+                    () = sleep(PATIENCE) => {}
+                }
+                continue;
+            };
+            let run = self.shared.identity().run.clone();
+            // What was to be told of a run that was swept is told by others.
+            let mut stuck_lot = stuck.take().filter(|(of, _)| *of == run).map(|(_, lot)| lot);
+            let mut again = stuck_lot.is_some();
+            if self.compare.swap(false, Ordering::AcqRel) {
+                match self.difference(&connection).await {
+                    Ok(lot) => (stuck_lot, again) = (Some(lot), true),
+                    Err(error) => {
+                        tracing::warn!(%error, "cannot compare with Redis yet");
+                        self.compare.store(true, Ordering::Release);
+                        stuck = stuck_lot.map(|lot| (run, lot));
+                        sleep(PATIENCE).await;
+                        continue;
+                    }
+                }
+            }
+            let lot = match stuck_lot {
+                Some(lot) => lot,
+                None => match self.take().await {
+                    Some(lot) => lot,
+                    None => continue,
+                },
+            };
+            let topics = self.hub.others().topics.count();
+            match self.write(&connection, &lot, again).await {
+                Ok(told) => {
+                    self.confirmed(topics).await;
+                    self.told(told).await;
+                }
+                Err(error) => {
+                    self.shared.metrics.directory_retries.inc();
+                    tracing::warn!(%error, clients = lot.len(), "cannot write to Redis; trying again");
+                    stuck = Some((run, lot));
+                    self.release_overdue(FAREWELL).await;
+                    tokio::select! {
+                        () = self.wake.notified() => {}
+                        () = sleep(PATIENCE) => {}
+                    }
+                }
+            }
+        }
+    }
+
+    /// What the shards have written down since the last time; none when there is nothing.
+    async fn take(&self) -> Option<Lot> {
+        let mut lot = None;
+        for shard in 0..self.hub.shards() {
+            if let Ok(Some(changes)) = self.hub.at_shard(shard, crate::hub::Shard::take_changes).await {
+                lot.get_or_insert_with(Vec::new).extend(changes);
+            }
+        }
+        lot
+    }
+
+    /// All that the hub holds, and what stands in our index and is not held.
+    async fn difference(&self, connection: &Connection) -> Result<Lot, RedisError> {
+        let reader = Reader { keys: &self.shared.keys, connection: connection.clone() };
+        let mut index: HashMap<ClientId, Entry> = HashMap::new();
+        reader
+            .for_each_entry(&self.shared.identity().run, |id, value| {
+                index.extend(Entry::read(&id, &value).map(|entry| (entry.id, entry)));
+            })
+            .await?;
+        let (mut lot, indexed) = (Lot::new(), index.len());
+        for shard in 0..self.hub.shards() {
+            lot.extend(self.hub.at_shard(shard, crate::hub::Shard::take_everything).await.unwrap_or_default());
+        }
+        for (id, change) in &mut lot {
+            if let Some(entry) = index.remove(id) {
+                change.uid_was = entry.uid;
+                change.left = entry.groups.into_iter().filter(|group| !change.groups.contains(group)).collect();
+            }
+        }
+        tracing::warn!(held = lot.len(), indexed, departed = index.len(), "compared with Redis: writing what is held");
+        lot.extend(index.into_values().map(|entry| {
+            let gone = Change { gone: true, uid_was: entry.uid, left: entry.groups, ..Change::default() };
+            (entry.id, gone)
+        }));
+        self.shared.metrics.directory_compared.inc();
+        Ok(lot)
+    }
+
+    /// Writes a lot. `again`: it may have been written before, so nobody can tell by now who of a uid was first.
+    async fn write(&self, connection: &Connection, lot: &Lot, again: bool) -> Result<Told, RedisError> {
+        let writes = Writes::of(lot, &self.shared.keys, &self.shared.identity(), again);
+        let mut told = Told::default();
+        if again {
+            let singles = lot.iter().filter(|(_, change)| change.single);
+            told.refused.extend(singles.map(|(id, _)| (*id, "Redis went away in the middle".to_owned())));
+        }
+        let mut writes = writes.0.into_iter().peekable();
+        while writes.peek().is_some() {
+            let (commands, notes): (Vec<_>, Vec<_>) =
+                writes.by_ref().take(PIPELINE).map(|write| (write.command, (write.clients, write.single))).unzip();
+            let replies = connection.pipeline(commands).await?;
+            for (reply, (clients, single)) in replies.into_iter().zip(notes) {
+                match reply {
+                    Ok(reply) => {
+                        if let (Some(id), true) = (clients.first(), single) {
+                            let others = reply.texts().filter_map(|other| other.parse().ok()).collect();
+                            told.others.insert(*id, others);
+                        }
+                    }
+                    Err(error) if error.is_server_wide() => return Err(error),
+                    Err(error) => {
+                        tracing::error!(%error, "Redis refused a change");
+                        self.shared.metrics.directory_refused.inc();
+                        told.refused.extend(clients.into_iter().map(|id| (id, error.to_string())));
+                    }
+                }
+            }
+        }
+        Ok(told)
+    }
+
+    /// Waits until the server knows what this node wants to hear.
+    async fn confirmed(&self, topics: u64) {
+        loop {
+            tokio::select! {
+                biased;
+                () = self.bus.confirmed(topics) => return,
+                () = sleep(PATIENCE) => self.release_overdue(FAREWELL).await,
+            }
+            if !*self.shared.member.borrow() {
+                return;
+            }
+        }
+    }
+
+    async fn told(&self, told: Told) {
+        let told = Arc::new(told);
+        for shard in 0..self.hub.shards() {
+            let told = Arc::clone(&told);
+            // A stopping hub has nobody left who waits.
+            self.hub.at_shard(shard, move |shard| shard.told(&told)).await.ok();
+        }
+    }
+
+    async fn release_overdue(&self, age: Duration) {
+        self.hub.at_all(move |shard| shard.release_overdue(age)).await.ok();
+    }
+
+    /// Sends to one client: says whether Redis knows it and a node heard.
+    pub(super) async fn publish_to_client(&self, id: ClientId, payload: Bytes) -> Result<bool, RedisError> {
+        let connection = self.shared.link.get()?;
+        let (keys, channel) = (&self.shared.keys, Channel::Client(id));
+        let publish = Command::publish(keys.channel(&channel)).arg(payload);
+        let replies = connection.pipeline(vec![Command::exists(keys.client(id)), publish]).await?;
+        self.shared.metrics.bus_published.get_or_create(&Kind { kind: "client" }).inc();
+        let mut there = true;
+        for reply in replies {
+            there &= reply?.number() > 0;
+        }
+        Ok(there)
+    }
+}
+
+/// One command of a lot, and whom it concerns.
+struct Write {
+    command: Command,
+    clients: Vec<ClientId>,
+    single: bool,
+}
+
+/// The commands of a lot, in order.
+struct Writes(Vec<Write>);
+
+/// Sets to which clients are added, or from which they are taken: one command for all clients of a set.
+type Sets = BTreeMap<String, Vec<ClientId>>;
+
+impl Writes {
+    fn of(lot: &Lot, keys: &Keys, identity: &super::Identity, again: bool) -> Self {
+        let index = keys.index(&identity.run);
+        let (mut left, mut entered) = (Sets::new(), Sets::new());
+        let (mut removed, mut indexed, mut facts, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (id, change) in lot {
+            let id = *id;
+            if let Some(uid) = change.uid_was.as_ref().filter(|uid| change.gone || change.uid.as_ref() != Some(uid)) {
+                left.entry(keys.uid_clients(uid)).or_default().push(id);
+            }
+            for group in &change.left {
+                left.entry(keys.group_clients(group)).or_default().push(id);
+            }
+            if change.gone {
+                removed.push((Command::del(keys.client(id)).arg(keys.client_groups(id)), id));
+                gone.push(id);
+                continue;
+            }
+            if !change.left.is_empty() {
+                let command = Command::srem(keys.client_groups(id));
+                removed.push((command.args(change.left.iter().map(Group::as_str)), id));
+            }
+            let bound = change.arrived.is_some() || change.single || change.uid != change.uid_was;
+            if bound || !change.joined.is_empty() || !change.left.is_empty() {
+                indexed.push((id, index_value(change.uid.as_ref(), &change.groups)));
+            }
+            let mut fields: Vec<String> = Vec::new();
+            let mut field = |name: &str, value: String| fields.extend([name.to_owned(), value]);
+            if let Some(arrival) = change.arrived {
+                field("node", identity.node_id.clone());
+                field("ip", arrival.ip.to_string());
+                field("connected_at", arrival.connected_at.to_string());
+            }
+            if let (Some(uid), true) = (&change.uid, bound) {
+                field("uid", uid.as_str().to_owned());
+            }
+            if let Some(session) = &change.session {
+                field("session", session.as_str().to_owned());
+            }
+            if !fields.is_empty() {
+                facts.push((Command::hset(keys.client(id)).args(fields), id, false));
+            }
+            if change.uid.is_none() && change.uid_was.is_some() {
+                facts.push((Command::hdel(keys.client(id)).arg("uid"), id, false));
+            }
+            if !change.joined.is_empty() {
+                let command = Command::sadd(keys.client_groups(id));
+                facts.push((command.args(change.joined.iter().map(Group::as_str)), id, false));
+            }
+            if let (Some(uid), true) = (&change.uid, bound) {
+                let set = keys.uid_clients(uid);
+                if change.single && !again {
+                    let script = Command::script(include_str!("scripts/single.lua"), [set]);
+                    facts.push((script.arg(id), id, true));
+                } else {
+                    entered.entry(set).or_default().push(id);
+                }
+            }
+            for group in &change.joined {
+                entered.entry(keys.group_clients(group)).or_default().push(id);
+            }
+        }
+
+        let mut writes = Vec::new();
+        let sets = |writes: &mut Vec<Write>, sets: Sets, start: fn(String) -> Command| {
+            for (set, ids) in sets {
+                for ids in ids.chunks(CLIENTS) {
+                    let command = start(set.clone()).args(ids.iter().copied());
+                    writes.push(Write { command, clients: ids.to_vec(), single: false });
+                }
+            }
+        };
+        sets(&mut writes, left, Command::srem);
+        writes.extend(removed.into_iter().map(|(command, id)| Write { command, clients: vec![id], single: false }));
+        for entries in indexed.chunks(CLIENTS) {
+            let command = entries
+                .iter()
+                .fold(Command::hset(index.clone()), |command, (id, value)| command.arg(*id).arg(value.as_str()));
+            writes.push(Write { command, clients: entries.iter().map(|(id, _)| *id).collect(), single: false });
+        }
+        writes.extend(facts.into_iter().map(|(command, id, single)| Write { command, clients: vec![id], single }));
+        sets(&mut writes, entered, Command::sadd);
+        for ids in gone.chunks(CLIENTS) {
+            let command = Command::hdel(index.clone()).args(ids.iter().copied());
+            writes.push(Write { command, clients: ids.to_vec(), single: false });
+        }
+        Self(writes)
+    }
+}
+
+/// Commands that take the clients of a dead node out of everything but its index.
+pub(super) fn removal(keys: &Keys, entries: &[Entry]) -> Vec<Command> {
+    let mut left = Sets::new();
+    for entry in entries {
+        if let Some(uid) = &entry.uid {
+            left.entry(keys.uid_clients(uid)).or_default().push(entry.id);
+        }
+        for group in &entry.groups {
+            left.entry(keys.group_clients(group)).or_default().push(entry.id);
+        }
+    }
+    let sets = left.into_iter().map(|(set, ids)| Command::srem(set).args(ids));
+    let hashes = entries.iter().map(|entry| Command::del(keys.client(entry.id)).arg(keys.client_groups(entry.id)));
+    sets.chain(hashes).collect()
+}
+
+/// The reader.
+pub(super) struct Reader<'a> {
+    pub(super) keys: &'a Keys,
+    pub(super) connection: Connection,
+}
+
+impl Reader<'_> {
+    /// Many commands of a kind, in pipelines of bounded length.
+    async fn many(&self, commands: Vec<Command>) -> Result<Vec<Reply>, RedisError> {
+        let mut replies = Vec::with_capacity(commands.len());
+        let mut commands = commands.into_iter();
+        loop {
+            let some: Vec<Command> = commands.by_ref().take(PIPELINE).collect();
+            if some.is_empty() {
+                return Ok(replies);
+            }
+            for reply in self.connection.pipeline(some).await? {
+                replies.push(reply?);
+            }
+        }
+    }
+
+    async fn sizes(&self, sets: &[String]) -> Result<Vec<u64>, RedisError> {
+        let replies = self.many(sets.iter().map(|set| Command::scard(set.as_str())).collect()).await?;
+        Ok(replies.iter().map(Reply::number).collect())
+    }
+
+    /// The members of sets; large ones in pieces, so that Redis serves others in between.
+    async fn sets(&self, names: Vec<String>) -> Result<Vec<Vec<ClientId>>, RedisError> {
+        let sizes = self.sizes(&names).await?;
+        let mut small = Vec::new();
+        for (name, size) in names.iter().zip(&sizes) {
+            if *size <= WHOLE {
+                small.push(Command::smembers(name.as_str()));
+            }
+        }
+        let mut whole = self.many(small).await?.into_iter();
+        let mut sets = Vec::with_capacity(names.len());
+        for (name, size) in names.iter().zip(sizes) {
+            let mut members: Vec<ClientId> = Vec::new();
+            if size <= WHOLE {
+                members.extend(whole.next().into_iter().flat_map(client_ids));
+            } else {
+                let scan = Command::sscan(name.as_str());
+                self.scan(scan, |items| members.extend(client_ids(items))).await?;
+                members.sort_unstable();
+                members.dedup();
+            }
+            sets.push(members);
+        }
+        Ok(sets)
+    }
+
+    /// Goes through a large set or hash.
+    async fn scan(&self, scan: Command, mut take: impl FnMut(Reply) + Send) -> Result<(), RedisError> {
+        let mut cursor = "0".to_owned();
+        loop {
+            let scan = scan.clone().arg(cursor.as_str()).arg("COUNT").arg(1000);
+            let mut parts = self.connection.call(scan).await?.list().into_iter();
+            cursor = parts.next().and_then(Reply::text).unwrap_or_else(|| "0".to_owned());
+            if let Some(items) = parts.next() {
+                take(items);
+            }
+            if cursor == "0" {
+                return Ok(());
+            }
+        }
+    }
+
+    pub(super) async fn clients_of_uids(&self, uids: &[Uid]) -> Result<Vec<Vec<ClientId>>, RedisError> {
+        self.sets(uids.iter().map(|uid| self.keys.uid_clients(uid)).collect()).await
+    }
+
+    pub(super) async fn uid_sizes(&self, uids: &[Uid]) -> Result<Vec<u64>, RedisError> {
+        self.sizes(&uids.iter().map(|uid| self.keys.uid_clients(uid)).collect::<Vec<_>>()).await
+    }
+
+    pub(super) async fn members(&self, groups: &[Group]) -> Result<Vec<Vec<ClientId>>, RedisError> {
+        self.sets(groups.iter().map(|group| self.keys.group_clients(group)).collect()).await
+    }
+
+    pub(super) async fn group_sizes(&self, groups: &[Group]) -> Result<Vec<u64>, RedisError> {
+        self.sizes(&groups.iter().map(|group| self.keys.group_clients(group)).collect::<Vec<_>>()).await
+    }
+
+    pub(super) async fn facts(&self, ids: &[ClientId]) -> Result<Vec<Option<Facts>>, RedisError> {
+        let replies = self.many(ids.iter().map(|id| Command::hgetall(self.keys.client(*id))).collect()).await?;
+        Ok(replies.into_iter().map(read_facts).collect())
+    }
+
+    pub(super) async fn uids_of(&self, ids: &[ClientId]) -> Result<Vec<Option<Uid>>, RedisError> {
+        let replies = self.many(ids.iter().map(|id| Command::hget(self.keys.client(*id)).arg("uid")).collect()).await?;
+        Ok(replies.into_iter().map(|uid| uid.text().and_then(|uid| uid.parse().ok())).collect())
+    }
+
+    /// The runs of all nodes that are there.
+    async fn runs(&self) -> Result<Vec<String>, RedisError> {
+        Ok(self
+            .connection
+            .call(Command::hgetall(self.keys.runs()))
+            .await?
+            .pairs()
+            .into_iter()
+            .map(|(_, run)| run)
+            .collect())
+    }
+
+    pub(super) async fn client_count(&self) -> Result<u64, RedisError> {
+        let indexes = self.runs().await?.into_iter().map(|run| Command::hlen(self.keys.index(&run))).collect();
+        Ok(self.many(indexes).await?.iter().map(Reply::number).sum())
+    }
+
+    pub(super) async fn everyone(&self) -> Result<Vec<Entry>, RedisError> {
+        let mut entries = BTreeMap::new();
+        for run in self.runs().await? {
+            self.for_each_entry(&run, |id, value| {
+                entries.extend(Entry::read(&id, &value).map(|entry| (entry.id, entry)));
+            })
+            .await?;
+        }
+        Ok(entries.into_values().collect())
+    }
+
+    /// Every client in a run's index, at least once.
+    pub(super) async fn for_each_entry(
+        &self,
+        run: &str,
+        mut visit: impl FnMut(String, String) + Send,
+    ) -> Result<(), RedisError> {
+        let scan = Command::hscan(self.keys.index(run));
+        self.scan(scan, |items| items.pairs().into_iter().for_each(|(id, value)| visit(id, value))).await
+    }
+
+    pub(super) async fn has_node(&self, lan: LanAddress) -> Result<bool, RedisError> {
+        Ok(self.connection.call(Command::hget(self.keys.lan()).arg(lan.to_string())).await?.text().is_some())
+    }
+}
+
+fn client_ids(reply: Reply) -> impl Iterator<Item = ClientId> {
+    reply.texts().filter_map(|id| id.parse().ok())
+}
+
+pub(super) fn read_facts(hash: Reply) -> Option<Facts> {
+    let fields: HashMap<String, String> = hash.pairs().into_iter().collect();
+    if fields.is_empty() {
+        return None;
+    }
+    let uid = fields.get("uid").and_then(|uid| uid.parse().ok());
+    let session = fields.get("session").and_then(|session| serde_json::from_str(session).ok());
+    Some(Facts { uid, session })
+}

@@ -1,0 +1,198 @@
+//! What nodes say to each other, and a send that a bare payload cannot say.
+//!
+//! An envelope is the four bytes `00 6d 67 31`, the length of a header (32 bits, big-endian), the header in JSON, and
+//! behind it the bytes of a message, if there is one:
+//!
+//! ```json
+//! {"do": {"send": {…}}, "back": {"to": "7f0000010b54", "id": 17}, "until": 1763645000000}
+//! {"answer": 17, "done": {"ok": …}}
+//! {"beat": 42}
+//! {"node": {"id": "node-1", "run": "…"}}
+//! ```
+//!
+//! `do` is a part of a command; its text is that of `gateway::Part`. `back` says where the answer goes; `until`, Redis'
+//! time in ms, when it is no use any more. A header may have more fields than these; an unknown kind is a newer node's.
+
+use bytes::{BufMut as _, Bytes, BytesMut};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use crate::id::LanAddress;
+
+/// What an envelope begins with.
+pub(super) const MAGIC: [u8; 4] = [0x00, b'm', b'g', b'1'];
+
+/// The largest header; arrays of ten thousand names of 256 bytes, escaped, fit.
+const MAX_HEADER: usize = 16 << 20;
+
+/// The header.
+#[derive(Debug)]
+pub(super) enum Header {
+    /// Do your part of a command.
+    Do(Do),
+    /// The answer to one.
+    Answer { answer: u64, done: Box<RawValue> },
+    /// A node hears itself.
+    Beat(u64),
+    /// A node says that it is there.
+    Node(Hello),
+}
+
+/// The header as it is written: some of these.
+#[derive(Default, Serialize, Deserialize)]
+struct Fields {
+    #[serde(rename = "do", default, skip_serializing_if = "Option::is_none")]
+    part: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    back: Option<Back>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    until: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    answer: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    done: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    beat: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<Hello>,
+}
+
+/// A part of a command, and where its answer goes.
+#[derive(Debug)]
+pub struct Do {
+    /// What to do, in JSON.
+    pub part: Box<RawValue>,
+    /// Who asks.
+    pub back: Option<Back>,
+    /// When it is no use any more, Redis' time in ms.
+    pub until: Option<u64>,
+}
+
+/// Where an answer goes.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub struct Back {
+    /// The asking node.
+    #[serde(with = "lan")]
+    pub to: LanAddress,
+    /// Its name for the question.
+    pub id: u64,
+}
+
+/// A node that is there.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct Hello {
+    pub(super) id: String,
+    pub(super) run: String,
+}
+
+mod lan {
+    use serde::de::Error as _;
+    use serde::{Deserialize as _, Deserializer, Serializer};
+
+    use crate::id::LanAddress;
+
+    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
+    pub(super) fn serialize<S: Serializer>(lan: &LanAddress, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(lan)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LanAddress, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
+/// An envelope cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotAnEnvelope {
+    /// It is cut off, or its header is no JSON.
+    #[error("the envelope is damaged")]
+    Damaged,
+    /// It is of a kind that is not known here.
+    #[error("the envelope is of a kind that this version does not know")]
+    Unknown,
+}
+
+/// Writes an envelope.
+pub(super) fn seal(header: Header, message: &[u8]) -> Bytes {
+    let fields = match header {
+        Header::Do(Do { part, back, until }) => Fields { part: Some(part), back, until, ..Fields::default() },
+        Header::Answer { answer, done } => Fields { answer: Some(answer), done: Some(done), ..Fields::default() },
+        Header::Beat(beat) => Fields { beat: Some(beat), ..Fields::default() },
+        Header::Node(node) => Fields { node: Some(node), ..Fields::default() },
+    };
+    // Our own structs of strings and numbers: this cannot fail.
+    let header = serde_json::to_vec(&fields).unwrap_or_default();
+    let mut out = BytesMut::with_capacity(MAGIC.len() + 4 + header.len() + message.len());
+    out.put_slice(&MAGIC);
+    out.put_u32(header.len() as u32);
+    out.put_slice(&header);
+    out.put_slice(message);
+    out.freeze()
+}
+
+/// Whether this is an envelope and not a bare payload.
+pub(super) fn is_sealed(bytes: &[u8]) -> bool {
+    bytes.starts_with(&MAGIC)
+}
+
+/// Reads an envelope: its header, and the message behind it.
+pub(super) fn open(bytes: &Bytes) -> Result<(Header, Bytes), NotAnEnvelope> {
+    let length = bytes.get(4..8).and_then(|length| length.try_into().ok()).map(u32::from_be_bytes);
+    let length = length.map(|length| length as usize).filter(|&length| length <= MAX_HEADER);
+    let length = length.ok_or(NotAnEnvelope::Damaged)?;
+    let header = bytes.get(8..8 + length).ok_or(NotAnEnvelope::Damaged)?;
+    let fields: Fields = serde_json::from_slice(header).map_err(|_| NotAnEnvelope::Damaged)?;
+    let header = match fields {
+        Fields { part: Some(part), back, until, .. } => Header::Do(Do { part, back, until }),
+        Fields { answer: Some(answer), done: Some(done), .. } => Header::Answer { answer, done },
+        Fields { beat: Some(beat), .. } => Header::Beat(beat),
+        Fields { node: Some(node), .. } => Header::Node(node),
+        _ => return Err(NotAnEnvelope::Unknown),
+    };
+    Ok((header, bytes.slice(8 + length..)))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn what_was_sealed_is_opened() {
+        let back = Back { to: "7f0000010b54".parse().unwrap(), id: 17 };
+        let part = RawValue::from_string(r#"{"ungroup":{"group":"g"}}"#.to_owned()).unwrap();
+        let sealed = seal(Header::Do(Do { part, back: Some(back), until: Some(5) }), b"hello");
+        assert!(is_sealed(&sealed));
+        let (header, message) = open(&sealed).unwrap();
+        let Header::Do(Do { part, back, until }) = header else { panic!("{header:?}") };
+        assert_eq!((part.get(), until, &message[..]), (r#"{"ungroup":{"group":"g"}}"#, Some(5), &b"hello"[..]));
+        assert_eq!(back.map(|back| (back.to.to_string(), back.id)), Some(("7f0000010b54".to_owned(), 17)));
+        assert!(matches!(open(&seal(Header::Beat(9), b"")), Ok((Header::Beat(9), _))));
+    }
+
+    #[test]
+    fn a_newer_kind_is_told_from_garbage() {
+        let raw = |header: &str| {
+            let mut out = MAGIC.to_vec();
+            out.extend((header.len() as u32).to_be_bytes());
+            out.extend(header.as_bytes());
+            Bytes::from(out)
+        };
+        assert_eq!(open(&raw(r#"{"dance":1}"#)).unwrap_err(), NotAnEnvelope::Unknown);
+        for damaged in
+            [raw("{"), raw("7"), Bytes::from_static(&MAGIC), Bytes::from_static(b"\0mg1\xff\xff\xff\xff")]
+        {
+            assert_eq!(open(&damaged).unwrap_err(), NotAnEnvelope::Damaged);
+        }
+        assert!(matches!(open(&raw(r#"{"beat":1,"more":2}"#)), Ok((Header::Beat(1), _))));
+    }
+
+    proptest! {
+        #[test]
+        fn garbage_is_an_error_and_not_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64), magic: bool) {
+            let bytes = if magic { [&MAGIC[..], &bytes].concat() } else { bytes };
+            drop(open(&bytes.into()));
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! Every key and channel, named in one place.
+//!
+//! `mg` stands for `MOONGATE_PREFIX`. Every key is written by the node that holds the client, and after its death by the
+//! one that sweeps; everybody may read.
+//!
+//! | key | type | holds | lives as long as | slot on Redis Cluster |
+//! | --- | --- | --- | --- | --- |
+//! | `mg:uid:<uid>:clients` | set | clients bound to the uid | it has any | its own |
+//! | `mg:group:<group>:clients` | set | members | it has any | its own |
+//! | `mg:client:<client_id>` | hash | `node`, `uid`, `session`, `ip`, `connected_at` | the client | its own |
+//! | `mg:client:<client_id>:groups` | set | its groups | it is in any | its own |
+//! | `mg:nodes` | sorted set | node id → Redis' time in ms at which its lease ends | it has any | `mg:nodes` |
+//! | `mg:node:<node_id>` | hash | `lan`, `version`, `started_at`, `clients`, `uids`, `groups`; `redis`, `connections`: whom to cut off | the node | its own |
+//!
+//! Internal; nobody but nodes reads them:
+//!
+//! | key | type | holds | lives as long as | slot on Redis Cluster |
+//! | --- | --- | --- | --- | --- |
+//! | `mg:clients:<run>` | hash | client id → `[uid, groups…]` in JSON, for each client of this run of a node: what to sweep | the run has clients | its own |
+//! | `{mg:nodes}:runs` | hash | node id → its run, a fresh UUID at every start | the node | `mg:nodes` |
+//! | `{mg:nodes}:lan` | hash | LAN address → node id | the node | `mg:nodes` |
+//! | `{mg:nodes}:swept` | sorted set | tombstones: run → Redis' time in ms at which it may be forgotten | a day | `mg:nodes` |
+//! | `{mg:nodes}:sweeper:<run>` | string | who is sweeping after that run | 3 s, renewed | `mg:nodes` |
+//!
+//! | channel | subscribed by | what is said there |
+//! | --- | --- | --- |
+//! | `mg:uid:<uid>`, `mg:group:<group>`, `mg:all` | nodes that hold the target | a message to it, or a send in an envelope |
+//! | `mg:client:<client_id>` | the node with its address, by a pattern | the same |
+//! | `mg:cmd` | every node | a JSON command, carried out once |
+//! | `mg:ask` | every node | an envelope: something that each node does its part of |
+//! | `mg:lan:<address>` | the node with that LAN address, 12 hex digits | an envelope: changes of its clients, answers, its own heartbeat |
+//!
+//! Client ids, uids and groups stand in names as they are.
+
+use std::fmt;
+
+use crate::hub::Topic;
+use crate::id::{ClientId, Group, LanAddress, Uid};
+
+/// The names under one prefix.
+#[derive(Debug, Clone)]
+pub(super) struct Keys {
+    prefix: String,
+}
+
+impl Keys {
+    pub(super) fn new(prefix: &str) -> Self {
+        Self { prefix: prefix.to_owned() }
+    }
+
+    fn name(&self, rest: impl fmt::Display) -> String {
+        format!("{}:{rest}", self.prefix)
+    }
+
+    pub(super) fn uid_clients(&self, uid: &Uid) -> String {
+        self.name(format_args!("uid:{}:clients", uid.as_str()))
+    }
+
+    pub(super) fn group_clients(&self, group: &Group) -> String {
+        self.name(format_args!("group:{}:clients", group.as_str()))
+    }
+
+    pub(super) fn client(&self, id: ClientId) -> String {
+        self.name(format_args!("client:{id}"))
+    }
+
+    pub(super) fn client_groups(&self, id: ClientId) -> String {
+        self.name(format_args!("client:{id}:groups"))
+    }
+
+    pub(super) fn nodes(&self) -> String {
+        self.name("nodes")
+    }
+
+    pub(super) fn node(&self, node_id: &str) -> String {
+        self.name(format_args!("node:{node_id}"))
+    }
+
+    pub(super) fn index(&self, run: &str) -> String {
+        self.name(format_args!("clients:{run}"))
+    }
+
+    pub(super) fn runs(&self) -> String {
+        self.beside_nodes("runs")
+    }
+
+    pub(super) fn lan(&self) -> String {
+        self.beside_nodes("lan")
+    }
+
+    pub(super) fn swept(&self) -> String {
+        self.beside_nodes("swept")
+    }
+
+    pub(super) fn sweeper(&self, run: &str) -> String {
+        self.beside_nodes(format_args!("sweeper:{run}"))
+    }
+
+    /// A key in the slot of `mg:nodes`, so that one script can look at both.
+    fn beside_nodes(&self, rest: impl fmt::Display) -> String {
+        format!("{{{}}}:{rest}", self.nodes())
+    }
+
+    pub(super) fn channel(&self, channel: &Channel) -> String {
+        match channel {
+            Channel::Topic(Topic::All) => self.name("all"),
+            Channel::Topic(Topic::Uid(uid)) => self.name(format_args!("uid:{}", uid.as_str())),
+            Channel::Topic(Topic::Group(group)) => self.name(format_args!("group:{}", group.as_str())),
+            Channel::Client(id) => self.name(format_args!("client:{id}")),
+            Channel::Command => self.name("cmd"),
+            Channel::Ask => self.name("ask"),
+            Channel::Node(lan) => self.name(format_args!("lan:{lan}")),
+        }
+    }
+
+    /// The one pattern of a node: `mg:client:` and any client id that it may have handed out, and nothing else.
+    pub(super) fn client_pattern(&self, lan: LanAddress) -> String {
+        self.name(format_args!("client:{lan}{}", "[0-9a-f]".repeat(8)))
+    }
+
+    /// The channel of a name; none when it is not one of ours.
+    pub(super) fn parse(&self, name: &str) -> Option<Channel> {
+        let rest = name.strip_prefix(self.prefix.as_str())?.strip_prefix(':')?;
+        let (kind, name) = rest.split_once(':').unwrap_or((rest, ""));
+        Some(match kind {
+            "uid" => Channel::Topic(Topic::Uid(name.parse().ok()?)),
+            "group" => Channel::Topic(Topic::Group(name.parse().ok()?)),
+            "client" => Channel::Client(name.parse().ok()?),
+            "lan" => Channel::Node(name.parse().ok()?),
+            "all" => Channel::Topic(Topic::All),
+            "cmd" => Channel::Command,
+            "ask" => Channel::Ask,
+            _ => return None,
+        })
+    }
+}
+
+/// Where something is said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Channel {
+    /// To everyone who holds it.
+    Topic(Topic),
+    /// To one client.
+    Client(ClientId),
+    /// A command from anywhere, to all nodes.
+    Command,
+    /// From a node to all nodes.
+    Ask,
+    /// To the node with this address.
+    Node(LanAddress),
+}
+
+impl Channel {
+    /// Its kind, for metrics.
+    pub(super) fn kind(&self) -> &'static str {
+        match self {
+            Self::Topic(Topic::All) => "all",
+            Self::Topic(Topic::Uid(_)) => "uid",
+            Self::Topic(Topic::Group(_)) => "group",
+            Self::Client(_) => "client",
+            Self::Command => "cmd",
+            Self::Ask => "ask",
+            Self::Node(_) => "node",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_channel_is_read_back_from_its_name() {
+        let keys = Keys::new("mg");
+        let id: ClientId = "7f0000010b54a3c1e07f".parse().unwrap();
+        for (channel, name) in [
+            (Channel::Topic(Topic::Uid("a:b:clients".parse().unwrap())), "mg:uid:a:b:clients"),
+            (Channel::Topic(Topic::Group("房间 1".parse().unwrap())), "mg:group:房间 1"),
+            (Channel::Topic(Topic::All), "mg:all"),
+            (Channel::Client(id), "mg:client:7f0000010b54a3c1e07f"),
+            (Channel::Command, "mg:cmd"),
+            (Channel::Ask, "mg:ask"),
+            (Channel::Node(id.lan), "mg:lan:7f0000010b54"),
+        ] {
+            assert_eq!(keys.channel(&channel), name);
+            assert_eq!(keys.parse(name), Some(channel));
+        }
+        for name in ["mg", "mg:", "mg:uid:", "mgx:all", "other:all", "mg:client:7f", "mg:lan:7f", "mg:nodes", ""] {
+            assert_eq!(keys.parse(name), None, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_one_script_looks_at_is_in_one_slot() {
+        let keys = Keys::new("mg");
+        for key in [keys.runs(), keys.lan(), keys.swept(), keys.sweeper("x")] {
+            assert!(key.starts_with("{mg:nodes}:"), "{key}");
+        }
+    }
+}

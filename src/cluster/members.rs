@@ -1,0 +1,585 @@
+//! The life of a node among the nodes: entering, its lease, judging and sweeping the dead, leaving.
+//!
+//! One task owns the connection for commands. It connects, checks what answers, enters or confirms its lease, and only
+//! then lets others use the connection; when that ends, it begins anew. A node whose lease was not renewed for its whole
+//! time, in the eyes of a node that was itself in touch all that time, is dead. Whoever sees that first sweeps: it sets the
+//! tombstone, has Redis cut the dead node's connections, so that nothing more of it can arrive, and then takes its clients
+//! out of everything, its name last. Every step may be repeated, by this node or another. Tombstones stand for a day,
+//! and a run that has one can enter no more: it closes its clients and goes on as a new run.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::mpsc;
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::bus::{BEAT, Bus};
+use super::directory::{Directory, Entry, read_facts, removal};
+use super::envelope::{self, Header, Hello};
+use super::keys::Channel;
+use super::redis::{Address, Alive, Command, ConnectError, Connection, RedisError};
+use super::{Backoff, Identity, Refused, Shared};
+use crate::client::Departed;
+use crate::config::ClusterConfig;
+use crate::hub::Hub;
+use crate::id::LanAddress;
+use crate::message::Close;
+
+/// A judge that lost Redis for longer begins to watch anew.
+const IN_TOUCH: Duration = Duration::from_secs(2);
+
+/// Tombstones stand for so long: longer than any frozen process is worth waiting for.
+const TOMBSTONE: Duration = Duration::from_hours(24);
+
+/// A sweeper that has not renewed its claim for so long has died itself.
+const SWEEPER: Duration = Duration::from_secs(3);
+
+/// Clients swept in one go.
+const SWEPT_AT_ONCE: usize = 500;
+
+/// The public facts of a node are written this often.
+const FACTS: Duration = Duration::from_secs(5);
+
+/// What entering came to.
+enum Entered {
+    Renewed,
+    /// There was no lease, or not the one last written.
+    Anew,
+    /// Another process has the node id.
+    NameTaken,
+    /// This node has the LAN address.
+    LanTaken(String),
+    Swept,
+}
+
+/// When a lease was last seen to change.
+struct Seen {
+    lease: u64,
+    since: Instant,
+}
+
+/// The life of this node.
+pub(super) struct Members {
+    shared: Arc<Shared>,
+    bus: Arc<Bus>,
+    directory: Arc<Directory>,
+    hub: Arc<Hub>,
+    address: Address,
+    ttl: Duration,
+    fixed_id: bool,
+    fixed_port: bool,
+    first_port: u16,
+    /// Where the clients of the dead are told.
+    swept: mpsc::Sender<Departed>,
+    stop: CancellationToken,
+    state: Mutex<State>,
+    started_at: u64,
+}
+
+#[derive(Default)]
+struct State {
+    /// End of the lease as it was last written; 0 before the first.
+    lease: u64,
+    /// The server process that it was written to.
+    run_id: Arc<str>,
+    watched: HashMap<String, Seen>,
+    last_look: Option<Instant>,
+    last_facts: Option<Instant>,
+    last_second_pass: Option<Instant>,
+    last_connections: String,
+}
+
+impl Members {
+    #[allow(clippy::too_many_arguments)] // all that a node is made of; called once
+    pub(super) fn new(
+        config: &ClusterConfig,
+        shared: &Arc<Shared>,
+        bus: &Arc<Bus>,
+        directory: &Arc<Directory>,
+        hub: Arc<Hub>,
+        address: Address,
+        swept: mpsc::Sender<Departed>,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            shared: Arc::clone(shared),
+            bus: Arc::clone(bus),
+            directory: Arc::clone(directory),
+            hub,
+            address,
+            ttl: config.node_ttl,
+            fixed_id: config.node_id.is_some(),
+            fixed_port: config.lan_port_is_set,
+            first_port: config.lan_port,
+            swept,
+            stop,
+            state: Mutex::default(),
+            started_at: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
+        }
+    }
+
+    /// Lives until `stop`; returns early when there is no place for this node.
+    pub(super) async fn live(&self) -> Option<Refused> {
+        let mut backoff = Backoff::default();
+        // Since when the name or address is another's.
+        let mut waiting: Option<Instant> = None;
+        let mut has_entered = false;
+        loop {
+            let connected = tokio::select! {
+                () = self.stop.cancelled() => return None,
+                connected = Connection::open(&self.address, &self.shared.metrics) => connected,
+            };
+            let (connection, alive) = match connected {
+                Ok(connected) => connected,
+                Err(error @ ConnectError::Unfit(_)) if !has_entered => return Some(super::refused_url(&error)),
+                Err(error) => {
+                    if backoff.0.is_multiple_of(20) {
+                        tracing::warn!(%error, "no connection to Redis; trying again");
+                    }
+                    self.pause(backoff.next()).await;
+                    continue;
+                }
+            };
+            match self.enter(&connection).await {
+                Ok(entered @ (Entered::Renewed | Entered::Anew)) => {
+                    backoff = Backoff::default();
+                    waiting = None;
+                    self.is_member(&connection, &entered, has_entered);
+                    has_entered = true;
+                    let why = self.stay(&connection, alive).await;
+                    self.shared.link.set(None);
+                    self.directory.may_write(None);
+                    self.shared.metrics.redis_up.set(0);
+                    if self.stop.is_cancelled() {
+                        return None;
+                    }
+                    tracing::warn!(reason = why, "the connection to Redis ended");
+                }
+                // Somebody came in between while Redis had lost its data: client ids of this address are theirs now.
+                Ok(Entered::NameTaken | Entered::LanTaken(_)) if *self.shared.member.borrow() => self.fence().await,
+                Ok(Entered::LanTaken(_)) if !self.fixed_port => self.next_port(),
+                Ok(taken @ (Entered::NameTaken | Entered::LanTaken(_))) => {
+                    let since = *waiting.get_or_insert_with(Instant::now);
+                    // The other may be dead: then it is swept, by this node if need be.
+                    self.judge(&connection).await.ok();
+                    if since.elapsed() > self.ttl + IN_TOUCH {
+                        let refused = self.taken(&taken);
+                        if !has_entered {
+                            return Some(refused);
+                        }
+                        tracing::error!(%refused, "no place among the nodes");
+                        waiting = None;
+                    }
+                    self.pause(BEAT / 2).await;
+                }
+                Ok(Entered::Swept) => self.fence().await,
+                Err(error) => {
+                    tracing::warn!(%error, "cannot enter the cluster; trying again");
+                    self.pause(backoff.next()).await;
+                }
+            }
+        }
+    }
+
+    async fn pause(&self, time: Duration) {
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = sleep(time) => {}
+        }
+    }
+
+    fn taken(&self, taken: &Entered) -> Refused {
+        let Identity { node_id, lan, .. } = &*self.shared.identity();
+        match taken {
+            Entered::LanTaken(other) => Refused {
+                variable: "MOONGATE_LAN_PORT",
+                why: format!(
+                    "{}:{} is the LAN address of node {other}, which lives; node {node_id} needs another",
+                    lan.ip, lan.port
+                ),
+            },
+            _ => Refused { variable: "MOONGATE_NODE_ID", why: format!("another process named {node_id} lives") },
+        }
+    }
+
+    fn next_port(&self) {
+        let mut identity = self.shared.identity.write();
+        let mut next = Identity::clone(&identity);
+        next.lan.port = if next.lan.port == u16::MAX { self.first_port } else { next.lan.port + 1 };
+        *identity = Arc::new(next);
+    }
+
+    /// Enters, or renews the lease; on a new connection and every now and then.
+    async fn enter(&self, connection: &Connection) -> Result<Entered, RedisError> {
+        let identity = self.shared.identity();
+        let (keys, last) = (&self.shared.keys, self.state.lock().lease);
+        let script =
+            Command::script(include_str!("scripts/lease.lua"), [keys.nodes(), keys.runs(), keys.lan(), keys.swept()]);
+        let script = script
+            .arg(identity.node_id.as_str())
+            .arg(identity.run.as_str())
+            .arg(identity.lan.to_string())
+            .arg(self.ttl.as_millis() as u64)
+            .arg(last);
+        let asked = Instant::now();
+        let reply = connection.call(script).await?.list();
+        let number = |place: usize| reply.get(place).map_or(0, super::redis::Reply::number);
+        self.shared.clock.set(asked, number(1));
+        let entered = match number(0) {
+            1 => Entered::Renewed,
+            2 => Entered::Anew,
+            4 => Entered::LanTaken(reply.get(3).cloned().and_then(super::redis::Reply::text).unwrap_or_default()),
+            5 => Entered::Swept,
+            _ => Entered::NameTaken,
+        };
+        if matches!(entered, Entered::Renewed | Entered::Anew) {
+            self.state.lock().lease = number(2);
+            // What follows on this connection finds whom to cut off.
+            self.write_facts(connection, &identity).await?;
+            self.directory.may_write(Some(asked + self.ttl));
+            self.shared.metrics.lease_end.set(number(2) as f64 / 1000.0);
+        }
+        Ok(entered)
+    }
+
+    fn is_member(&self, connection: &Connection, entered: &Entered, before: bool) {
+        let other_server = {
+            let mut state = self.state.lock();
+            let other = state.run_id != connection.run_id;
+            state.run_id = Arc::clone(&connection.run_id);
+            other
+        };
+        let identity = self.shared.identity();
+        if before && (other_server || matches!(entered, Entered::Anew)) {
+            tracing::warn!("Redis was restarted, replaced or emptied");
+            self.directory.compare();
+        }
+        self.shared.link.set(Some(connection.clone()));
+        self.shared.metrics.redis_up.set(1);
+        self.directory.may_write(Some(Instant::now() + self.ttl));
+        self.shared.member.send_replace(true);
+        tracing::info!(node = %identity.node_id, lan = %format_args!("{}:{}", identity.lan.ip, identity.lan.port), "in touch with Redis");
+    }
+
+    /// Stays until the connection ends; says why.
+    async fn stay(&self, connection: &Connection, mut alive: Alive) -> &'static str {
+        let mut beats = interval(BEAT);
+        beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                biased;
+                () = alive.ended() => return "it was closed",
+                () = self.stop.cancelled() => return "this node stops",
+                _ = beats.tick() => {}
+            }
+            match self.enter(connection).await {
+                Ok(Entered::Renewed) => {}
+                Ok(Entered::Anew) => {
+                    tracing::warn!("the lease was not the one last written");
+                    self.directory.compare();
+                }
+                Ok(Entered::Swept | Entered::NameTaken | Entered::LanTaken(_)) => {
+                    // Stands outside from now on; entering anew finds out more.
+                    return "this node lost its place";
+                }
+                Err(RedisError::Away(_)) => return "Redis did not answer",
+                Err(error) => tracing::error!(%error, "cannot renew the lease"),
+            }
+            if self.bus.beat().await.is_err() || self.look_around(connection).await.is_err() {
+                return "Redis did not answer";
+            }
+        }
+    }
+
+    async fn look_around(&self, connection: &Connection) -> Result<(), RedisError> {
+        match self.judge(connection).await {
+            Err(error @ RedisError::Refused { .. }) => {
+                tracing::error!(%error, "cannot look after the other nodes");
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    /// What anybody may know of this node, and whom to cut off when it is dead.
+    async fn write_facts(&self, connection: &Connection, identity: &Identity) -> Result<(), RedisError> {
+        let connections = format!("{} {}", connection.id, self.bus.connection_id.load(Ordering::Relaxed));
+        {
+            let mut state = self.state.lock();
+            let fresh = state.last_facts.is_some_and(|at| at.elapsed() < FACTS);
+            if fresh && state.last_connections == connections {
+                return Ok(());
+            }
+            state.last_facts = Some(Instant::now());
+            state.last_connections.clone_from(&connections);
+        }
+        let Identity { node_id, lan, .. } = identity;
+        let facts = [
+            ("lan", format!("{}:{}", lan.ip, lan.port)),
+            ("version", env!("CARGO_PKG_VERSION").to_owned()),
+            ("started_at", self.started_at.to_string()),
+            ("clients", self.hub.clients().to_string()),
+            ("uids", self.hub.uid_count().to_string()),
+            ("groups", self.hub.group_count().to_string()),
+            ("redis", connection.run_id.to_string()),
+            ("connections", connections),
+        ];
+        let facts = facts.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
+        let command = Command::hset(self.shared.keys.node(node_id)).args(facts);
+        connection.call(command).await?;
+        let hello = Hello { id: node_id.clone(), run: identity.run.clone() };
+        let said = envelope::seal(Header::Node(hello), b"");
+        let channel = self.shared.keys.channel(&Channel::Ask);
+        connection.call(Command::publish(channel).arg(said)).await.map(drop)
+    }
+
+    // --- the others ---
+
+    /// Looks whether others renew their leases, and sweeps after those that do not.
+    async fn judge(&self, connection: &Connection) -> Result<(), RedisError> {
+        let keys = &self.shared.keys;
+        let look =
+            vec![Command::zrange(keys.nodes()).arg(0).arg("-1").arg("WITHSCORES"), Command::hgetall(keys.runs())];
+        let mut replies = connection.pipeline(look).await?.into_iter();
+        let mut next = || replies.next().unwrap_or_else(|| Err(RedisError::Away("no answer".to_owned())));
+        let leases = next()?.scores();
+        let runs: HashMap<String, String> = next()?.pairs().into_iter().collect();
+        let own = self.shared.identity();
+        let now = self.shared.clock.now().unwrap_or_default();
+        let known: HashSet<&str> = leases.iter().map(|(id, _)| id.as_str()).collect();
+        for foreign in self.shared.peers.foreign(|id| known.contains(id), self.ttl) {
+            tracing::error!(
+                node = foreign,
+                "a foreign node speaks under this MOONGATE_PREFIX: it is in another database of the same Redis, and hears all we say"
+            );
+            self.shared.metrics.foreign_nodes.inc();
+        }
+        let dead: Vec<(String, u64)> = {
+            let mut state = self.state.lock();
+            if state.last_look.is_none_or(|at| at.elapsed() > IN_TOUCH) {
+                state.watched.clear();
+            }
+            state.last_look = Some(Instant::now());
+            state.watched.retain(|id, _| known.contains(id.as_str()));
+            let others = leases.iter().filter(|(id, _)| runs.get(id) != Some(&own.run));
+            let mut dead = Vec::new();
+            for (id, lease) in others {
+                let seen =
+                    state.watched.entry(id.clone()).or_insert_with(|| Seen { lease: *lease, since: Instant::now() });
+                if seen.lease != *lease {
+                    *seen = Seen { lease: *lease, since: Instant::now() };
+                }
+                if seen.since.elapsed() >= self.ttl && now > *lease {
+                    dead.push((id.clone(), *lease));
+                }
+            }
+            dead
+        };
+        self.shared.metrics.nodes.set(i64::try_from(leases.len()).unwrap_or(i64::MAX));
+        for (id, lease) in dead {
+            let run = runs.get(&id).cloned().unwrap_or_default();
+            if let Err(error) = self.sweep(connection, &id, &run, lease).await {
+                tracing::warn!(%error, node = id, "cannot sweep after a dead node; trying again");
+                if matches!(error, RedisError::Away(_)) {
+                    return Err(error);
+                }
+            }
+        }
+        self.second_pass(connection).await
+    }
+
+    /// Takes a dead node out of everything.
+    async fn sweep(&self, connection: &Connection, id: &str, run: &str, lease: u64) -> Result<(), RedisError> {
+        let keys = &self.shared.keys;
+        if !self.claim(connection, run, true).await? {
+            return Ok(());
+        }
+        let fence = Command::script(include_str!("scripts/fence.lua"), [keys.nodes(), keys.runs(), keys.swept()]);
+        let fence = fence.arg(id).arg(run).arg(lease).arg(TOMBSTONE.as_millis() as u64);
+        if !run.is_empty() && connection.call(fence).await?.number() == 0 {
+            return Ok(());
+        }
+        tracing::warn!(node = id, "a node is dead: sweeping after it");
+        // Nothing more of it shall arrive; ids of connections mean something to the server process that gave them.
+        let facts: HashMap<String, String> =
+            connection.call(Command::hgetall(keys.node(id))).await?.pairs().into_iter().collect();
+        if facts.get("redis").is_some_and(|redis| **redis == *connection.run_id) {
+            for cut in facts.get("connections").map_or("", String::as_str).split(' ').filter(|id| *id != "0") {
+                let kill = Command::client("KILL").arg("ID").arg(cut);
+                match connection.call(kill).await {
+                    // It has ended by itself.
+                    Ok(_) | Err(RedisError::Refused { .. }) => {}
+                    Err(away) => return Err(away),
+                }
+            }
+        }
+        let swept = self.sweep_index(connection, run).await?;
+        connection.call(Command::del(keys.node(id))).await?;
+        let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
+        if run.is_empty() {
+            // Remnants that no script made: a name without a run.
+            connection.call(Command::zrem(keys.nodes()).arg(id)).await?;
+        } else {
+            connection.call(leave.arg(id).arg(run)).await?;
+        }
+        connection.call(Command::del(keys.sweeper(run))).await?;
+        self.shared.metrics.swept_nodes.inc();
+        tracing::warn!(node = id, clients = swept, "swept after a dead node");
+        Ok(())
+    }
+
+    /// What came late: a node that was cut off between two writes, or frozen in the middle of one.
+    async fn second_pass(&self, connection: &Connection) -> Result<(), RedisError> {
+        {
+            let mut state = self.state.lock();
+            if state.last_second_pass.is_some_and(|at| at.elapsed() < self.ttl) {
+                return Ok(());
+            }
+            state.last_second_pass = Some(Instant::now());
+        }
+        let keys = &self.shared.keys;
+        let tombstones = Command::zrange(keys.swept()).arg(0).arg("-1").arg("WITHSCORES");
+        let runs: Vec<String> = connection.call(tombstones).await?.scores().into_iter().map(|(run, _)| run).collect();
+        let indexes: Vec<Command> = runs.iter().map(|run| Command::exists(keys.index(run))).collect();
+        for (run, exists) in runs.iter().zip(connection.pipeline(indexes).await?) {
+            if exists?.number() > 0 && self.claim(connection, run, true).await? {
+                let clients = self.sweep_index(connection, run).await?;
+                tracing::warn!(clients, "swept what a dead node wrote late");
+            }
+        }
+        Ok(())
+    }
+
+    /// Claims the right to sweep after a run; or renews the claim.
+    async fn claim(&self, connection: &Connection, run: &str, first: bool) -> Result<bool, RedisError> {
+        let claim = Command::set(self.shared.keys.sweeper(run)).arg(self.shared.identity().run.as_str());
+        let claim = claim.arg(if first { "NX" } else { "XX" }).arg("PX").arg(SWEEPER.as_millis() as u64);
+        Ok(connection.call(claim).await?.text().is_some())
+    }
+
+    /// Takes the clients in a dead run's index out of everything, the index last; returns how many there were.
+    async fn sweep_index(&self, connection: &Connection, run: &str) -> Result<usize, RedisError> {
+        let keys = &self.shared.keys;
+        let index = keys.index(run);
+        let mut swept = 0;
+        loop {
+            let scan = Command::hscan(index.as_str()).arg("0").arg("COUNT").arg(SWEPT_AT_ONCE as u64);
+            let found = connection.call(scan).await?.list().into_iter().nth(1);
+            let pairs = found.map(super::redis::Reply::pairs).unwrap_or_default();
+            if pairs.is_empty() {
+                return Ok(swept);
+            }
+            self.claim(connection, run, false).await?;
+            let (entries, unreadable): (Vec<_>, Vec<_>) =
+                pairs.iter().map(|(id, value)| Entry::read(id, value).ok_or(id)).partition(Result::is_ok);
+            let entries: Vec<Entry> = entries.into_iter().flatten().collect();
+            for id in unreadable.into_iter().filter_map(Result::err) {
+                tracing::error!(client = id, "a dead node's index is damaged here");
+                connection.call(Command::hdel(index.as_str()).arg(id.as_str())).await?;
+            }
+            self.sweep_clients(connection, &index, &entries).await?;
+            swept += entries.len();
+        }
+    }
+
+    async fn sweep_clients(&self, connection: &Connection, index: &str, entries: &[Entry]) -> Result<(), RedisError> {
+        let keys = &self.shared.keys;
+        // What they had, for their farewell.
+        let hashes = entries.iter().map(|entry| Command::hgetall(keys.client(entry.id))).collect();
+        let hashes = connection.pipeline(hashes).await?;
+        // A key of a wrong type is somebody else's doing; the others go on.
+        for refused in connection.pipeline(removal(keys, entries)).await?.into_iter().filter_map(Result::err) {
+            if refused.is_server_wide() {
+                return Err(refused);
+            }
+            tracing::error!(error = %refused, "sweeping after a dead node");
+        }
+        let out = entries.iter().map(|entry| Command::hdel(index).arg(entry.id)).collect();
+        for ((entry, hash), out) in entries.iter().zip(hashes).zip(connection.pipeline(out).await?) {
+            // Of two sweepers, the one that took it out tells.
+            if out?.number() == 0 {
+                continue;
+            }
+            let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
+            let Entry { id, uid, groups } = entry.clone();
+            let departed = Departed { id, uid, groups, session, close: Close::NODE };
+            if self.swept.send(departed).await.is_err() {
+                tracing::debug!("nobody is told any more of the clients of a dead node");
+            }
+        }
+        Ok(())
+    }
+
+    // --- the end ---
+
+    /// This run was swept: its clients are gone for all others, and are told so.
+    async fn fence(&self) {
+        let before = self.shared.identity();
+        tracing::error!(
+            node = %before.node_id,
+            clients = self.hub.clients(),
+            "this node was taken for dead and swept: closing its clients, and going on as a new node"
+        );
+        self.shared.metrics.fenced.inc();
+        self.shared.member.send_replace(false);
+        self.shared.link.set(None);
+        self.directory.may_write(None);
+        loop {
+            let close = |shard: &mut crate::hub::Shard| shard.close_some(usize::MAX, &Close::DRAIN);
+            // Nobody is told any more: others have told it.
+            if self.hub.at_all(close).await.is_err()
+                || self.hub.at_all(crate::hub::Shard::forget_changes).await.is_err()
+            {
+                break;
+            }
+            if self.hub.clients() == 0 {
+                break;
+            }
+            self.pause(Duration::from_millis(20)).await;
+        }
+        let run = uuid::Uuid::new_v4().to_string();
+        let node_id = if self.fixed_id { before.node_id.clone() } else { run.clone() };
+        let port = if self.fixed_port { before.lan.port } else { self.first_port };
+        let lan = LanAddress { ip: before.lan.ip, port };
+        *self.shared.identity.write() = Arc::new(Identity { node_id, run, lan });
+        let mut state = self.state.lock();
+        (state.lease, state.last_facts) = (0, None);
+    }
+
+    /// Leaves: what this node has written is gone, its name last.
+    pub(super) async fn leave(&self) {
+        let identity = self.shared.identity();
+        loop {
+            let quiet = self.hub.others().topics.count();
+            self.bus.confirmed(quiet).await;
+            let result = match self.shared.link.get() {
+                Ok(connection) => self.try_to_leave(&connection, &identity).await,
+                Err(error) => Err(error),
+            };
+            match result {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(error) => tracing::debug!(%error, "cannot leave yet"),
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.stop.cancel();
+    }
+
+    async fn try_to_leave(&self, connection: &Connection, identity: &Identity) -> Result<bool, RedisError> {
+        let keys = &self.shared.keys;
+        let index = keys.index(&identity.run);
+        if self.hub.clients() > 0 || connection.call(Command::exists(index)).await?.number() > 0 {
+            return Ok(false);
+        }
+        self.shared.member.send_replace(false);
+        connection.call(Command::del(keys.node(&identity.node_id))).await?;
+        let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
+        connection.call(leave.arg(identity.node_id.as_str()).arg(identity.run.as_str())).await?;
+        Ok(true)
+    }
+}

@@ -1,0 +1,419 @@
+//! This node among the others, through Redis.
+//!
+//! | file | what is in it |
+//! | --- | --- |
+//! | `keys` | every key and channel, one table |
+//! | `redis` | connections, commands, errors |
+//! | `envelope` | what nodes say to each other |
+//! | `bus` | subscribing to what this node holds; publishing, asking, answering |
+//! | `directory` | the shared index: written from the hub's journal, read by queries |
+//! | `members` | the life of a node among the nodes: lease, judging and sweeping the dead |
+//! | `scripts/` | Lua, one file per atomic step |
+//!
+//! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,
+//! and every write may be repeated. A command is answered when hub, Redis and subscription have it.
+
+mod bus;
+mod directory;
+mod envelope;
+mod keys;
+mod members;
+mod redis;
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use parking_lot::{Mutex, RwLock};
+use serde_json::value::RawValue;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
+pub use directory::{Entry, Facts};
+pub use envelope::{Back, Do};
+pub use keys::Channel;
+
+use crate::client::Departed;
+use crate::config::ClusterConfig;
+use crate::hub::Hub;
+use crate::id::{ClientId, Group, LanAddress, Uid};
+use crate::metrics::Metrics;
+use bus::Bus;
+use directory::{Directory, Reader};
+use envelope::{Hello, MAGIC};
+use keys::Keys;
+use members::Members;
+use redis::{Address, ConnectError, Connection, Link, RedisError};
+
+/// Redis did not do what it was asked, or it is not known whether it did.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Unavailable(pub String);
+
+impl From<RedisError> for Unavailable {
+    fn from(error: RedisError) -> Self {
+        Self(error.to_string())
+    }
+}
+
+/// Among the nodes there is no place for this one: a setting has to change.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{variable}: {why}")]
+pub struct Refused {
+    /// The setting.
+    pub variable: &'static str,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+/// Whether this node is to get new clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// It is.
+    Ready,
+    /// It is, though nobody has Redis.
+    WithoutRedis,
+    /// It is not, and why.
+    Not(&'static str),
+}
+
+/// Who this node is among the others; a node that was swept is a new one.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Identity {
+    /// The name others know.
+    node_id: String,
+    /// This life of that name.
+    run: String,
+    /// Where PHP reaches it; the first part of its client ids.
+    lan: LanAddress,
+}
+
+/// What the tasks of the cluster share.
+struct Shared {
+    keys: Keys,
+    link: Link,
+    metrics: Arc<Metrics>,
+    clock: Clock,
+    peers: Peers,
+    identity: RwLock<Arc<Identity>>,
+    /// Whether this node has a place among the others.
+    member: watch::Sender<bool>,
+}
+
+impl Shared {
+    fn identity(&self) -> Arc<Identity> {
+        Arc::clone(&self.identity.read())
+    }
+
+    /// Waits until this node has a place.
+    async fn is_member(&self) {
+        // The sender is here.
+        drop(self.member.subscribe().wait_for(|member| *member).await);
+    }
+}
+
+/// Redis' clock, as far as it is known.
+#[derive(Default)]
+struct Clock(Mutex<Option<(Instant, u64)>>);
+
+impl Clock {
+    /// Redis said this time, in ms; it was asked at `asked`.
+    fn set(&self, asked: Instant, time: u64) {
+        // It read its clock somewhere between question and answer.
+        *self.0.lock() = Some((asked + asked.elapsed() / 2, time));
+    }
+
+    /// Unix milliseconds, by Redis' clock.
+    fn now(&self) -> Option<u64> {
+        (*self.0.lock()).map(|(at, time)| time + at.elapsed().as_millis() as u64)
+    }
+}
+
+/// Nodes that were heard, to tell foreign ones from ours.
+#[derive(Default)]
+struct Peers {
+    heard: Mutex<HashMap<String, Instant>>,
+    unknown: Mutex<Option<Instant>>,
+}
+
+impl Peers {
+    fn heard(&self, hello: Hello) {
+        let mut heard = self.heard.lock();
+        // Somebody who makes up names shall not fill the memory.
+        if heard.len() < 10_000 || heard.contains_key(&hello.id) {
+            heard.entry(hello.id).or_insert_with(Instant::now);
+        }
+    }
+
+    fn heard_unknown(&self) {
+        let before = self.unknown.lock().replace(Instant::now());
+        if before.is_none_or(|before| before.elapsed() > Duration::from_mins(1)) {
+            tracing::error!("another node speaks a newer language: update this one");
+        }
+    }
+
+    fn speaks_unknown(&self) -> bool {
+        self.unknown.lock().is_some_and(|heard| heard.elapsed() < Duration::from_mins(1))
+    }
+
+    /// Nodes that speak under our prefix and are not in our Redis database, though they have had so long to enter.
+    fn foreign(&self, known: impl Fn(&str) -> bool, patience: Duration) -> Vec<String> {
+        let mut heard = self.heard.lock();
+        let foreign: Vec<String> = heard
+            .iter()
+            .filter(|(id, since)| since.elapsed() > patience && !known(id))
+            .map(|(id, _)| id.clone())
+            .collect();
+        heard.retain(|id, since| !known(id) && since.elapsed() <= patience);
+        foreign
+    }
+}
+
+/// Waits between attempts: from 20 ms, doubling up to 2 s, each with some jitter.
+#[derive(Default)]
+struct Backoff(u32);
+
+impl Backoff {
+    fn next(&mut self) -> Duration {
+        let step = Duration::from_millis(20 << self.0.min(7)).min(Duration::from_secs(2));
+        self.0 += 1;
+        // A few random bits are enough, and a UUID has them.
+        let jitter = uuid::Uuid::new_v4().as_u128() as u32 % 50;
+        step + step * jitter / 100
+    }
+}
+
+/// This node among the others.
+pub struct Cluster {
+    shared: Arc<Shared>,
+    bus: Arc<Bus>,
+    directory: Arc<Directory>,
+}
+
+/// The tasks of a cluster; they end when this is dropped.
+pub struct ClusterTasks {
+    tasks: JoinSet<()>,
+    refused: watch::Receiver<Option<Refused>>,
+    members: Arc<Members>,
+}
+
+impl ClusterTasks {
+    /// Waits until it is clear that there is no place for this node.
+    pub async fn refused(&mut self) -> Refused {
+        loop {
+            if let Some(refused) = self.refused.borrow_and_update().clone() {
+                return refused;
+            }
+            if self.refused.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// Leaves the others, with nothing left behind: its clients are gone.
+    pub async fn leave(mut self, within: Duration) {
+        if tokio::time::timeout(within, self.members.leave()).await.is_err() {
+            tracing::warn!("Redis did not take this node's leave in time; others will sweep after it");
+        }
+        self.tasks.shutdown().await;
+    }
+}
+
+/// What a cluster yields.
+pub struct Yield {
+    /// What is said to this node.
+    pub inbox: Inbox,
+    /// The clients of dead nodes that this one has swept.
+    pub swept: mpsc::Receiver<Departed>,
+}
+
+impl Cluster {
+    /// Begins to enter the cluster, with the clients of this hub.
+    pub fn start(
+        config: &ClusterConfig,
+        hub: &Arc<Hub>,
+        metrics: &Arc<Metrics>,
+    ) -> Result<(Self, Yield, ClusterTasks), Refused> {
+        let address = Address::read(&config.redis_url).map_err(|error| refused_url(&error))?;
+        let run = uuid::Uuid::new_v4().to_string();
+        let lan = LanAddress { ip: config.lan_ip.unwrap_or_else(|| lan_ip(&address)), port: config.lan_port };
+        let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
+        let shared = Arc::new(Shared {
+            keys: Keys::new(&config.prefix),
+            link: Link::default(),
+            metrics: Arc::clone(metrics),
+            clock: Clock::default(),
+            peers: Peers::default(),
+            identity: RwLock::new(Arc::new(Identity { node_id, run, lan })),
+            member: watch::Sender::new(false),
+        });
+        let (bus, inbox) = Bus::new(Arc::clone(&shared));
+        let (bus, stop) = (Arc::new(bus), CancellationToken::new());
+        let directory = Arc::new(Directory::new(Arc::clone(&shared), Arc::clone(&bus), Arc::clone(hub)));
+        let (tell, swept) = mpsc::channel(1024);
+        let members =
+            Members::new(config, &shared, &bus, &directory, Arc::clone(hub), address.clone(), tell, stop.clone());
+        let (members, refuse) = (Arc::new(members), watch::Sender::new(None));
+        let refused = refuse.subscribe();
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Arc::clone(&bus).listen(address, Arc::clone(hub), stop));
+        tasks.spawn(Arc::clone(&directory).run());
+        let life = Arc::clone(&members);
+        tasks.spawn(async move {
+            let refused = Box::pin(life.live()).await;
+            refuse.send_replace(refused);
+        });
+        let cluster = Self { shared, bus, directory };
+        Ok((cluster, Yield { inbox, swept }, ClusterTasks { tasks, refused, members }))
+    }
+
+    /// Whether this node is to get new clients.
+    pub fn readiness(&self) -> Readiness {
+        if !*self.shared.member.borrow() {
+            return Readiness::Not("waiting for a place among the nodes: is Redis there?");
+        }
+        if !self.bus.has_heard() {
+            return Readiness::Not("not subscribed yet");
+        }
+        if self.shared.peers.speaks_unknown() {
+            return Readiness::Not("another node speaks a newer language");
+        }
+        match (self.shared.link.is_up(), self.bus.is_deaf()) {
+            (false, _) => Readiness::WithoutRedis,
+            (true, true) => Readiness::Not("deaf: this node does not hear its own heartbeat"),
+            (true, false) => Readiness::Ready,
+        }
+    }
+
+    /// Whether this node has a place among the others; without one it has no address to make client ids from.
+    pub fn is_member(&self) -> bool {
+        *self.shared.member.borrow()
+    }
+
+    /// The first part of this node's client ids.
+    pub fn lan(&self) -> LanAddress {
+        self.shared.identity().lan
+    }
+
+    /// Says a message to whom the channel names, in the very bytes a foreign program would; returns how many nodes heard.
+    pub async fn publish(&self, channel: &Channel, payload: Bytes) -> Result<u64, Unavailable> {
+        Ok(self.bus.publish(channel, payload).await?)
+    }
+
+    /// A part of a command in an envelope, to be published.
+    pub fn seal(part: Box<RawValue>, message: &[u8]) -> Bytes {
+        envelope::seal(envelope::Header::Do(Do { part, back: None, until: None }), message)
+    }
+
+    /// Whether a payload would be taken for an envelope.
+    pub fn is_ambiguous(payload: &[u8]) -> bool {
+        payload.starts_with(&MAGIC)
+    }
+
+    /// Has the nodes that hear it do a part of a command; returns how many heard, and what those answered in time.
+    pub async fn ask(
+        &self,
+        channel: &Channel,
+        part: Box<RawValue>,
+        message: &[u8],
+        within: Duration,
+    ) -> Result<(u64, Vec<Box<RawValue>>), Unavailable> {
+        let asked = self.bus.ask(channel, part, message, within).await?;
+        Ok((asked.heard, asked.answers))
+    }
+
+    /// Answers an ask.
+    pub async fn answer(&self, back: Back, done: Box<RawValue>) -> Result<(), Unavailable> {
+        Ok(self.bus.answer(back, done).await?)
+    }
+
+    /// Whether Redis' clock says that this time, in ms, is over.
+    pub fn is_over(&self, until: u64) -> bool {
+        self.shared.clock.now().is_some_and(|now| now > until)
+    }
+
+    /// Sends a message to one client by its own channel; returns whether it is there.
+    pub async fn publish_to_client(&self, id: ClientId, payload: Bytes) -> Result<bool, Unavailable> {
+        Ok(self.directory.publish_to_client(id, payload).await?)
+    }
+
+    /// Whether a living node has this address.
+    pub async fn has_node(&self, lan: LanAddress) -> Result<bool, Unavailable> {
+        Ok(self.reader()?.has_node(lan).await?)
+    }
+
+    fn reader(&self) -> Result<Reader<'_>, Unavailable> {
+        Ok(Reader { keys: &self.shared.keys, connection: self.shared.link.get()? })
+    }
+
+    /// The clients of each of these uids.
+    pub async fn clients_of_uids(&self, uids: &[Uid]) -> Result<Vec<Vec<ClientId>>, Unavailable> {
+        Ok(self.reader()?.clients_of_uids(uids).await?)
+    }
+
+    /// How many clients each of these uids has.
+    pub async fn uid_sizes(&self, uids: &[Uid]) -> Result<Vec<u64>, Unavailable> {
+        Ok(self.reader()?.uid_sizes(uids).await?)
+    }
+
+    /// The members of each of these groups.
+    pub async fn members(&self, groups: &[Group]) -> Result<Vec<Vec<ClientId>>, Unavailable> {
+        Ok(self.reader()?.members(groups).await?)
+    }
+
+    /// How many members each of these groups has.
+    pub async fn group_sizes(&self, groups: &[Group]) -> Result<Vec<u64>, Unavailable> {
+        Ok(self.reader()?.group_sizes(groups).await?)
+    }
+
+    /// What is known of each of these clients; none of those that are not online.
+    pub async fn facts(&self, ids: &[ClientId]) -> Result<Vec<Option<Facts>>, Unavailable> {
+        Ok(self.reader()?.facts(ids).await?)
+    }
+
+    /// The uids of these clients.
+    pub async fn uids_of(&self, ids: &[ClientId]) -> Result<Vec<Option<Uid>>, Unavailable> {
+        Ok(self.reader()?.uids_of(ids).await?)
+    }
+
+    /// How many clients there are.
+    pub async fn client_count(&self) -> Result<u64, Unavailable> {
+        Ok(self.reader()?.client_count().await?)
+    }
+
+    /// All clients with their uids and groups.
+    pub async fn everyone(&self) -> Result<Vec<Entry>, Unavailable> {
+        Ok(self.reader()?.everyone().await?)
+    }
+}
+
+/// Connects once, and checks what answers.
+pub async fn check(config: &ClusterConfig) -> Result<(), Refused> {
+    let address = Address::read(&config.redis_url).map_err(|error| refused_url(&error))?;
+    let metrics = Arc::new(Metrics::new());
+    Connection::open(&address, &metrics).await.map(drop).map_err(|error| refused_url(&error))
+}
+
+fn refused_url(error: &ConnectError) -> Refused {
+    Refused { variable: "MOONGATE_REDIS_URL", why: error.to_string() }
+}
+
+/// This machine's address on the way to Redis; loopback when Redis is here.
+fn lan_ip(address: &Address) -> Ipv4Addr {
+    let on_the_way = || {
+        let (host, port) = address.host()?;
+        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+        // Nothing is sent: this only looks up the route.
+        socket.connect((host.as_str(), port)).ok()?;
+        match socket.local_addr().ok()?.ip() {
+            IpAddr::V4(ip) => Some(ip),
+            IpAddr::V6(_) => None,
+        }
+    };
+    on_the_way().unwrap_or(Ipv4Addr::LOCALHOST)
+}

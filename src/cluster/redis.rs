@@ -1,0 +1,466 @@
+//! Connections to Redis. Nothing outside this file names the client library.
+//!
+//! A [`Connection`] is one socket and never comes back: when it ends, or does not answer in time, it is over, and a fresh
+//! one is made and checked from the start. The library's own reconnecting is not used: it repeats commands, and it says
+//! nothing of the server behind the new connection being another one. So no command runs twice unless we repeat it.
+//!
+//! Replies must not be flat lists of three or four strings whose first may be foreign text: fred 10.1.0 takes one that
+//! begins with `message`, `subscribe` and the like for a pub/sub frame. Numbers, single strings, maps, sets, nested
+//! lists, and scripts whose first element is a number are safe. [`Command`] names every command that is used.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use fred::clients::Client;
+use fred::error::{Error, ErrorKind};
+use fred::interfaces::{ClientInterface as _, ClientLike as _, EventInterface as _, PubsubInterface as _};
+pub(super) use fred::types::Message as Published;
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, TcpConfig};
+use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
+use parking_lot::RwLock;
+use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::broadcast;
+use tokio::time::{Instant, timeout};
+
+use crate::metrics::{Metrics, RedisCommand};
+
+/// What Redis may take for an answer; one that takes longer is given up with its connection.
+pub(super) const ANSWER: Duration = Duration::from_secs(2);
+
+/// Messages that the subscriber's library keeps while they are moved on.
+const RING: usize = 8192;
+
+/// The oldest Redis that has all that is used.
+const OLDEST: (u32, u32) = (6, 2);
+
+/// Why Redis did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum RedisError {
+    /// There is no connection, or it ended before the answer: not known to be done.
+    #[error("Redis is away: {0}")]
+    Away(String),
+    /// Redis answered with an error.
+    #[error("Redis refused {command}: {error}")]
+    Refused {
+        /// The command.
+        command: &'static str,
+        /// Redis' words.
+        error: String,
+    },
+}
+
+impl RedisError {
+    /// The server itself is not able to take writes now; nothing is wrong with this one.
+    pub(super) fn is_server_wide(&self) -> bool {
+        let words = ["OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOPERM", "NOAUTH"];
+        match self {
+            Self::Away(_) => true,
+            Self::Refused { error, .. } => words.iter().any(|word| error.starts_with(word)),
+        }
+    }
+}
+
+/// Why a connection could not be made.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum ConnectError {
+    /// Nobody answers (yet).
+    #[error("{0}")]
+    Away(String),
+    /// Somebody answers, but this is not a Redis for us: no use to try again without a change.
+    #[error("{0}")]
+    Unfit(String),
+}
+
+/// One command. Arguments are binary-safe.
+#[derive(Debug, Clone)]
+pub(super) struct Command {
+    name: &'static str,
+    args: Vec<Value>,
+}
+
+macro_rules! commands {
+    ($($function:ident $name:literal)*) => { $(
+        pub(super) fn $function(key: impl Into<Argument>) -> Self {
+            Self { name: $name, args: vec![key.into().0] }
+        }
+    )* };
+}
+
+impl Command {
+    commands! {
+        del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
+        hset "HSET" client "CLIENT" publish "PUBLISH" sadd "SADD" scard "SCARD" set "SET" smembers "SMEMBERS"
+        srem "SREM" sscan "SSCAN" zrange "ZRANGE" zrem "ZREM"
+    }
+
+    pub(super) fn arg(mut self, arg: impl Into<Argument>) -> Self {
+        self.args.push(arg.into().0);
+        self
+    }
+
+    pub(super) fn args<A: Into<Argument>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
+        self.args.extend(args.into_iter().map(|arg| arg.into().0));
+        self
+    }
+
+    /// A script with its keys; arguments follow.
+    pub(super) fn script<const N: usize>(script: &'static str, keys: [String; N]) -> Self {
+        Self::eval(script).arg(N as u64).args(keys)
+    }
+}
+
+/// One argument of a command.
+pub(super) struct Argument(Value);
+
+impl From<String> for Argument {
+    fn from(text: String) -> Self {
+        Self(Value::String(text.into()))
+    }
+}
+impl From<&str> for Argument {
+    fn from(text: &str) -> Self {
+        Self(Value::String(text.into()))
+    }
+}
+impl From<Bytes> for Argument {
+    fn from(bytes: Bytes) -> Self {
+        Self(Value::Bytes(bytes))
+    }
+}
+impl From<u64> for Argument {
+    fn from(number: u64) -> Self {
+        Self(Value::String(number.to_string().into()))
+    }
+}
+impl From<crate::id::ClientId> for Argument {
+    fn from(id: crate::id::ClientId) -> Self {
+        id.to_string().into()
+    }
+}
+
+/// What Redis answered.
+#[derive(Debug, Clone)]
+pub(super) struct Reply(Value);
+
+impl Reply {
+    pub(super) fn number(&self) -> u64 {
+        self.0.as_u64().unwrap_or_default()
+    }
+
+    pub(super) fn text(self) -> Option<String> {
+        self.0.into_string()
+    }
+
+    /// A list or set.
+    pub(super) fn list(self) -> Vec<Self> {
+        match self.0 {
+            Value::Array(items) => items.into_iter().map(Self).collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// A sorted set's members with their scores, which are whole and not negative.
+    pub(super) fn scores(self) -> Vec<(String, u64)> {
+        #[allow(clippy::cast_sign_loss)]
+        let whole = |score: String| score.parse::<f64>().map_or(0, |score| score as u64);
+        self.pairs().into_iter().map(|(member, score)| (member, whole(score))).collect()
+    }
+
+    pub(super) fn texts(self) -> impl Iterator<Item = String> {
+        self.list().into_iter().filter_map(Self::text)
+    }
+
+    /// A map, or a list of keys and values.
+    pub(super) fn pairs(self) -> Vec<(String, String)> {
+        match self.0 {
+            Value::Map(map) => {
+                let pairs = map.inner().into_iter();
+                pairs.filter_map(|(key, value)| Some((key.into_string()?, value.into_string()?))).collect()
+            }
+            Value::Array(items) if matches!(items.first(), Some(Value::Array(_))) => {
+                let pairs = items.into_iter().map(|pair| Self(pair).texts());
+                pairs.filter_map(|mut pair| Some((pair.next()?, pair.next()?))).collect()
+            }
+            Value::Array(items) => {
+                let mut items = items.into_iter();
+                let mut pairs = Vec::with_capacity(items.len() / 2);
+                while let (Some(key), Some(value)) = (items.next(), items.next()) {
+                    pairs.extend(key.into_string().zip(value.into_string()));
+                }
+                pairs
+            }
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// Where Redis is, and how to be let in.
+#[derive(Clone)]
+pub(super) struct Address {
+    config: Config,
+}
+
+impl Address {
+    /// Reads `MOONGATE_REDIS_URL`, which the settings have checked.
+    pub(super) fn read(url: &SecretString) -> Result<Self, ConnectError> {
+        let mut config = Config::from_url(url.expose_secret())
+            .map_err(|_| ConnectError::Unfit("the URL cannot be read".to_owned()))?;
+        config.version = RespVersion::RESP3;
+        config.fail_fast = true;
+        Ok(Self { config })
+    }
+
+    /// Host and port over TCP.
+    pub(super) fn host(&self) -> Option<(String, u16)> {
+        let server = self.config.server.hosts().into_iter().next()?;
+        (!self.config.server.is_unix_socket()).then(|| (server.host.to_string(), server.port))
+    }
+}
+
+/// One connection, checked.
+#[derive(Clone)]
+pub(super) struct Connection {
+    client: Client,
+    /// The server process behind it.
+    pub(super) run_id: Arc<str>,
+    /// As Redis counts it.
+    pub(super) id: u64,
+    metrics: Arc<Metrics>,
+}
+
+/// Ends when its connection has ended; dropped, it ends it.
+pub(super) struct Alive(ConnectHandle);
+
+impl Alive {
+    pub(super) async fn ended(&mut self) {
+        // How it ended does not matter.
+        drop((&mut self.0).await);
+    }
+}
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Connection {
+    /// Connects, and checks that this is a primary Redis, new enough, that lets us in.
+    pub(super) async fn open(address: &Address, metrics: &Arc<Metrics>) -> Result<(Self, Alive), ConnectError> {
+        let performance = PerformanceConfig {
+            default_command_timeout: ANSWER,
+            broadcast_channel_capacity: RING,
+            ..Default::default()
+        };
+        let connection = ConnectionConfig {
+            connection_timeout: ANSWER,
+            internal_command_timeout: ANSWER,
+            max_command_attempts: 1,
+            max_command_buffer_len: 100_000,
+            auto_client_setname: false,
+            tcp: TcpConfig { nodelay: Some(true), ..Default::default() },
+            ..Default::default()
+        };
+        let client = Client::new(address.config.clone(), Some(performance), Some(connection), None);
+        let handle = match timeout(ANSWER * 2, client.init()).await {
+            Ok(Ok(handle)) => handle,
+            Ok(Err(error)) => return Err(connect_error(&error)),
+            Err(_) => return Err(ConnectError::Away("no answer".to_owned())),
+        };
+        let alive = Alive(handle);
+        let id = client.connection_ids().values().next().copied().and_then(|id| u64::try_from(id).ok());
+        let mut opened = Self { client, run_id: "".into(), id: id.unwrap_or_default(), metrics: Arc::clone(metrics) };
+        let info = opened.call(Command { name: "INFO", args: Vec::new() }).await;
+        let info = info.map_err(|error| match &error {
+            RedisError::Refused { error, .. } if error.starts_with("LOADING") => ConnectError::Away(error.clone()),
+            RedisError::Refused { error, .. } => ConnectError::Unfit(error.clone()),
+            RedisError::Away(_) => ConnectError::Away(error.to_string()),
+        })?;
+        opened.run_id = check(&info.text().unwrap_or_default())?.into();
+        Ok((opened, alive))
+    }
+
+    /// One command.
+    pub(super) async fn call(&self, command: Command) -> Result<Reply, RedisError> {
+        let Command { name, args } = command;
+        let started = Instant::now();
+        // The library's future is five kilobytes.
+        let result = Box::pin(self.client.custom::<Value, Value>(custom(name), args)).await;
+        self.count(name, 1, started);
+        result.map(Reply).map_err(|error| redis_error(name, &error))
+    }
+
+    /// Commands in one go, in order; one result for each.
+    pub(super) async fn pipeline(&self, commands: Vec<Command>) -> Result<Vec<Result<Reply, RedisError>>, RedisError> {
+        if commands.is_empty() {
+            return Ok(Vec::new());
+        }
+        let started = Instant::now();
+        let pipeline = self.client.pipeline();
+        let names: Vec<&'static str> = commands.iter().map(|command| command.name).collect();
+        for Command { name, args } in commands {
+            // In a pipeline this only queues.
+            let queued: Result<(), Error> = Box::pin(pipeline.custom(custom(name), args)).await;
+            queued.map_err(|error| redis_error(name, &error))?;
+        }
+        let results: Vec<Result<Value, Error>> = Box::pin(pipeline.try_all()).await;
+        for &name in &names {
+            self.count(name, 1, started);
+        }
+        if results.len() != names.len() {
+            let error = results.into_iter().find_map(Result::err);
+            return Err(RedisError::Away(
+                error.map_or_else(|| "no answer".to_owned(), |error| error.details().to_owned()),
+            ));
+        }
+        let results: Vec<_> = results.into_iter().zip(names).collect();
+        let results =
+            results.into_iter().map(|(result, name)| result.map(Reply).map_err(|error| redis_error(name, &error)));
+        let results: Vec<_> = results.collect();
+        match results.iter().find_map(|result| match result {
+            Err(error @ RedisError::Away(_)) => Some(error.clone()),
+            _ => None,
+        }) {
+            Some(away) => Err(away),
+            None => Ok(results),
+        }
+    }
+
+    /// What is published to this connection from now on, in the library's ring.
+    pub(super) fn published(&self) -> broadcast::Receiver<Published> {
+        self.client.message_rx()
+    }
+
+    /// Hears these channels, once the server has heard of it: see [`Connection::barrier`].
+    pub(super) async fn subscribe(&self, channels: Vec<String>) -> Result<(), RedisError> {
+        in_time("SUBSCRIBE", Box::pin(self.client.subscribe(channels))).await
+    }
+
+    /// Hears these channels no more.
+    pub(super) async fn unsubscribe(&self, channels: Vec<String>) -> Result<(), RedisError> {
+        in_time("UNSUBSCRIBE", Box::pin(self.client.unsubscribe(channels))).await
+    }
+
+    /// Hears every channel that a pattern matches.
+    pub(super) async fn subscribe_to_pattern(&self, pattern: String) -> Result<(), RedisError> {
+        in_time("PSUBSCRIBE", Box::pin(self.client.psubscribe(pattern))).await
+    }
+
+    /// Returns when the server has done what was sent before. A subscription that it refused comes to light here, too.
+    pub(super) async fn barrier(&self) -> Result<(), RedisError> {
+        in_time("PING", Box::pin(self.client.ping::<String>(None))).await.map(drop)
+    }
+
+    fn count(&self, command: &'static str, count: u64, started: Instant) {
+        let command = RedisCommand { command };
+        self.metrics.redis_commands.get_or_create(&command).inc_by(count);
+        self.metrics.redis_seconds.observe(started.elapsed().as_secs_f64());
+    }
+}
+
+async fn in_time<T>(command: &'static str, work: impl Future<Output = Result<T, Error>>) -> Result<T, RedisError> {
+    match timeout(ANSWER, work).await {
+        Ok(done) => done.map_err(|error| redis_error(command, &error)),
+        Err(_) => Err(RedisError::Away("no answer".to_owned())),
+    }
+}
+
+/// Where something was published, and what; none for what is no bytes.
+pub(super) fn read(published: Published) -> (String, Option<Bytes>) {
+    (published.channel.to_string(), published.value.into_bytes())
+}
+
+fn custom(name: &'static str) -> CustomCommand {
+    CustomCommand::new_static(name, ClusterHash::FirstKey, false)
+}
+
+fn redis_error(command: &'static str, error: &Error) -> RedisError {
+    match error.kind() {
+        ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Routing | ErrorKind::Backpressure => {
+            RedisError::Away(error.details().to_owned())
+        }
+        ErrorKind::Unknown if error.details().starts_with("Client is not") || error.details().contains("router") => {
+            RedisError::Away(error.details().to_owned())
+        }
+        _ => RedisError::Refused { command, error: error.details().to_owned() },
+    }
+}
+
+fn connect_error(error: &Error) -> ConnectError {
+    let details = error.details().to_owned();
+    match error.kind() {
+        ErrorKind::Auth | ErrorKind::Config | ErrorKind::Url | ErrorKind::InvalidArgument => {
+            ConnectError::Unfit(details)
+        }
+        _ if ["WRONGPASS", "NOAUTH", "NOPERM", "ERR"].iter().any(|word| details.starts_with(word)) => {
+            ConnectError::Unfit(details)
+        }
+        _ => ConnectError::Away(details),
+    }
+}
+
+/// Reads `INFO`: returns the `run_id`.
+fn check(info: &str) -> Result<String, ConnectError> {
+    let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    let version = field("redis_version").unwrap_or("unknown");
+    let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
+    if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < OLDEST {
+        let (major, minor) = OLDEST;
+        return Err(ConnectError::Unfit(format!("this is Redis {version}; it takes Redis {major}.{minor} or newer")));
+    }
+    if field("cluster_enabled") == Some("1") {
+        return Err(ConnectError::Unfit("this is a Redis Cluster; it takes a single Redis".to_owned()));
+    }
+    if field("role").is_some_and(|role| role != "master") {
+        return Err(ConnectError::Unfit("this is a replica; it takes the primary".to_owned()));
+    }
+    if field("loading") == Some("1") {
+        return Err(ConnectError::Away("Redis is loading its data".to_owned()));
+    }
+    Ok(field("run_id").unwrap_or_default().to_owned())
+}
+
+/// The connection for commands, while there is one. `members` makes it, and takes it away as soon as it has ended.
+#[derive(Default)]
+pub(super) struct Link {
+    current: RwLock<Option<Connection>>,
+}
+
+impl Link {
+    pub(super) fn set(&self, connection: Option<Connection>) {
+        *self.current.write() = connection;
+    }
+
+    pub(super) fn get(&self) -> Result<Connection, RedisError> {
+        self.current.read().clone().ok_or_else(|| RedisError::Away("there is no connection".to_owned()))
+    }
+
+    pub(super) fn is_up(&self) -> bool {
+        self.current.read().is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_primary_that_is_new_enough_will_do() {
+        let info = |version: &str, role: &str, rest: &str| {
+            check(&format!("# Server\r\nredis_version:{version}\r\nrun_id:abc\r\nrole:{role}\r\n{rest}"))
+        };
+        assert_eq!(info("7.0.15", "master", "cluster_enabled:0\r\n"), Ok("abc".to_owned()));
+        assert_eq!(info("6.2.0", "master", ""), Ok("abc".to_owned()));
+        for (version, role, rest) in [
+            ("6.0.16", "master", ""),
+            ("5.0.7", "master", ""),
+            ("7.0.15", "slave", ""),
+            ("7.0.15", "master", "cluster_enabled:1\r\n"),
+        ] {
+            assert!(matches!(info(version, role, rest), Err(ConnectError::Unfit(_))), "{version} {role} {rest}");
+        }
+        assert!(matches!(info("7.0.15", "master", "loading:1\r\n"), Err(ConnectError::Away(_))));
+        assert!(matches!(check(""), Err(ConnectError::Unfit(_))));
+    }
+}

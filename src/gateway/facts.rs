@@ -1,0 +1,125 @@
+//! Where queries have their facts from: this node's hub when it is alone, else the directory in Redis.
+
+use super::{Failure, Gateway};
+use crate::cluster::{Entry, Facts};
+use crate::hub::{Shard, View};
+use crate::id::{ClientId, Group, Uid};
+
+impl Gateway {
+    /// The clients of each of these uids.
+    pub(super) async fn clients_of_uids(&self, uids: &[Uid]) -> Result<Vec<Vec<ClientId>>, Failure> {
+        if let Some(cluster) = &self.cluster {
+            return Ok(cluster.clients_of_uids(uids).await?);
+        }
+        let named = uids.to_vec();
+        let of = move |shard: &mut Shard| {
+            named.iter().map(|uid| shard.of_uid(uid).map(|client| client.id).collect()).collect()
+        };
+        Ok(merged(uids.len(), self.hub.begin_at_uids(uids, of).await?.all().await?))
+    }
+
+    /// The clients of a uid.
+    pub(super) async fn clients_of_uid(&self, uid: &Uid) -> Result<Vec<ClientId>, Failure> {
+        Ok(self.clients_of_uids(std::slice::from_ref(uid)).await?.into_iter().flatten().collect())
+    }
+
+    /// Which of these uids are online.
+    pub(super) async fn uids_online(&self, uids: &[Uid]) -> Result<Vec<bool>, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.uid_sizes(uids).await?.into_iter().map(|size| size > 0).collect()),
+            None => Ok(uids.iter().map(|uid| self.hub.holds_uid(uid)).collect()),
+        }
+    }
+
+    /// The members of each of these groups.
+    pub(super) async fn members(&self, groups: &[Group]) -> Result<Vec<Vec<ClientId>>, Failure> {
+        if let Some(cluster) = &self.cluster {
+            return Ok(cluster.members(groups).await?);
+        }
+        let named = groups.to_vec();
+        let of = move |shard: &mut Shard| {
+            named.iter().map(|group| shard.of_group(group).map(|client| client.id).collect()).collect()
+        };
+        Ok(merged(groups.len(), self.hub.begin_at_groups(groups, of).await?.all().await?))
+    }
+
+    /// How many members each of these groups has.
+    pub(super) async fn group_sizes(&self, groups: &[Group]) -> Result<Vec<u64>, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.group_sizes(groups).await?),
+            None => Ok(groups.iter().map(|group| self.hub.group_size(group) as u64).collect()),
+        }
+    }
+
+    /// The uids of these clients, of those that have one.
+    pub(super) async fn uids_of(&self, ids: &[ClientId]) -> Result<Vec<Option<Uid>>, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.uids_of(ids).await?),
+            None => self
+                .views(ids, |client| client.uid.cloned())
+                .await
+                .map(|uids| uids.into_iter().map(Option::flatten).collect()),
+        }
+    }
+
+    /// What is known of each of these clients; none of those that are not online.
+    pub(super) async fn facts(&self, ids: &[ClientId]) -> Result<Vec<Option<Facts>>, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.facts(ids).await?),
+            None => {
+                self.views(ids, |client| Facts { uid: client.uid.cloned(), session: client.session.cloned() }).await
+            }
+        }
+    }
+
+    /// How many clients there are.
+    pub(super) async fn client_count(&self) -> Result<u64, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.client_count().await?),
+            None => Ok(self.hub.clients() as u64),
+        }
+    }
+
+    /// All clients with their uids and groups.
+    pub(super) async fn everyone(&self) -> Result<Vec<Entry>, Failure> {
+        if let Some(cluster) = &self.cluster {
+            return Ok(cluster.everyone().await?);
+        }
+        let entry =
+            |client: View<'_>| Entry { id: client.id, uid: client.uid.cloned(), groups: client.groups.to_vec() };
+        let found = self.hub.at_all(move |shard| shard.all().map(entry).collect::<Vec<_>>()).await?;
+        Ok(found.into_iter().flatten().collect())
+    }
+
+    /// Something of each of these clients of the hub.
+    async fn views<T: Send + 'static>(
+        &self,
+        ids: &[ClientId],
+        of: impl Fn(View<'_>) -> T + Send + Sync + 'static,
+    ) -> Result<Vec<Option<T>>, Failure> {
+        if let [id] = *ids {
+            let found = self.hub.begin_at_client(id, move |shard| shard.view(id).map(of)).await?;
+            return Ok(vec![found.one().await?]);
+        }
+        let named = ids.to_vec();
+        let found = self.hub.at_all(move |shard| named.iter().map(|id| shard.view(*id).map(&of)).collect::<Vec<_>>());
+        let mut answer: Vec<Option<T>> = ids.iter().map(|_| None).collect();
+        for found in found.await? {
+            for (place, found) in answer.iter_mut().zip(found) {
+                *place = found.or(place.take());
+            }
+        }
+        Ok(answer)
+    }
+}
+
+/// Puts together what the shards found for each name.
+fn merged(names: usize, shards: Vec<Vec<Vec<ClientId>>>) -> Vec<Vec<ClientId>> {
+    let mut merged = vec![Vec::new(); names];
+    for shard in shards {
+        for (place, found) in merged.iter_mut().zip(shard) {
+            place.extend(found);
+        }
+    }
+    merged
+}

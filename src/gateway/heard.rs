@@ -1,0 +1,216 @@
+//! What is heard on the bus: it is on the bus already, so this node does its own part and passes nothing on.
+//!
+//! One task takes what is heard, in order, and puts it into the shards' inboxes; it waits for nothing but room there.
+//! What is to be answered is finished in tasks of its own.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde_json::value::{RawValue, to_raw_value};
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::part::{Done, Job, Part, Started};
+use super::{ASK_TIME, Failure, Gateway};
+use crate::client::Departed;
+use crate::cluster::{Back, Channel, Do, Heard, Inbox, Said};
+use crate::command::{Command, MAX_BATCH};
+use crate::hub::{Stopped, Target, Topic};
+use crate::id::ClientId;
+use crate::json::Invalid;
+use crate::metrics::Reason;
+use crate::throttle::Throttle;
+
+/// Jobs that may wait for Redis at once; beyond it nothing more is taken from the bus.
+const MOST_UNFINISHED: usize = 10_000;
+
+impl Gateway {
+    /// Does what is heard, until the bus or the hub ends.
+    pub(crate) async fn hear(self: Arc<Self>, mut inbox: Inbox) {
+        let mut ear = Ear { gateway: self, unfinished: JoinSet::new(), complain: Throttle::default() };
+        while let Some(heard) = inbox.next().await {
+            if ear.take(heard).await.is_err() {
+                return;
+            }
+            while ear.unfinished.try_join_next().is_some() {}
+            if ear.unfinished.len() >= MOST_UNFINISHED {
+                ear.unfinished.join_next().await;
+            }
+        }
+    }
+
+    /// Says goodbye for the clients of dead nodes.
+    pub(crate) async fn mourn(self: Arc<Self>, mut swept: mpsc::Receiver<Departed>) {
+        while let Some(departed) = swept.recv().await {
+            self.departed(departed).await;
+        }
+    }
+}
+
+struct Ear {
+    gateway: Arc<Gateway>,
+    unfinished: JoinSet<()>,
+    complain: Throttle,
+}
+
+impl Ear {
+    async fn take(&mut self, heard: Heard) -> Result<(), Stopped> {
+        let Heard { channel, said, .. } = heard;
+        match said {
+            Said::Message(message) => {
+                if let Some(to) = target(&channel) {
+                    // Nobody asks what became of it.
+                    drop(self.gateway.hub.begin_delivery(to, None, message, false).await?);
+                }
+                Ok(())
+            }
+            Said::Part(part, message) => self.part(&channel, part, &message).await,
+            Said::Command(json) => self.command(&json).await,
+        }
+    }
+
+    /// A part of a command that a node said.
+    async fn part(&mut self, channel: &Channel, part: Do, message: &Bytes) -> Result<(), Stopped> {
+        let Do { part, back, until } = part;
+        if until.is_some_and(|until| self.gateway.cluster.as_ref().is_some_and(|cluster| cluster.is_over(until))) {
+            self.lost("late", &"its time is over");
+            return Ok(());
+        }
+        let mut job = match Job::read(part.get(), message) {
+            Ok(job) => job,
+            Err(error) => {
+                self.lost("garbage", &error);
+                return Ok(());
+            }
+        };
+        // On a target's channel it can only be a send, and to this target.
+        if let Some(target) = target(channel) {
+            match &mut job.part {
+                Part::Send { to, .. } => *to = target,
+                _ => {
+                    self.lost("garbage", &"this may not be said to a target");
+                    return Ok(());
+                }
+            }
+        }
+        let started = self.gateway.begin(job).await?;
+        self.finish(started, back);
+        Ok(())
+    }
+
+    /// A command that a program said to all nodes.
+    async fn command(&mut self, json: &[u8]) -> Result<(), Stopped> {
+        let commands = match commands(json) {
+            Ok(commands) => commands,
+            Err(error) => {
+                self.lost("invalid", &error);
+                return Ok(());
+            }
+        };
+        for job in commands {
+            match job {
+                Ok(job) if self.concerns_us(&job) => {
+                    let started = self.gateway.begin(job).await?;
+                    self.finish(started, None);
+                }
+                Ok(_) => {}
+                Err(error) => self.lost("invalid", &error),
+            }
+        }
+        Ok(())
+    }
+
+    /// What is done with one client is done by its node.
+    fn concerns_us(&self, job: &Job) -> bool {
+        let is_ours = |id: &ClientId| self.gateway.cluster.as_ref().is_some_and(|cluster| cluster.lan() == id.lan);
+        match &job.part {
+            Part::Change { client_id, .. }
+            | Part::Close { client_id, .. }
+            | Part::Destroy { client_id }
+            | Part::Replace { client_id, .. } => is_ours(client_id),
+            _ => true,
+        }
+    }
+
+    /// Finishes a job in its own time, and answers.
+    fn finish(&mut self, started: Started, back: Option<Back>) {
+        if back.is_none() && matches!(started, Started::Delivering(_)) {
+            return;
+        }
+        let gateway = Arc::clone(&self.gateway);
+        self.unfinished.spawn(async move {
+            let done = gateway.finish(started, Instant::now() + ASK_TIME).await;
+            match (back, &gateway.cluster) {
+                (Some(back), Some(cluster)) => {
+                    // Whoever asked waits no longer than it wants to.
+                    if let Err(error) = cluster.answer(back, written(&done)).await {
+                        tracing::debug!(%error, "an answer to another node was not sent");
+                    }
+                }
+                _ => {
+                    if let Err(failure) = done {
+                        tracing::debug!(%failure, "a command from the bus failed");
+                    }
+                }
+            }
+        });
+    }
+
+    fn lost(&self, reason: &'static str, why: &dyn std::fmt::Display) {
+        self.gateway.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
+        if self.complain.allows() {
+            tracing::warn!(%why, "what was said on the bus is refused (said at most once a second)");
+        }
+    }
+}
+
+fn written(done: &Result<Done, Failure>) -> Box<RawValue> {
+    // Our own structs of strings and numbers: this cannot fail.
+    to_raw_value(done).unwrap_or_default()
+}
+
+/// Whom a channel names.
+fn target(channel: &Channel) -> Option<Target> {
+    Some(match channel {
+        Channel::Topic(Topic::All) => Target::All,
+        Channel::Topic(Topic::Uid(uid)) => Target::Uids([uid.clone()].into()),
+        Channel::Topic(Topic::Group(group)) => Target::Groups([group.clone()].into()),
+        Channel::Client(id) => Target::Clients([*id].into()),
+        Channel::Command | Channel::Ask | Channel::Node(_) => return None,
+    })
+}
+
+/// The jobs of a command or a batch; neighbouring changes of one client are one.
+fn commands(json: &[u8]) -> Result<Vec<Result<Job, String>>, String> {
+    let json = std::str::from_utf8(json).map_err(|_| "a command is JSON, and this is not even text")?;
+    let commands = match Command::parse_object(json).map_err(|error| error.to_string())? {
+        Command::Batch(batch) if batch.commands.len() > MAX_BATCH => {
+            return Err(Invalid::field("commands", format_args!("takes at most {MAX_BATCH} commands")).to_string());
+        }
+        Command::Batch(batch) => {
+            let read = |value: &crate::command::Value| Command::parse_object(value.0.get());
+            batch.commands.iter().map(read).collect()
+        }
+        command => vec![Ok(command)],
+    };
+    let mut jobs: Vec<Result<Job, String>> = Vec::with_capacity(commands.len());
+    for command in commands {
+        let job = command.map_err(|error| error.to_string()).and_then(|command| {
+            let name = command.name();
+            match Job::of(command) {
+                Ok(job) => job.map_err(|failure| failure.to_string()),
+                Err(_) => Err(format!("{name} is a question: it has no answer here")),
+            }
+        });
+        match (jobs.last_mut(), job) {
+            (Some(Ok(last)), Ok(job)) => {
+                if let Err(job) = last.join(job) {
+                    jobs.push(Ok(job));
+                }
+            }
+            (_, job) => jobs.push(job),
+        }
+    }
+    Ok(jobs)
+}

@@ -1,0 +1,351 @@
+//! What one node does of a command: its own clients' part.
+//!
+//! A [`Job`] is put into the shards' inboxes in order ([`Gateway::begin`]), and what it returns says when it is done
+//! ([`Gateway::finish`]). The node that has no others does just this; among others, jobs travel in envelopes, and each
+//! node that hears one does its part.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::time::{Instant, timeout_at};
+
+use super::change::Change;
+use super::{Failure, Gateway};
+use crate::command::{self, Command};
+use crate::hub::{Begun, Delivering, Except, Receipt, Stopped, Target, TooManyGroups};
+use crate::id::{ClientId, Group, Uid};
+use crate::json::Invalid;
+use crate::message::{Close, Message};
+
+/// What is to be done, with the message that belongs to it.
+#[derive(Debug, Clone)]
+pub(super) struct Job {
+    pub(super) part: Part,
+    /// What is sent, or said before a close.
+    pub(super) message: Option<Message>,
+}
+
+/// What is to be done with a node's own clients.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum Part {
+    Send {
+        to: Target,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        except: Option<Arc<Except>>,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        binary: bool,
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        confirm: bool,
+    },
+    Close {
+        client_id: ClientId,
+        #[serde(flatten)]
+        close: Close,
+        /// Of the message before it, when there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<bool>,
+    },
+    Destroy {
+        client_id: ClientId,
+    },
+    CloseUids {
+        uids: Vec<Uid>,
+        #[serde(flatten)]
+        close: Close,
+        /// Of the message before it, when there is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        binary: Option<bool>,
+    },
+    /// Closes a client with 4001 if it has the uid (still).
+    Replace {
+        client_id: ClientId,
+        uid: Uid,
+    },
+    Change {
+        client_id: ClientId,
+        changes: Vec<Change>,
+    },
+    JoinUid {
+        uid: Uid,
+        groups: Vec<Group>,
+    },
+    LeaveUid {
+        uid: Uid,
+        groups: Vec<Group>,
+    },
+    Ungroup {
+        group: Group,
+    },
+}
+
+/// What came of a node's part.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+pub(super) struct Done {
+    /// Places in the target's list that have clients here.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub(super) held: BTreeSet<usize>,
+    /// Sockets that took the message.
+    #[serde(default)]
+    pub(super) clients: u64,
+    /// Of each change of a client.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) changes: Vec<Result<(), Failure>>,
+}
+
+impl Job {
+    /// A command as a job; as it was, if it is a query.
+    #[allow(clippy::result_large_err)] // not an error: the query goes on
+    pub(super) fn of(command: Command) -> Result<Result<Self, Failure>, Command> {
+        let command = match Change::of(command) {
+            Ok((client_id, change)) => {
+                return Ok(Ok(Self { part: Part::Change { client_id, changes: vec![change] }, message: None }));
+            }
+            Err(command) => command,
+        };
+        Ok(match command {
+            Command::SendToAll(c) => command::payload(c.message, c.binary).map(|message| {
+                let to = c.client_ids.map_or(Target::All, |ids| Target::Clients(ids.0.into()));
+                Self::send(to, except(c.exclude, c.exclude_uid), message, c.confirm)
+            }),
+            Command::SendToClient(c) => command::payload(c.message, c.binary)
+                .map(|message| Self::send(Target::Clients([c.client_id].into()), None, message, c.confirm)),
+            Command::SendToUid(c) => command::payload(c.message, c.binary)
+                .map(|message| Self::send(Target::Uids(c.uid.into_items().into()), None, message, c.confirm)),
+            Command::SendToGroup(c) => command::payload(c.message, c.binary).map(|message| {
+                let to = Target::Groups(c.group.into_items().into());
+                Self::send(to, except(c.exclude, c.exclude_uid), message, c.confirm)
+            }),
+            Command::CloseClient(c) => command::optional_payload(c.message, c.binary).map(|message| {
+                let (close, binary) = (command::close(c.code, c.reason), message.as_ref().map(Message::is_binary));
+                Self { part: Part::Close { client_id: c.client_id, close, binary }, message }
+            }),
+            Command::CloseUid(c) => command::optional_payload(c.message, c.binary).map(|message| {
+                let (close, binary) = (command::close(c.code, c.reason), message.as_ref().map(Message::is_binary));
+                Self { part: Part::CloseUids { uids: c.uid.into_items(), close, binary }, message }
+            }),
+            Command::DestroyClient(c) => Ok(Part::Destroy { client_id: c.client_id }.into()),
+            Command::JoinGroup(c) => {
+                let uid = command::uid_alone(c.client_id, c.uid);
+                uid.map(|uid| Part::JoinUid { uid, groups: c.group.into_items() }.into())
+            }
+            Command::LeaveGroup(c) => {
+                let uid = command::uid_alone(c.client_id, c.uid);
+                uid.map(|uid| Part::LeaveUid { uid, groups: c.group.into_items() }.into())
+            }
+            Command::Ungroup(c) => Ok(Part::Ungroup { group: c.group }.into()),
+            Command::Batch(_) => Err(Invalid::field("op", "a batch cannot stand in a batch")),
+            query => return Err(query),
+        }
+        .map_err(Failure::from))
+    }
+
+    /// Takes a further change of the same client into the same step; gives it back if it is none.
+    #[allow(clippy::result_large_err)] // not an error: the job goes on
+    pub(super) fn join(&mut self, next: Self) -> Result<(), Self> {
+        match (&mut self.part, next.part) {
+            (Part::Change { client_id, changes }, Part::Change { client_id: same, changes: more })
+                if *client_id == same && more.iter().all(|change| change.follows(changes)) =>
+            {
+                changes.extend(more);
+                Ok(())
+            }
+            (_, part) => Err(Self { part, message: next.message }),
+        }
+    }
+
+    fn send(to: Target, except: Option<Arc<Except>>, message: Message, confirm: bool) -> Self {
+        let binary = message.is_binary();
+        Self { part: Part::Send { to, except, binary, confirm }, message: Some(message) }
+    }
+
+    /// The job as it is said to other nodes: its part in JSON, and the bytes of its message.
+    pub(super) fn written(&self) -> (Box<RawValue>, Bytes) {
+        // Our own structs of strings and numbers: this cannot fail.
+        let part = serde_json::value::to_raw_value(&self.part).unwrap_or_default();
+        (part, self.message.as_ref().map(Message::payload).unwrap_or_default())
+    }
+
+    /// A job as it was heard: its part in JSON, and the bytes of its message.
+    pub(super) fn read(part: &str, message: &[u8]) -> Result<Self, Invalid> {
+        let part: Part = serde_json::from_str(part).map_err(|error| Invalid::request(crate::json::words(&error)))?;
+        let as_message = |binary: bool| {
+            if binary {
+                return Ok(Message::binary(message));
+            }
+            let text = std::str::from_utf8(message).map_err(|_| Invalid::request("a text message is not UTF-8"))?;
+            Ok(Message::text(text))
+        };
+        let message = match &part {
+            Part::Send { binary, .. } => Some(as_message(*binary)?),
+            Part::Close { binary, .. } | Part::CloseUids { binary, .. } => binary.map(as_message).transpose()?,
+            _ => None,
+        };
+        Ok(Self { part, message })
+    }
+}
+
+impl From<Part> for Job {
+    fn from(part: Part) -> Self {
+        Self { part, message: None }
+    }
+}
+
+fn except(clients: Option<command::List<ClientId>>, uids: Option<command::List<Uid>>) -> Option<Arc<Except>> {
+    let except = Except {
+        clients: clients.map(|list| list.0).unwrap_or_default(),
+        uids: uids.map(|list| list.0).unwrap_or_default(),
+    };
+    (!except.clients.is_empty() || !except.uids.is_empty()).then(|| Arc::new(except))
+}
+
+/// A job that is in the shards' inboxes.
+pub(super) enum Started {
+    Delivering(Delivering),
+    /// Whether the target is here.
+    Closing(Begun<(bool, Receipt)>),
+    /// Every shard's part of it.
+    Parts(Begun<(Result<(), TooManyGroups>, Receipt)>),
+    Changing {
+        client_id: ClientId,
+        /// Place and uid of the change that has the client be the only one of it.
+        single: Option<(usize, Uid)>,
+        begun: Begun<(Vec<Result<(), Failure>>, Receipt)>,
+    },
+}
+
+impl Gateway {
+    /// Puts a job into the shards' inboxes; waits only for room.
+    pub(super) async fn begin(&self, job: Job) -> Result<Started, Stopped> {
+        let Job { part, message } = job;
+        Ok(match part {
+            Part::Send { to, except, confirm, .. } => {
+                let message = message.unwrap_or_else(|| Message::text(""));
+                Started::Delivering(self.hub.begin_delivery(to, except, message, confirm).await?)
+            }
+            Part::Close { client_id, close, .. } => Started::Closing(
+                self.hub
+                    .begin_at_client(client_id, move |shard| {
+                        (shard.close(client_id, message.as_ref(), &close), shard.receipt(Some(client_id)))
+                    })
+                    .await?,
+            ),
+            Part::Destroy { client_id } => Started::Closing(
+                self.hub
+                    .begin_at_client(client_id, move |shard| (shard.destroy(client_id), shard.receipt(Some(client_id))))
+                    .await?,
+            ),
+            Part::Replace { client_id, uid } => Started::Closing(
+                self.hub
+                    .begin_at_client(client_id, move |shard| {
+                        let bound = shard.view(client_id).is_some_and(|client| client.uid == Some(&uid));
+                        (bound && shard.close(client_id, None, &Close::REPLACED), shard.receipt(Some(client_id)))
+                    })
+                    .await?,
+            ),
+            Part::CloseUids { uids, close, .. } => {
+                let named = uids.clone();
+                let begun = self.hub.begin_at_uids(&uids, move |shard| {
+                    let closed = named.iter().filter(|uid| shard.close_uid(uid, message.as_ref(), &close)).count();
+                    (closed > 0, shard.receipt(None))
+                });
+                Started::Closing(begun.await?)
+            }
+            Part::Change { client_id, changes } => {
+                let single = changes.iter().enumerate().find_map(|(place, change)| match change {
+                    Change::Bind { uid, single: true } => Some((place, uid.clone())),
+                    _ => None,
+                });
+                let limits = self.limits;
+                let begun = self.hub.begin_at_client(client_id, move |shard| {
+                    let results = changes.iter().map(|change| change.apply(shard, client_id, limits)).collect();
+                    (results, shard.receipt(Some(client_id)))
+                });
+                Started::Changing { client_id, single, begun: begun.await? }
+            }
+            Part::JoinUid { uid, groups } => {
+                let (named, most) = (uid.clone(), self.limits.groups);
+                let begun = self.hub.begin_at_uids(std::slice::from_ref(&uid), move |shard| {
+                    (shard.join_uid(&named, &groups, most), shard.receipt(None))
+                });
+                Started::Parts(begun.await?)
+            }
+            Part::LeaveUid { uid, groups } => {
+                let named = uid.clone();
+                let begun = self.hub.begin_at_uids(std::slice::from_ref(&uid), move |shard| {
+                    shard.leave_uid(&named, &groups);
+                    (Ok(()), shard.receipt(None))
+                });
+                Started::Parts(begun.await?)
+            }
+            Part::Ungroup { group } => {
+                let named = group.clone();
+                let begun = self.hub.begin_at_groups(std::slice::from_ref(&group), move |shard| {
+                    shard.ungroup(&named);
+                    (Ok(()), shard.receipt(None))
+                });
+                Started::Parts(begun.await?)
+            }
+        })
+    }
+
+    /// Waits until a job is done: applied, in Redis, and subscribed to.
+    pub(super) async fn finish(&self, started: Started, deadline: Instant) -> Result<Done, Failure> {
+        let mut done = Done::default();
+        match started {
+            Started::Delivering(delivering) => {
+                let delivered = delivering.done().await?;
+                done.held = delivered.held;
+                done.clients = delivered.clients;
+            }
+            Started::Closing(begun) => {
+                for (held, receipt) in begun.all().await? {
+                    if held {
+                        done.held.insert(0);
+                    }
+                    told(receipt, deadline).await?;
+                }
+            }
+            Started::Parts(begun) => {
+                let mut results = Vec::new();
+                for (result, receipt) in begun.all().await? {
+                    results.push(result);
+                    told(receipt, deadline).await?;
+                }
+                results.into_iter().collect::<Result<(), TooManyGroups>>()?;
+            }
+            Started::Changing { client_id, single, begun } => {
+                let (results, receipt) = begun.one().await?;
+                done.changes = results;
+                let others = match told(receipt, deadline).await {
+                    Ok(others) => others,
+                    Err(failure) => {
+                        done.changes.iter_mut().filter(|result| result.is_ok()).for_each(|result| {
+                            *result = Err(failure.clone());
+                        });
+                        return Ok(done);
+                    }
+                };
+                if let Some((place, uid)) = single
+                    && let Some(result) = done.changes.get_mut(place).filter(|result| result.is_ok())
+                {
+                    *result = self.replace_others(client_id, &uid, others, deadline).await;
+                }
+            }
+        }
+        Ok(done)
+    }
+}
+
+/// Waits until others know.
+async fn told(receipt: Receipt, deadline: Instant) -> Result<Vec<ClientId>, Failure> {
+    match timeout_at(deadline, receipt.wait()).await {
+        Ok(Some(Ok(others))) => Ok(others),
+        Ok(Some(Err(refused))) => Err(Failure::RedisUnavailable(refused)),
+        Ok(None) => Err(Failure::Unreachable("this node was taken for dead, or stops".into())),
+        Err(_) => Err(Failure::RedisUnavailable("Redis did not take it in time".to_owned())),
+    }
+}

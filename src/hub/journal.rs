@@ -1,0 +1,283 @@
+//! What other nodes do not know yet of a shard's clients.
+//!
+//! A shard writes down who has changed, and what of it was told already; whoever tells the others (`cluster`) takes all
+//! of it at once, and says when it is told. Until then those who asked for a change wait for their [`Receipt`], and
+//! clients that were let go are not told goodbye: whoever sees the close frame finds that the client has left. What
+//! changes meanwhile is the next lot. It is bounded by the clients that there are, and those that others still believe in.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio::time::Instant;
+
+use super::shard::Departing;
+use crate::client::Arrival;
+use crate::id::{ClientId, Group, Uid};
+use crate::session::Session;
+
+/// One client's difference to what was told before.
+#[derive(Debug, Clone, Default)]
+pub struct Change {
+    /// Who it is, when nothing was told before.
+    pub arrived: Option<Arrival>,
+    /// It has left.
+    pub gone: bool,
+    /// The uid that was told before.
+    pub uid_was: Option<Uid>,
+    /// Its uid now.
+    pub uid: Option<Uid>,
+    /// Whether it is to be the only one of its uid.
+    pub single: bool,
+    /// Groups it has joined.
+    pub joined: Vec<Group>,
+    /// Groups it has left.
+    pub left: Vec<Group>,
+    /// All its groups now.
+    pub groups: Vec<Group>,
+    /// Its session, when that has changed.
+    pub session: Option<Session>,
+}
+
+/// How a lot of changes was told.
+#[derive(Debug, Default)]
+pub struct Told {
+    /// Of these clients it was refused, and why.
+    pub refused: HashMap<ClientId, String>,
+    /// Of these clients, that were to be single, the others that have the uid.
+    pub others: HashMap<ClientId, Vec<ClientId>>,
+}
+
+/// Says when a change is told.
+#[derive(Debug)]
+pub struct Receipt(Option<oneshot::Receiver<Written>>);
+
+/// A change is told, or refused with a reason; with the others of its uid, if it was to be single.
+pub type Written = Result<Vec<ClientId>, String>;
+
+impl Receipt {
+    /// Nobody is to be told.
+    pub(super) fn done() -> Self {
+        Self(None)
+    }
+
+    /// Waits until it is told; none when it will not be.
+    pub async fn wait(self) -> Option<Written> {
+        match self.0 {
+            None => Some(Ok(Vec::new())),
+            Some(written) => written.await.ok(),
+        }
+    }
+}
+
+/// What is not told yet of one client.
+#[derive(Debug, Default)]
+#[allow(clippy::struct_excessive_bools, clippy::option_option)] // each is a fact of its own
+struct Pending {
+    arrived: bool,
+    gone: bool,
+    /// What was told, if it has changed since.
+    uid: Option<Option<Uid>>,
+    single: bool,
+    /// Groups that have changed, and whether it was told to be in them.
+    groups: HashMap<Group, bool>,
+    session: bool,
+}
+
+/// Those who wait for a lot.
+#[derive(Default)]
+struct Lot {
+    waiting: Vec<(Option<ClientId>, oneshot::Sender<Written>)>,
+    departing: Vec<(Instant, Departing)>,
+}
+
+/// What a client is now, for [`Journal::take`].
+pub(super) struct Now<'a> {
+    pub(super) arrival: Arrival,
+    pub(super) uid: Option<&'a Uid>,
+    pub(super) groups: &'a [Group],
+    pub(super) session: Option<&'a Session>,
+}
+
+impl Now<'_> {
+    /// All there is, as if nothing had been told.
+    pub(super) fn everything(&self) -> Change {
+        Change {
+            arrived: Some(self.arrival),
+            uid: self.uid.cloned(),
+            joined: self.groups.to_vec(),
+            groups: self.groups.to_vec(),
+            session: self.session.cloned(),
+            ..Change::default()
+        }
+    }
+}
+
+/// One shard's journal.
+pub(super) struct Journal {
+    pending: HashMap<ClientId, Pending>,
+    next: Lot,
+    /// Taken, and not said to be told yet.
+    taken: Option<Lot>,
+    changed: Arc<Notify>,
+}
+
+impl Journal {
+    pub(super) fn new(changed: Arc<Notify>) -> Self {
+        Self { pending: HashMap::new(), next: Lot::default(), taken: None, changed }
+    }
+
+    fn note(&mut self, id: ClientId) -> &mut Pending {
+        self.changed.notify_one();
+        self.pending.entry(id).or_default()
+    }
+
+    pub(super) fn arrived(&mut self, id: ClientId) {
+        self.note(id).arrived = true;
+    }
+
+    /// The uid changes, or is to be cleared of others.
+    pub(super) fn uid(&mut self, id: ClientId, was: Option<&Uid>) {
+        let pending = self.note(id);
+        pending.uid.get_or_insert_with(|| was.cloned());
+        pending.single = false;
+    }
+
+    pub(super) fn single(&mut self, id: ClientId) {
+        self.note(id).single = true;
+    }
+
+    pub(super) fn group(&mut self, id: ClientId, group: &Group, was: bool) {
+        self.note(id).groups.entry(group.clone()).or_insert(was);
+    }
+
+    pub(super) fn session(&mut self, id: ClientId) {
+        self.note(id).session = true;
+    }
+
+    pub(super) fn gone(&mut self, id: ClientId, uid: Option<&Uid>, groups: &[Group]) {
+        let pending = self.note(id);
+        if pending.arrived {
+            // Nobody was told that it is here.
+            self.pending.remove(&id);
+            return;
+        }
+        pending.uid.get_or_insert_with(|| uid.cloned());
+        for group in groups {
+            pending.groups.entry(group.clone()).or_insert(true);
+        }
+        pending.gone = true;
+    }
+
+    pub(super) fn departing(&mut self, departing: Departing) {
+        self.next.departing.push((Instant::now(), departing));
+        self.changed.notify_one();
+    }
+
+    /// A receipt for all that was changed up to now.
+    pub(super) fn receipt(&mut self, about: Option<ClientId>) -> Receipt {
+        let lot = if self.pending.is_empty() { self.taken.as_mut() } else { Some(&mut self.next) };
+        Receipt(lot.map(|lot| {
+            let (written, receipt) = oneshot::channel();
+            lot.waiting.push((about, written));
+            receipt
+        }))
+    }
+
+    /// Whether anything is to be told.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pending.is_empty() && self.next.waiting.is_empty() && self.next.departing.is_empty()
+    }
+
+    /// Takes all that is not told.
+    pub(super) fn take<'a>(&mut self, now: impl Fn(ClientId) -> Option<Now<'a>>) -> Vec<(ClientId, Change)> {
+        let pending = std::mem::take(&mut self.pending);
+        self.begin();
+        pending.into_iter().filter_map(|(id, pending)| Some((id, pending.change(now(id))?))).collect()
+    }
+
+    /// What was to be told is told in another way: those who wait for it wait for that.
+    pub(super) fn begin(&mut self) {
+        self.pending.clear();
+        let mut lot = std::mem::take(&mut self.next);
+        if let Some(before) = self.taken.take() {
+            lot.waiting.extend(before.waiting);
+            lot.departing.extend(before.departing);
+        }
+        self.taken = Some(lot);
+    }
+
+    /// What was taken is told.
+    pub(super) fn told(&mut self, told: &Told) -> Vec<Departing> {
+        let Some(lot) = self.taken.take() else { return Vec::new() };
+        for (about, written) in lot.waiting {
+            let refused = match &about {
+                Some(id) => told.refused.get(id),
+                None => told.refused.values().next(),
+            };
+            let result = match refused {
+                Some(reason) => Err(reason.clone()),
+                None => Ok(about.and_then(|id| told.others.get(&id)).cloned().unwrap_or_default()),
+            };
+            // Whoever asked may have gone.
+            written.send(result).ok();
+        }
+        lot.departing.into_iter().map(|(_, departing)| departing).collect()
+    }
+
+    /// Those that were let go so long ago: they wait no longer.
+    pub(super) fn overdue(&mut self, age: Duration) -> Vec<Departing> {
+        let mut overdue = Vec::new();
+        for lot in self.taken.iter_mut().chain([&mut self.next]) {
+            // Those who have given up need no place here either.
+            lot.waiting.retain(|(_, written)| !written.is_closed());
+            let (old, young) =
+                std::mem::take(&mut lot.departing).into_iter().partition(|(since, _)| since.elapsed() >= age);
+            lot.departing = young;
+            overdue.extend(Vec::into_iter(old).map(|(_, departing)| departing));
+        }
+        overdue
+    }
+
+    /// Nobody will be told anything any more of what there was.
+    pub(super) fn forget(&mut self) -> Vec<Departing> {
+        self.begin();
+        let lot = self.taken.take().unwrap_or_default();
+        lot.departing.into_iter().map(|(_, departing)| departing).collect()
+    }
+}
+
+impl Pending {
+    fn change(self, now: Option<Now<'_>>) -> Option<Change> {
+        if self.gone {
+            let left = self.groups.into_iter().filter_map(|(group, was)| was.then_some(group)).collect();
+            return Some(Change { gone: true, uid_was: self.uid.flatten(), left, ..Change::default() });
+        }
+        let now = now?;
+        let is_in = |group: &Group| now.groups.contains(group);
+        // A client that joins very many groups at once is looked up in a set.
+        let set: std::collections::HashSet<&Group> =
+            if self.groups.len() > 16 { now.groups.iter().collect() } else { std::collections::HashSet::new() };
+        let is_in = |group: &Group| if set.is_empty() { is_in(group) } else { set.contains(group) };
+        let (mut joined, mut left) = (Vec::new(), Vec::new());
+        for (group, was) in self.groups {
+            match (was, is_in(&group)) {
+                (false, true) => joined.push(group),
+                (true, false) => left.push(group),
+                _ => {}
+            }
+        }
+        Some(Change {
+            arrived: self.arrived.then_some(now.arrival),
+            gone: false,
+            uid_was: self.uid.unwrap_or_else(|| now.uid.cloned()),
+            uid: now.uid.cloned(),
+            single: self.single,
+            joined,
+            left,
+            groups: now.groups.to_vec(),
+            session: now.session.filter(|_| self.session).cloned(),
+        })
+    }
+}

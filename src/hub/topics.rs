@@ -1,0 +1,54 @@
+//! What a node must hear of, as it changes: the targets that have clients here.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use crate::id::{Group, Uid};
+
+/// Something that messages are said to.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Topic {
+    /// Everyone.
+    All,
+    /// A uid.
+    Uid(Uid),
+    /// A group.
+    Group(Group),
+}
+
+/// Topics whose first client came or whose last one left, in order. One that does both in short order is listed twice:
+/// the hub says what holds.
+#[derive(Debug, Default)]
+pub struct Topics {
+    changed: Mutex<Vec<Topic>>,
+    count: AtomicU64,
+    notify: Notify,
+}
+
+impl Topics {
+    pub(super) fn changed(&self, topic: Topic) {
+        let mut changed = self.changed.lock();
+        changed.push(topic);
+        self.count.fetch_add(1, Ordering::Release);
+        drop(changed);
+        self.notify.notify_one();
+    }
+
+    /// Takes those that have changed, and says how many there were in all.
+    pub fn take(&self) -> (u64, Vec<Topic>) {
+        let mut changed = self.changed.lock();
+        (self.count(), std::mem::take(&mut *changed))
+    }
+
+    /// How many changes there were.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Acquire)
+    }
+
+    /// Waits for the next change, or one that was not taken.
+    pub async fn next(&self) {
+        self.notify.notified().await;
+    }
+}
