@@ -1,7 +1,7 @@
 # The commands of the house. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint bench
+.PHONY: help run cluster test test-all lint bench
 
 # Where `make run` serves; the same variables as everywhere.
 export MOONGATE_LISTEN ?= 127.0.0.1:7272
@@ -16,14 +16,18 @@ run: ## One node on this machine, in release mode; nothing else needed
 	@scripts/hello
 	@MOONGATE_DRAIN=$${MOONGATE_DRAIN:-1s} exec cargo run --release --locked --quiet
 
+cluster: ## Two nodes and a Redis of their own on this machine
+	@exec scripts/cluster
+
 test: ## Everything that a change must pass: unit, property, integration, the real binary, the page in a browser
 	@scripts/install-test-tools
 	cargo test --locked --workspace
 
-test-all: lint test ## And what is heavier: jemalloc, the documentation, the benchmarks once each
+test-all: lint test ## And what is heavier: jemalloc, the documentation, the benchmarks once each, the deployment
 	cargo test --locked --features jemalloc --test it -- clients::
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
 	cargo bench --locked -- --test
+	@scripts/check-deploy
 
 lint: ## Format, clippy with warnings denied, licenses and sources
 	cargo fmt --all --check

@@ -180,9 +180,7 @@ mod tests {
             Bytes::from(out)
         };
         assert_eq!(open(&raw(r#"{"dance":1}"#)).unwrap_err(), NotAnEnvelope::Unknown);
-        for damaged in
-            [raw("{"), raw("7"), Bytes::from_static(&MAGIC), Bytes::from_static(b"\0mg1\xff\xff\xff\xff")]
-        {
+        for damaged in [raw("{"), raw("7"), Bytes::from_static(&MAGIC), Bytes::from_static(b"\0mg1\xff\xff\xff\xff")] {
             assert_eq!(open(&damaged).unwrap_err(), NotAnEnvelope::Damaged);
         }
         assert!(matches!(open(&raw(r#"{"beat":1,"more":2}"#)), Ok((Header::Beat(1), _))));

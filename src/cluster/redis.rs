@@ -310,9 +310,7 @@ impl Connection {
         }
         if results.len() != names.len() {
             let error = results.into_iter().find_map(Result::err);
-            return Err(RedisError::Away(
-                error.map_or_else(|| "no answer".to_owned(), |error| error.details().to_owned()),
-            ));
+            return Err(RedisError::Away(error.map_or_else(|| "no answer".to_owned(), |error| words(&error))));
         }
         let results: Vec<_> = results.into_iter().zip(names).collect();
         let results =
@@ -375,20 +373,27 @@ fn custom(name: &'static str) -> CustomCommand {
     CustomCommand::new_static(name, ClusterHash::FirstKey, false)
 }
 
+/// The library writes errors of the operating system as Rust does; their message is for people.
+fn words(error: &Error) -> String {
+    let details = error.details();
+    let message = details.split_once("message: \"").and_then(|(_, rest)| rest.split_once('"'));
+    message.map_or(details, |(message, _)| message).to_owned()
+}
+
 fn redis_error(command: &'static str, error: &Error) -> RedisError {
     match error.kind() {
         ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Routing | ErrorKind::Backpressure => {
-            RedisError::Away(error.details().to_owned())
+            RedisError::Away(words(error))
         }
         ErrorKind::Unknown if error.details().starts_with("Client is not") || error.details().contains("router") => {
-            RedisError::Away(error.details().to_owned())
+            RedisError::Away(words(error))
         }
         _ => RedisError::Refused { command, error: error.details().to_owned() },
     }
 }
 
 fn connect_error(error: &Error) -> ConnectError {
-    let details = error.details().to_owned();
+    let details = words(error);
     match error.kind() {
         ErrorKind::Auth | ErrorKind::Config | ErrorKind::Url | ErrorKind::InvalidArgument => {
             ConnectError::Unfit(details)
