@@ -1,5 +1,5 @@
-//! Moongate: a push gateway. Browsers and devices hold a WebSocket to it; an application in any language reaches a
-//! uid, a group, one client or everyone. It speaks the vocabulary of PHP's `GatewayWorker`.
+//! Moongate: a push gateway. Browsers and devices hold a WebSocket to any of N nodes; an application in any language
+//! reaches a uid, a group, one client or everyone. It speaks the vocabulary of PHP's `GatewayWorker`.
 //!
 //! This page is the map of the house. What users may rely on is said in the README; the API is described by
 //! `/openapi.json`, which [`http::document`] makes from the types in [`command`].
@@ -14,42 +14,58 @@
 //! | [`edge`] | the clients' door: accept loop, handshake, TLS, WebSocket connections | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
 //! | [`gateway`] | the one place where a command is carried out | knows a socket or a door |
-//! | [`hub`] | who is on this node: shards with clients, uids, groups, sessions | does I/O but through `client` |
+//! | [`cluster`] | this node among the others, through Redis: bus, directory, members | touches a client |
+//! | [`hub`] | who is on this node: shards with clients, uids, groups, sessions | does I/O but through `client`; knows Redis |
 //! | [`client`] | one connection as others hold it: socket, bounded outbox, close | awaits, but for its owner |
 //! | [`command`] | the vocabulary: every command, query and answer | does I/O |
 //! | [`message`], [`session`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
-//! Arrows go one way: `main → server → doors (edge, http) → gateway → hub → client → message, id`. Doors do not know
-//! each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static` but one scratch
-//! buffer per thread: two nodes live in one process, and do in the tests.
+//! Arrows go one way: `main → server → doors (edge, http) → gateway → cluster → hub → client → message, id`. Doors do not
+//! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static` but one
+//! scratch buffer per thread: two nodes live in one process, and do in the tests.
 //!
-//! # Four flows
+//! **The hub is the truth about its clients; Redis is an index of that truth**, written by the node that holds the client,
+//! and by whoever sweeps after its death. A node without `REDIS_URL` is the same house without [`cluster`]: an absence,
+//! and no second implementation.
+//!
+//! # Six flows
 //!
 //! **A client connects.** [`edge`] accepts; in a task of the connection's own TLS and the request head are read, under
-//! one deadline; then the long-lived task is spawned anew, small. The client enters its shard of the [`hub`], and there
-//! gets `INIT_MESSAGE` before anything else can reach it: a query for the id it names finds it. Whatever ends the
-//! connection, it leaves by one way out (`Shard::remove`), which tells its owning task what it had; that task says
-//! `LEAVE_MESSAGE` to its groups and ends the socket without a reset.
+//! one deadline; then the long-lived task is spawned anew, small. The client enters its shard of the [`hub`], and what is
+//! sent to it waits. When Redis has it and this node hears what it must hear, `INIT_MESSAGE` goes out first, then the
+//! rest: a query on any node finds the id it names. Whatever ends the connection, the client leaves by one way out
+//! (`Shard::remove`); when Redis holds it no more (or after 5 s), the close frame is written and the owning task is told
+//! what it had; that task says `LEAVE_MESSAGE` to its groups and ends the socket without a reset.
 //!
-//! **`POST /api/sendToGroup`.** [`http`] checks the token, reads the fields into a [`command::Command`], and says it to
-//! the gateway. The message is encoded once, a whole WebSocket frame. The hub's index names the shards that hold the
-//! group; each gets the message in its inbox. A shard takes all that is ready, appends each message to the outboxes of
-//! its targets, and flushes every outbox once, in pieces of a thousand sockets: the write is done by the shard's own
-//! task, and wakes nobody. Only a client whose socket is full has its own task woken, to drain when there is room.
-//! `client` and `hub::shard` tell this story with the reasons.
+//! **`PUBLISH mg:group:room hello`, from anywhere.** Every node that has members is subscribed, and no other. The bus takes
+//! the message off its connection and puts it into the inboxes of the shards that hold the group. A shard takes all that
+//! is ready, appends each message, encoded once, to the outboxes of its targets, and flushes every outbox once, in pieces
+//! of a thousand sockets: the write is done by the shard's own task, and wakes nobody. Only a client whose socket is full
+//! has its own task woken, to drain when there is room. `client` and `hub::shard` tell this story with the reasons.
 //!
-//! **`bindUid`.** A change is a closure that travels through the same inbox as the messages; so a change and the
-//! messages around it have one order, and when it is answered, it is done: whoever sends or asks after that sees it.
-//! Neighbouring changes of one client in a `batch` are one such closure: no message comes between them.
+//! **`POST /api/sendToGroup`.** [`http`] checks the token, reads the fields into a [`command::Command`], and says it to the
+//! gateway, which publishes it, in the very bytes a foreign program would, also when all members are here: one path, one
+//! order. What a bare payload cannot say travels in an envelope (`cluster::envelope`).
+//!
+//! **`bindUid`, for a client of another node.** Its address is in its id. The gateway asks the node on its channel, with a
+//! deadline that travels along. There a change is a closure that goes through the same inbox as the messages; the shard
+//! notes in its journal what others are to be told; the directory writes what all shards noted in one pipeline, the
+//! subscriber follows the index, and when both are confirmed the answer goes back. So whoever sends or asks after the
+//! answer, anywhere, sees it. Neighbouring changes of one client in a `batch` are one such closure.
+//!
+//! **A node dies.** Its lease is not renewed. A node that was in touch all that time sets the tombstone, has Redis cut the
+//! dead node's connections, takes its clients out of everything, and says goodbye for them (`cluster::members`).
 //!
 //! **The node stops.** Not ready at once; for a fifth of `DRAIN` nothing else happens, as balancers need a moment; then
-//! handshakes are refused and clients are closed with 1012, spread over the rest; then the API ends, then the shards.
+//! handshakes are refused and clients are closed with 1012, spread over the rest; then the node leaves the others, then
+//! the API ends, then the shards.
 //!
 //! # What holds everywhere
 //!
 //! - Every queue has a bound and an answer when full: a client's outbox (`SLOW_CONSUMER`), a shard's inbox (whoever
-//!   brings more waits; a shard never blocks), connections to the API (they wait in the kernel).
+//!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), connections to the
+//!   API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.
 //! - Nothing per client is allocated or encoded on the way of a message.
 //! - Outside input cannot panic: `unwrap`, `expect`, `panic` and indexing are denied outside tests.

@@ -1,25 +1,26 @@
-//! The receiving connections: opening them, and threads that read, check and count what arrives.
+//! The receiving connections, of WebSocket clients and of Redis subscribers: opening them, and threads that read, check
+//! and count what arrives.
 //!
 //! They must cost less than the server, as both share the machine: raw sockets, one large read buffer per thread, no copy
 //! of a frame unless it was cut, one clock reading per `read(2)`.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
 use hdrhistogram::Histogram;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
 use rustls::ClientConfig;
+use socket2::Socket;
 
 use crate::frame::{self, Front};
 use crate::http;
 use crate::message::{Arrival, Header, Seen};
 use crate::session::Session;
-use crate::{PATIENCE, Result};
+use crate::{Result, process, redis, socket};
 
 /// The key and the answer to it of RFC 6455's own example: a tester needs no secrecy, so nobody here computes SHA-1.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -34,12 +35,12 @@ const WAKE: Token = Token(usize::MAX);
 
 /// A socket and, over TLS, the session on it; boxed, as plain clients shall not carry its room.
 #[derive(Debug)]
-struct Link<S> {
-    stream: S,
+struct Link {
+    stream: Socket,
     tls: Option<Box<Session>>,
 }
 
-impl<S: Write> Link<S> {
+impl Link {
     fn write(&mut self, bytes: &[u8]) -> std::io::Result<()> {
         match &mut self.tls {
             None => self.stream.write_all(bytes),
@@ -48,21 +49,33 @@ impl<S: Write> Link<S> {
     }
 }
 
+/// What a connection speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Dialect {
+    WebSocket,
+    /// A subscriber's RESP2.
+    Redis,
+}
+
 /// A connection after its handshake and the server's first message.
 #[derive(Debug)]
 pub(crate) struct Connected {
-    link: Link<std::net::TcpStream>,
+    link: Link,
+    dialect: Dialect,
     /// By which the server knows it.
     pub(crate) client_id: String,
+    /// Number of its node.
+    pub(crate) home: usize,
     /// What arrived behind the first message.
     rest: Vec<u8>,
 }
 
-/// Opens `count` connections, spread over `servers`, and waits for each one's `init` message. `side` keeps the source
-/// addresses of several servers under test apart; with `trust` they are TLS connections.
+/// Opens `count` connections, client `i` to `servers[home(i)]`, and waits for each one's `init` message. `side` keeps the
+/// source addresses of several servers under test apart; with `trust` they are TLS connections.
 pub(crate) fn connect(
     servers: &[SocketAddr],
     count: usize,
+    home: impl Fn(usize) -> usize,
     side: u8,
     trust: Option<&Arc<ClientConfig>>,
 ) -> Result<Vec<Connected>> {
@@ -74,41 +87,44 @@ pub(crate) fn connect(
         // some dozens at a time, so that neither side waits for the other
         let mut links = Vec::new();
         for index in opened..count.min(opened + 64) {
-            let server = servers.iter().cycle().nth(index % servers.len().max(1)).ok_or("no server to connect to")?;
+            let server = servers.get(home(index)).ok_or("no server to connect to")?;
             let source = Ipv4Addr::new(127, 0, side, 1 + (index / PER_SOURCE) as u8);
-            let stream = open(*server, (many && server.ip().is_loopback()).then_some(source));
+            let stream = socket::tcp(*server, (many && server.ip().is_loopback()).then_some(source));
             let stream = stream.map_err(|error| format!("client {index} to {server}: {error}"))?;
             let tls = trust.map(Session::new).transpose()?.map(Box::new);
             let mut link = Link { stream, tls };
-            let request = format!(
-                "GET / HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
-                 Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
-            );
-            link.write(request.as_bytes())?;
-            links.push(link);
+            link.write(handshake(*server).as_bytes())?;
+            links.push((link, home(index)));
         }
-        for link in links {
-            clients.push(greet(link).map_err(|error| format!("client {}: {error}", clients.len()))?);
+        for (link, home) in links {
+            clients.push(greet(link, home).map_err(|error| format!("client {}: {error}", clients.len()))?);
         }
         opened = clients.len();
     }
     Ok(clients)
 }
 
-fn open(server: SocketAddr, source: Option<Ipv4Addr>) -> Result<std::net::TcpStream> {
-    use socket2::{Domain, Socket, Type};
-    let socket = Socket::new(Domain::for_address(server), Type::STREAM, None)?;
-    if let Some(source) = source {
-        socket.bind(&SocketAddr::new(IpAddr::V4(source), 0).into())?;
-    }
-    socket.connect_timeout(&server.into(), PATIENCE)?;
-    let stream = std::net::TcpStream::from(socket);
-    stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    Ok(stream)
+/// What a client says first.
+pub(crate) fn handshake(server: SocketAddr) -> String {
+    format!(
+        "GET / HTTP/1.1\r\nHost: {server}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: {KEY}\r\n\r\n"
+    )
 }
 
-fn greet(mut link: Link<std::net::TcpStream>) -> Result<Connected> {
+/// Opens a connection for each channel and subscribes to it.
+pub(crate) fn subscribe(redis: &redis::Address, channels: impl Iterator<Item = String>) -> Result<Vec<Connected>> {
+    let subscribe = |channel: String| {
+        crate::interrupted()?;
+        let mut stream = redis.connect()?;
+        redis::ask(&mut stream, &["SUBSCRIBE", &channel])?;
+        let link = Link { stream, tls: None };
+        Ok(Connected { link, dialect: Dialect::Redis, client_id: channel, home: 0, rest: Vec::new() })
+    };
+    channels.map(subscribe).collect()
+}
+
+fn greet(mut link: Link, home: usize) -> Result<Connected> {
     let mut input = Vec::new();
     let mut buffer = [0; 2048];
     loop {
@@ -128,14 +144,15 @@ fn greet(mut link: Link<std::net::TcpStream>) -> Result<Connected> {
         }
         input.extend_from_slice(buffer.get(..count).unwrap_or_default());
         if let Some((client_id, rest)) = greeting(&input)? {
-            return Ok(Connected { link, client_id: client_id.to_owned(), rest: rest.to_owned() });
+            let (client_id, rest) = (client_id.to_owned(), rest.to_owned());
+            return Ok(Connected { link, dialect: Dialect::WebSocket, client_id, home, rest });
         }
     }
 }
 
 /// Reads the answer to the handshake and the `init` message; gives the client id and what follows, or `None` while
 /// incomplete.
-fn greeting(input: &[u8]) -> Result<Option<(&str, &[u8])>> {
+pub(crate) fn greeting(input: &[u8]) -> Result<Option<(&str, &[u8])>> {
     let Some(end) = http::head_end(input) else {
         return Ok(None);
     };
@@ -306,12 +323,9 @@ impl Pool {
             });
             let mut clients = Vec::with_capacity(share.len());
             for (index, (connected, topic)) in share.into_iter().enumerate() {
-                let Link { stream, tls } = connected.link;
-                stream.set_nonblocking(true)?;
-                let mut stream = TcpStream::from_std(stream);
-                poll.registry().register(&mut stream, Token(index), Interest::READABLE)?;
-                let link = Link { stream, tls };
-                clients.push(Client { link, topic, open: true, seen: Seen::default(), rest: connected.rest });
+                let Connected { link, dialect, rest, .. } = connected;
+                socket::register(poll.registry(), &link.stream, Token(index), Interest::READABLE)?;
+                clients.push(Client { link, dialect, topic, open: true, seen: Seen::default(), rest });
             }
             // at least twice a message: a read always finds room behind the longest unfinished frame
             let buffer = vec![0; (256 * 1024).max(2 * size + 64 * 1024)];
@@ -354,7 +368,8 @@ impl Drop for Pool {
 }
 
 struct Client {
-    link: Link<TcpStream>,
+    link: Link,
+    dialect: Dialect,
     topic: u32,
     open: bool,
     seen: Seen,
@@ -376,7 +391,7 @@ struct Reader {
 
 impl Reader {
     fn run(mut self) {
-        self.shared.thread.get_or_init(|| rustix::thread::gettid().as_raw_nonzero().get());
+        self.shared.thread.get_or_init(process::own_thread);
         let mut events = Events::with_capacity(1024);
         loop {
             if let Err(error) = self.poll.poll(&mut events, None)
@@ -404,7 +419,7 @@ impl Reader {
     fn goodbye(mut self) {
         let mut bye = Vec::new();
         frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
-        for client in &mut self.clients {
+        for client in self.clients.iter_mut().filter(|client| client.dialect == Dialect::WebSocket) {
             client.link.write(&bye).ok();
         }
     }
@@ -463,9 +478,19 @@ impl Client {
         fresh
     }
 
-    /// Checks the frames in `input`, which begins with what was kept, and keeps what is incomplete.
-    fn take(&mut self, mut input: &[u8], check: &mut Check<'_>) -> u64 {
+    /// Checks what `input`, which begins with what was kept, has of messages, and keeps what is incomplete.
+    fn take(&mut self, input: &[u8], check: &mut Check<'_>) -> u64 {
         let now = check.epoch.elapsed().as_nanos() as u64;
+        let (fresh, rest) = match self.dialect {
+            Dialect::WebSocket => self.frames(input, now, check),
+            Dialect::Redis => self.messages(input, now, check),
+        };
+        self.rest.clear();
+        self.rest.extend_from_slice(rest);
+        fresh
+    }
+
+    fn frames<'a>(&mut self, mut input: &'a [u8], now: u64, check: &mut Check<'_>) -> (u64, &'a [u8]) {
         let mut fresh = 0;
         loop {
             match frame::front(input) {
@@ -492,9 +517,25 @@ impl Client {
                 }
             }
         }
-        self.rest.clear();
-        self.rest.extend_from_slice(input);
-        fresh
+        (fresh, input)
+    }
+
+    fn messages<'a>(&mut self, mut input: &'a [u8], now: u64, check: &mut Check<'_>) -> (u64, &'a [u8]) {
+        let mut fresh = 0;
+        loop {
+            match redis::message(input) {
+                Ok(None) => break,
+                Ok(Some((payload, rest))) => {
+                    input = rest;
+                    fresh += u64::from(self.deliver(payload, now, check));
+                }
+                Err(error) => {
+                    self.end(check, || error.to_string());
+                    break;
+                }
+            }
+        }
+        (fresh, input)
     }
 
     /// Whether this was a first-time delivery.
@@ -563,9 +604,9 @@ mod tests {
     /// A client whose stream is never used.
     fn client() -> Client {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let stream = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let link = Link { stream: TcpStream::from_std(stream), tls: None };
-        Client { link, topic: 7, open: true, seen: Seen::default(), rest: Vec::new() }
+        let link = Link { stream: socket::tcp(listener.local_addr().unwrap(), None).unwrap(), tls: None };
+        let (dialect, seen) = (Dialect::WebSocket, Seen::default());
+        Client { link, dialect, topic: 7, open: true, seen, rest: Vec::new() }
     }
 
     fn message(topic: u32, seq: u32) -> Vec<u8> {
@@ -600,6 +641,26 @@ mod tests {
             fresh += client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
         }
         assert_eq!((fresh, stats.reordered, stats.misdelivered, client.rest.len()), (3, 0, 0, 0));
+    }
+
+    #[test]
+    fn subscribers_hear_messages_whole_and_cut() {
+        let mut stats = Stats::new().unwrap();
+        let mut client = Client { dialect: Dialect::Redis, ..client() };
+        let mut whole = Vec::new();
+        for seq in 0..3 {
+            let mut payload = Vec::new();
+            Header { topic: 7, seq, sent: 0 }.write(&mut payload, 200);
+            redis::command(&mut whole, &[b"message", b"raw:uid:u7", &payload]);
+        }
+        let mut fresh = 0;
+        for piece in whole.chunks(33) {
+            let input = [client.rest.as_slice(), piece].concat();
+            fresh += client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
+        }
+        assert_eq!((fresh, stats.reordered, stats.misdelivered, client.rest.len(), client.open), (3, 0, 0, 0, true));
+        client.take(b"-ERR gone\r\n", &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
+        assert!(!client.open && stats.first_close.unwrap().contains("ERR gone"));
     }
 
     #[test]

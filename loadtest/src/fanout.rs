@@ -6,6 +6,7 @@ use crate::Result;
 use crate::publish::{Kind, Pace};
 use crate::report::Report;
 use crate::scenario::{RunArgs, Scenario};
+use crate::target::Door;
 
 /// Options of `fanout`.
 #[derive(Debug, Args)]
@@ -25,7 +26,7 @@ pub(crate) struct FanoutArgs {
     /// So many messages a second, on a fixed schedule from which latency counts
     #[arg(long, conflicts_with = "backlog")]
     rate: Option<f64>,
-    /// So many messages to a group in one batch, the next batch when all were delivered
+    /// So many messages to a group in one batch (through Redis, in one write), the next when all were delivered
     #[arg(long)]
     backlog: Option<u32>,
     /// Connections that publish; each group keeps to one of them
@@ -44,8 +45,11 @@ impl FanoutArgs {
             (None, None) => (Pace::Window(self.window), format!("window {}", self.window)),
         };
         let Self { clients, groups, messages, publishers, run, .. } = self;
-        let title =
-            format!("fanout: {clients} clients in {groups} group(s), {} B, {messages} messages, {words}", run.size);
+        let door = if run.sitting.target.door()? == Door::Redis { ", through Redis" } else { "" };
+        let title = format!(
+            "fanout: {clients} clients in {groups} group(s), {} B, {messages} messages, {words}{door}",
+            run.size
+        );
         let lanes = (*publishers).min(*groups);
         let kind = Kind::Group;
         Scenario { args: run, title, kind, clients: *clients, topics: *groups, messages: *messages, pace, lanes }.run()

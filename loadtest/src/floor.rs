@@ -248,7 +248,7 @@ impl Streams {
 }
 
 impl Server {
-    /// A client spoke: the handshake is answered, all else ignored.
+    /// A client spoke: the handshake and a goodbye are answered, all else ignored.
     fn client(&mut self, index: usize, buffer: &mut [u8], ends: bool, registry: &Registry) {
         if !self.members.read(index, buffer, ends) {
             return;
@@ -257,7 +257,14 @@ impl Server {
             return;
         };
         if stream.greeted {
+            let leaves = stream.input.first() == Some(&(0x80 | frame::CLOSE));
             stream.input.clear();
+            if leaves {
+                let mut bye = Vec::new();
+                frame::from_server(&mut bye, frame::CLOSE, &[]);
+                self.members.write(index, &bye, 0, registry);
+                self.members.end(index);
+            }
         } else if http::head_end(&stream.input).is_some() {
             stream.greeted = true;
             stream.input = Vec::new();

@@ -66,24 +66,36 @@ impl Caller {
     pub(crate) fn batch(&mut self, commands: &[String]) -> Result<()> {
         for chunk in commands.chunks(1000) {
             let body = format!("{{\"commands\":[{}]}}", chunk.join(","));
-            let mut out = Vec::new();
-            self.api.post(&mut out, "batch", body.as_bytes());
-            self.stream.write_all(&out)?;
-            let mut input = Vec::new();
-            let mut buffer = [0; 16 * 1024];
-            let answer = loop {
-                let count = self.stream.read(&mut buffer).map_err(|error| format!("POST /api/batch: {error}"))?;
-                if count == 0 {
-                    return Err("POST /api/batch: the server closed the connection".into());
-                }
-                input.extend_from_slice(buffer.get(..count).unwrap_or_default());
-                if let Some(answer) = answer(&input)? {
-                    break answer;
-                }
-            };
-            check_batch(&answer, chunk.len())?;
+            self.ask("batch", &body, |answer| check_batch(answer, chunk.len()))?;
         }
         Ok(())
+    }
+
+    /// How many clients the gateway has, on all nodes.
+    pub(crate) fn clients(&mut self) -> Result<u64> {
+        self.ask("getAllClientIdCount", "{}", |answer| {
+            let value: serde_json::Value = serde_json::from_slice(answer.body)?;
+            let count = value.get("result").and_then(serde_json::Value::as_u64);
+            count.ok_or_else(|| format!("POST /api/getAllClientIdCount: {}", answer.words()).into())
+        })
+    }
+
+    fn ask<T>(&mut self, op: &str, body: &str, read: impl FnOnce(&Answer<'_>) -> Result<T>) -> Result<T> {
+        let mut out = Vec::new();
+        self.api.post(&mut out, op, body.as_bytes());
+        self.stream.write_all(&out)?;
+        let mut input = Vec::new();
+        let mut buffer = [0; 16 * 1024];
+        loop {
+            let count = self.stream.read(&mut buffer).map_err(|error| format!("POST /api/{op}: {error}"))?;
+            if count == 0 {
+                return Err(format!("POST /api/{op}: the server closed the connection").into());
+            }
+            input.extend_from_slice(buffer.get(..count).unwrap_or_default());
+            if let Some(answer) = answer(&input)? {
+                return read(&answer);
+            }
+        }
     }
 }
 

@@ -6,12 +6,13 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Result;
-use crate::clients::{self, Pool};
-use crate::http::Caller;
-use crate::publish::{Kind, Pace, Plan, Publisher, Wire};
+use crate::clients::{Connected, Pool};
+use crate::process::{self, Cpu};
+use crate::publish::{Kind, Pace, Plan, Publisher};
+use crate::redis::{Redis, Usage};
 use crate::report::table;
-use crate::scenario::{members, memberships};
-use crate::target::{self, TargetArgs};
+use crate::scenario::{home, members, memberships};
+use crate::target::TargetArgs;
 
 /// Options of `idle`.
 #[derive(Debug, Args)]
@@ -50,8 +51,12 @@ pub(crate) struct IdleReport {
     resident_per_connection: f64,
     /// µs of server CPU per connection and second.
     cpu_us_per_connection_second: f64,
+    /// The same of Redis.
+    redis_cpu_us_per_connection_second: Option<f64>,
     /// µs of server CPU per connection for connecting, binding and joining.
     setup_cpu_us_per_connection: f64,
+    /// The same of Redis.
+    redis_setup_cpu_us_per_connection: Option<f64>,
     /// Pings that the clients answered while watched.
     pings: u64,
     /// Connections that ended.
@@ -75,48 +80,52 @@ impl IdleArgs {
         if clients == 0 || groups == 0 || groups > clients {
             return Err("at least one client in each group is needed".into());
         }
-        target::raise_descriptors(clients as u64 + 64)?;
+        process::raise_descriptors(clients as u64 + 64)?;
         let epoch = Instant::now();
-        let target =
-            self.target.open(self.target.tls()?)?.ok_or("name a gateway: --spawn, or --ws and --api with --pid")?;
+        let cluster = self.target.cluster()?.ok_or("name a gateway: --spawn, or --ws and --api with --pid")?;
+        let target = self.target.open(&cluster)?;
         if target.meter.pids.is_empty() {
             return Err("--pid: without the server's process nothing can be measured".into());
         }
-        target.meter.check_descriptors((clients / target.clients.len().max(1) + 64) as u64)?;
 
-        // one visitor first: what the server allocates once for all is no cost of a connection
-        let mut caller = Caller::new(&target.api)?;
-        let visitor = clients::connect(&target.clients, 1, 1, target.trust.as_ref())?;
-        let ids = || visitor.iter().map(|client| (&*client.client_id, 0));
-        caller.batch(&memberships(ids(), Kind::Uid))?;
-        caller.batch(&memberships(ids(), Kind::Group))?;
-        drop(visitor);
+        // one visitor on each node first: what the server allocates once for all is no cost of a connection
+        let mut callers = target.callers()?;
+        let nodes = callers.len();
+        let mut enter = |connected: &[Connected]| -> Result<()> {
+            for (node, caller) in callers.iter_mut().enumerate() {
+                let here = || connected.iter().enumerate().filter(|(_, client)| client.home == node);
+                let ids = here().map(|(index, client)| (&*client.client_id, index as u32));
+                let uids = memberships(ids, Kind::Uid);
+                let ids = here().map(|(index, client)| (&*client.client_id, (index % groups) as u32));
+                let groups = memberships(ids, Kind::Group);
+                let commands: Vec<String> =
+                    uids.into_iter().zip(groups).flat_map(|(uid, group)| [uid, group]).collect();
+                caller.batch(&commands)?;
+            }
+            Ok(())
+        };
+        let visitors = target.connect(nodes, 64, |client| client, 1)?;
+        enter(&visitors)?;
+        drop(visitors);
         std::thread::sleep(Duration::from_millis(200));
 
-        let (resident_before, setup) = (target.meter.resident()?, target.meter.cpu()?);
-        let connected = clients::connect(&target.clients, clients, 1, target.trust.as_ref())?;
-        let commands: Vec<String> = {
-            let ids = || connected.iter().enumerate();
-            let uids = memberships(ids().map(|(index, client)| (&*client.client_id, index as u32)), Kind::Uid);
-            let group = |index| (index % groups) as u32;
-            let groups = memberships(ids().map(|(index, client)| (&*client.client_id, group(index))), Kind::Group);
-            uids.into_iter().zip(groups).flat_map(|(uid, group)| [uid, group]).collect()
-        };
-        caller.batch(&commands)?;
-        drop((commands, caller));
-        let setup = target.meter.cpu()?.since(setup);
+        let redis = || target.redis.as_deref().map(Redis::usage).transpose();
+        let (resident_before, setup, redis_setup) = (target.meter.resident()?, target.meter.cpu()?, redis()?);
+        let connected = target.connect(clients, 64, |client| home(client, groups, nodes), 1)?;
+        enter(&connected)?;
+        let (setup, redis_setup) = (target.meter.cpu()?.since(setup), since(redis()?, redis_setup));
 
-        let wire = Wire::Http(target.api.clone(), Kind::Group);
-        let mut publisher = Publisher::new(wire, 1, members(clients, groups), epoch)?;
+        let mut publisher = Publisher::new(target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
         let dealt =
             connected.into_iter().enumerate().map(|(index, client)| (client, (index % groups) as u32)).collect();
         let pool = Pool::start(dealt, self.threads, SIZE, epoch, publisher.gate())?;
         pause(self.settle)?;
         let resident_after = target.meter.resident()?;
         let before_settle = pool.take()?;
-        let (watched, begin) = (target.meter.cpu()?, Instant::now());
+        let (watched, redis_watched, begin) = (target.meter.cpu()?, redis()?, Instant::now());
         pause(self.seconds)?;
         let (cpu, seconds) = (target.meter.cpu()?.since(watched), begin.elapsed().as_secs_f64());
+        let redis_cpu = since(redis()?, redis_watched);
         let pings = pool.take()?;
 
         let deadline = Duration::from_secs(10);
@@ -128,15 +137,18 @@ impl IdleArgs {
         stats.add(&pings)?;
 
         let over = if target.trust.is_some() { " over TLS" } else { "" };
+        let on = if nodes > 1 { format!(" on {nodes} nodes") } else { String::new() };
         let each = |value: f64| value / clients as f64;
         let wrong = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + outcome.errors;
         Ok(IdleReport {
-            title: format!("idle: {clients} clients{over}, each with a uid and in one of {groups} groups"),
+            title: format!("idle: {clients} clients{over}{on}, each with a uid and in one of {groups} groups"),
             resident_before,
             resident_after,
             resident_per_connection: each(resident_after as f64 - resident_before as f64),
             cpu_us_per_connection_second: each(cpu.total() as f64) / seconds.max(1e-9),
+            redis_cpu_us_per_connection_second: redis_cpu.map(|cpu| each(cpu.total() as f64) / seconds.max(1e-9)),
             setup_cpu_us_per_connection: each(setup.total() as f64),
+            redis_setup_cpu_us_per_connection: redis_setup.map(|cpu| each(cpu.total() as f64)),
             pings: pings.pings,
             closed: stats.closed,
             first_close: stats.first_close,
@@ -145,6 +157,10 @@ impl IdleArgs {
             pass: wrong == 0 && delivered == clients as u64,
         })
     }
+}
+
+fn since(now: Option<Usage>, before: Option<Usage>) -> Option<Cpu> {
+    now.zip(before).map(|(now, before)| now.cpu.since(before.cpu))
 }
 
 fn pause(seconds: u64) -> Result<()> {
@@ -164,12 +180,16 @@ impl IdleReport {
 
     /// The table.
     pub(crate) fn table(&self) -> String {
+        let or_dash =
+            |figure: Option<f64>, digits| figure.map_or("–".to_owned(), |figure| format!("{figure:.digits$}"));
         let rows = [
             ("resident before, KiB", vec![format!("{:.0}", self.resident_before as f64 / 1024.0)]),
             ("resident after, KiB", vec![format!("{:.0}", self.resident_after as f64 / 1024.0)]),
             ("resident per connection, bytes", vec![format!("{:.0}", self.resident_per_connection)]),
             ("CPU per connection, µs/s", vec![format!("{:.3}", self.cpu_us_per_connection_second)]),
+            ("    Redis, for each, µs/s", vec![or_dash(self.redis_cpu_us_per_connection_second, 3)]),
             ("connect + bind + join, µs", vec![format!("{:.1}", self.setup_cpu_us_per_connection)]),
+            ("    Redis, for each, µs", vec![or_dash(self.redis_setup_cpu_us_per_connection, 1)]),
             ("pings answered", vec![self.pings.to_string()]),
             ("connections lost", vec![self.closed.to_string()]),
             ("reached at the end", vec![format!("{} of {}", self.delivered, self.expected)]),

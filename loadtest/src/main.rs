@@ -1,7 +1,8 @@
-//! Load tester of the Moongate push gateway: what a delivery, a message to one uid, and an idle connection cost the server,
-//! and how that compares with what the kernel charges a bare server for the same in the same minute.
+//! Load tester of the Moongate push gateway: what a delivery, a message to one uid, a client's coming and going, and an idle
+//! connection cost the server, and how that compares with what the kernel charges a bare server for the same in the same minute.
 
 mod certificate;
+mod churn;
 mod clients;
 mod fanout;
 mod floor;
@@ -9,10 +10,13 @@ mod frame;
 mod http;
 mod idle;
 mod message;
+mod process;
 mod publish;
+mod redis;
 mod report;
 mod scenario;
 mod session;
+mod socket;
 mod target;
 mod unicast;
 
@@ -64,6 +68,8 @@ enum Mode {
     Fanout(fanout::FanoutArgs),
     /// Messages to single uids: cost and latency per message
     Unicast(unicast::UnicastArgs),
+    /// Clients that come, are bound, and go: cost of a cycle
+    Churn(churn::ChurnArgs),
     /// Connections that only are there: memory and heartbeats
     Idle(idle::IdleArgs),
     /// The bare server (started by --floor)
@@ -90,8 +96,9 @@ fn run(mode: &Mode) -> Result<bool> {
         signal_hook::flag::register(signal, Arc::clone(&STOP))?;
     }
     let (report, json) = match mode {
-        Mode::Fanout(args) => (args.run()?, args.run.json),
-        Mode::Unicast(args) => (args.run()?, args.run.json),
+        Mode::Fanout(args) => (args.run()?, args.run.sitting.json),
+        Mode::Unicast(args) => (args.run()?, args.run.sitting.json),
+        Mode::Churn(args) => (args.run()?, args.sitting.json),
         Mode::Idle(args) => {
             let report = args.run()?;
             print(&report, &report.table(), args.json)?;

@@ -1,5 +1,5 @@
-//! The publisher: keeps connections to the gateway's API (or the floor's control port), sends one request at a time on
-//! each, and decides when the next is due.
+//! The publisher: keeps connections to the gateway's API, to Redis, or to the floor's control port, sends one request at a
+//! time on each, or pipelines, and decides when the next is due.
 //!
 //! A topic always goes through the same connection, so its messages are sent in order. All of it runs in one thread on one
 //! poll, also with hundreds of connections.
@@ -7,21 +7,26 @@
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
-use mio::net::TcpStream;
 use mio::{Events, Interest, Poll, Token, Waker};
+use socket2::Socket;
 
 use crate::clients::{self, Gate};
 use crate::http::{self, Api};
 use crate::message::Header;
-use crate::{Result, floor};
+use crate::redis::{self, Value};
+use crate::scenario::memberships;
+use crate::{Result, floor, socket};
 
 const WAKE: Token = Token(usize::MAX);
 /// Longest sleep: how late a lost wake-up or an interrupt may be noticed.
-const TICK: Duration = Duration::from_millis(50);
+pub(crate) const TICK: Duration = Duration::from_millis(50);
+/// Requests on the way on one connection, at most, where they are pipelined.
+pub(crate) const PIPELINE: u32 = 4096;
 
 /// What a topic is to the gateway.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,20 +37,53 @@ pub(crate) enum Kind {
     Uid,
 }
 
+impl Kind {
+    /// Name in a command and in a channel, and what names of topics begin with.
+    fn names(self) -> (&'static str, char) {
+        match self {
+            Self::Group => ("group", 'g'),
+            Self::Uid => ("uid", 'u'),
+        }
+    }
+
+    /// The channel of a topic.
+    pub(crate) fn channel(self, prefix: &str, topic: u32) -> String {
+        let (kind, letter) = self.names();
+        format!("{prefix}:{kind}:{letter}{topic}")
+    }
+}
+
 /// How a publisher talks.
 #[derive(Debug, Clone)]
 pub(crate) enum Wire {
     /// `POST /api/…`.
     Http(Api, Kind),
+    /// `PUBLISH`, to channels with this prefix.
+    Redis(redis::Address, String, Kind),
     /// Orders to the bare server.
     Floor(SocketAddr),
 }
 
 impl Wire {
-    fn address(&self) -> SocketAddr {
+    /// Opens a connection.
+    pub(crate) fn connect(&self) -> Result<Socket> {
         match self {
-            Self::Http(api, _) => api.address,
-            Self::Floor(address) => *address,
+            Self::Http(api, _) => {
+                let mut socket = socket::tcp(api.address, None)?;
+                greet(&mut socket)?;
+                Ok(socket)
+            }
+            Self::Redis(address, ..) => address.connect(),
+            Self::Floor(address) => socket::tcp(*address, None),
+        }
+    }
+
+    /// Who answers.
+    fn server(&self) -> String {
+        match self {
+            Self::Http(api, _) => api.address.to_string(),
+            Self::Redis(address, ..) => format!("Redis, {address:?},"),
+            Self::Floor(_) => "the floor server".to_owned(),
         }
     }
 
@@ -55,10 +93,8 @@ impl Wire {
         let mut body = Vec::new();
         match self {
             Self::Http(api, kind) => {
-                let (op, field, letter) = match kind {
-                    Kind::Group => ("sendToGroup", "group", 'g'),
-                    Kind::Uid => ("sendToUid", "uid", 'u'),
-                };
+                let (field, letter) = kind.names();
+                let op = if *kind == Kind::Group { "sendToGroup" } else { "sendToUid" };
                 let target = format!("\"{field}\":\"{letter}{}\",\"message\":\"", first.topic);
                 if count == 1 {
                     body.push(b'{');
@@ -77,6 +113,14 @@ impl Wire {
                 body.extend_from_slice(b"]}");
                 api.post(out, "batch", &body);
             }
+            Self::Redis(_, prefix, kind) => {
+                let channel = kind.channel(prefix, first.topic);
+                for header in headers {
+                    body.clear();
+                    header.write(&mut body, size);
+                    redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
+                }
+            }
             Self::Floor(_) => {
                 for header in headers {
                     body.extend_from_slice(&(size as u32).to_le_bytes());
@@ -87,15 +131,44 @@ impl Wire {
         }
     }
 
-    /// How many bytes the answer at the front of `input` has, or `None` while it is incomplete; an error in it is the
-    /// inner one.
-    fn answer(&self, input: &[u8], count: u32) -> Result<Option<(usize, Option<String>)>> {
+    /// Appends a request that binds a client to a uid and puts it into a group.
+    pub(crate) fn bind(&self, out: &mut Vec<u8>, client_id: &str, uid: u32, group: u32) -> Result<()> {
+        let command = |topic, kind| memberships([(client_id, topic)].into_iter(), kind).concat();
+        match self {
+            Self::Http(api, _) => {
+                let (bind, join) = (command(uid, Kind::Uid), command(group, Kind::Group));
+                api.post(out, "batch", format!("{{\"commands\":[{bind},{join}]}}").as_bytes());
+            }
+            Self::Redis(..) => return Err("what is bound through Redis is not answered".into()),
+            Self::Floor(_) => floor::order(out, b'J', group, &u32::from_str_radix(client_id, 16)?.to_le_bytes()),
+        }
+        Ok(())
+    }
+
+    /// How many bytes the answer at the front of `input`, to a request of `count` messages or commands, has, or `None` while
+    /// it is incomplete; an error in it is the inner one.
+    pub(crate) fn answer(&self, input: &[u8], count: u32) -> Result<Option<(usize, Option<String>)>> {
         match self {
             Self::Http(..) => Ok(http::answer(input)?.map(|answer| {
                 let failed =
                     answer.status != 200 || count > 1 && answer.body.windows(8).any(|bytes| bytes == b"\"error\":");
                 (answer.length, failed.then(|| answer.words()))
             })),
+            Self::Redis(..) => {
+                let (mut rest, mut error) = (input, None);
+                for _ in 0..count {
+                    let Some((value, after)) = redis::front(rest)? else {
+                        return Ok(None);
+                    };
+                    rest = after;
+                    match value {
+                        Value::Integer(1..) => {}
+                        Value::Integer(_) => error = Some("PUBLISH: nobody is subscribed".to_owned()),
+                        other => error = Some(format!("PUBLISH: {other:?}")),
+                    }
+                }
+                Ok(Some((input.len() - rest.len(), error)))
+            }
             Self::Floor(_) => match input.first() {
                 Some(b'K') => Ok(Some((1, None))),
                 Some(_) => Err("the floor server did not answer K".into()),
@@ -112,6 +185,9 @@ pub(crate) enum Pace {
     Free,
     /// As soon as so many messages or fewer are undelivered, itself included.
     Window(u32),
+    /// So many undelivered at most, filled up when half of them have arrived: else each delivery would call forth one
+    /// message, alone in its write, and the pipeline would be none.
+    Pipeline(u32),
     /// So many at once in one request, when all before were delivered.
     Backlog(u32),
     /// So many a second on a fixed schedule, whatever the server does; send times are the scheduled ones, so that a
@@ -159,8 +235,12 @@ pub(crate) struct Publisher {
     poll: Poll,
     gate: Arc<Gate>,
     lanes: Vec<Lane>,
-    /// Lanes that wait for work, the longest first.
+    /// Lanes that may take a request, in turn.
     free: VecDeque<usize>,
+    /// Requests that may be on the way on one lane.
+    depth: u32,
+    /// Requests on the way on all of them.
+    waiting: u64,
     /// Members of each topic.
     members: Vec<u32>,
     /// Next sequence number of each topic.
@@ -170,25 +250,26 @@ pub(crate) struct Publisher {
     epoch: Instant,
 }
 
-/// One connection with at most one request on the way.
+/// One connection.
 struct Lane {
-    stream: TcpStream,
+    stream: Socket,
     output: Vec<u8>,
     written: usize,
     input: Vec<u8>,
-    /// Messages in the request on the way.
-    count: u32,
+    /// Requests on the way.
+    waiting: u32,
     /// The topics are `first`, `first + lanes`, …; this is the next one.
     topic: usize,
+    /// When it last became free after it had not been.
     free_at: u64,
 }
 
 /// Asks something at once: a connection that has never said anything is cut after a while, and some runs begin with a pause.
-fn greet(stream: &mut std::net::TcpStream) -> Result<()> {
-    stream.set_read_timeout(Some(crate::PATIENCE))?;
+fn greet(stream: &mut Socket) -> Result<()> {
     stream.write_all(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
-    let (mut answer, mut buffer) = (Vec::new(), [0; 1024]);
+    let mut answer = Vec::new();
     while !answer.ends_with(b"ok\n") {
+        let mut buffer = [0; 1024];
         let read = stream.read(&mut buffer)?;
         if read == 0 {
             return Err("the API closed the connection at the first request".into());
@@ -199,8 +280,9 @@ fn greet(stream: &mut std::net::TcpStream) -> Result<()> {
 }
 
 impl Publisher {
-    /// Opens `lanes` connections (not more than topics). `members` counts the receivers of each topic.
-    pub(crate) fn new(wire: Wire, lanes: usize, members: Vec<u32>, epoch: Instant) -> Result<Self> {
+    /// Opens `lanes` connections (not more than topics), each of which may have `depth` requests on the way. `members`
+    /// counts the receivers of each topic.
+    pub(crate) fn new(wire: Wire, lanes: usize, depth: u32, members: Vec<u32>, epoch: Instant) -> Result<Self> {
         let poll = Poll::new()?;
         let gate = Arc::new(Gate::new(Waker::new(poll.registry(), WAKE)?));
         let mut publisher = Self {
@@ -209,27 +291,23 @@ impl Publisher {
             gate,
             lanes: Vec::new(),
             free: VecDeque::new(),
+            depth: depth.max(1),
+            waiting: 0,
             seqs: vec![0; members.len()],
             members,
             expected: 0,
             epoch,
         };
         for index in 0..lanes.clamp(1, publisher.members.len().max(1)) {
-            let mut stream = std::net::TcpStream::connect_timeout(&publisher.wire.address(), crate::PATIENCE)?;
-            stream.set_nodelay(true)?;
-            if let Wire::Http(..) = publisher.wire {
-                greet(&mut stream)?;
-            }
-            stream.set_nonblocking(true)?;
-            let mut stream = TcpStream::from_std(stream);
+            let stream = publisher.wire.connect()?;
             let both = Interest::READABLE | Interest::WRITABLE;
-            publisher.poll.registry().register(&mut stream, Token(index), both)?;
+            socket::register(publisher.poll.registry(), &stream, Token(index), both)?;
             publisher.lanes.push(Lane {
                 stream,
                 output: Vec::new(),
                 written: 0,
                 input: Vec::new(),
-                count: 0,
+                waiting: 0,
                 topic: index,
                 free_at: 0,
             });
@@ -237,7 +315,6 @@ impl Publisher {
         }
         Ok(publisher)
     }
-
     /// Where receivers count.
     pub(crate) fn gate(&self) -> &Arc<Gate> {
         &self.gate
@@ -262,8 +339,13 @@ impl Publisher {
         let start = self.expected;
         let largest = u64::from(self.members.iter().copied().max().unwrap_or(0));
         let burst = if let Pace::Backlog(count) = plan.pace { count.max(1) } else { 1 };
+        if let Pace::Rate(_) = plan.pace {
+            // else the kernel ends each sleep some 50 µs late, which would be in the latency
+            rustix::thread::set_current_timer_slack(NonZeroU64::new(1)).ok();
+        }
         let mut events = Events::with_capacity(512);
         let mut answered = 0u64;
+        let mut filling = true;
         let mut progress = (self.gate.delivered(), answered, Instant::now());
         loop {
             crate::interrupted()?;
@@ -279,6 +361,11 @@ impl Publisher {
                     Pace::Window(window) => {
                         enough = self.expected.saturating_sub(largest * u64::from(window.saturating_sub(1)));
                     }
+                    Pace::Pipeline(window) => {
+                        let (window, ahead) = (u64::from(window), self.expected.saturating_sub(delivered));
+                        filling = ahead <= window / 2 || filling && ahead < window;
+                        enough = if filling { 0 } else { self.expected.saturating_sub(window / 2) };
+                    }
                     Pace::Backlog(_) => enough = self.expected,
                     Pace::Rate(rate) => {
                         let after = Duration::from_secs_f64(outcome.published as f64 / rate);
@@ -292,7 +379,7 @@ impl Publisher {
                     self.send(index, due, now, burst, plan, &mut outcome)?;
                     continue;
                 }
-            } else if self.free.len() == self.lanes.len() {
+            } else if self.waiting == 0 {
                 enough = self.expected;
                 if delivered >= enough {
                     break;
@@ -301,11 +388,15 @@ impl Publisher {
             if (delivered, answered) != (progress.0, progress.1) || due > now {
                 progress = (delivered, answered, Instant::now());
             } else if progress.2.elapsed() > plan.deadline {
-                if self.free.len() < self.lanes.len() {
-                    return Err(format!("no answer from {} within {:?}", self.wire.address(), plan.deadline).into());
+                if self.waiting > 0 {
+                    return Err(format!("no answer from {} within {:?}", self.wire.server(), plan.deadline).into());
                 }
                 outcome.gave_up = true;
                 break;
+            }
+            if self.depth > 1 {
+                // what became due together leaves in one write
+                self.lanes.iter_mut().try_for_each(Lane::flush)?;
             }
             let blocked = delivered < enough;
             self.gate.wake_at(if blocked { enough } else { u64::MAX });
@@ -313,10 +404,7 @@ impl Publisher {
             let alarm = (sending && due > now && !self.free.is_empty()).then_some(due);
             self.wait(&mut events, timeout, alarm)?;
             for event in &events {
-                if let Some(index) = self.answers(event, &mut outcome)? {
-                    answered += 1;
-                    self.free.push_back(index);
-                }
+                answered += self.answers(event, burst, &mut outcome)?;
             }
         }
         outcome.expected = self.expected - start;
@@ -359,44 +447,65 @@ impl Publisher {
         let sent = if let Pace::Rate(_) = plan.pace { due } else { now };
         let first = Header { topic: topic as u32, seq: *seq, sent };
         *seq = seq.checked_add(burst).ok_or("more than 2³² messages to one topic")?;
-        lane.output.clear();
-        lane.written = 0;
+        if lane.written == lane.output.len() {
+            lane.output.clear();
+            lane.written = 0;
+        }
         self.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
-        lane.count = burst;
+        lane.waiting += 1;
+        self.waiting += 1;
+        if lane.waiting < self.depth {
+            self.free.push_back(index);
+        }
         if let Pace::Rate(_) = plan.pace {
             outcome.lag.saturating_record(now.saturating_sub(due.max(lane.free_at)));
         }
         outcome.published += u64::from(burst);
         self.expected += u64::from(burst) * u64::from(self.members.get(topic).copied().unwrap_or(0));
-        lane.flush()
+        if self.depth == 1 { lane.flush() } else { Ok(()) }
     }
 
-    /// Looks at a connection; gives its number when its request was answered.
-    fn answers(&mut self, event: &mio::event::Event, outcome: &mut Outcome) -> Result<Option<usize>> {
+    /// Looks at a connection; gives the number of its requests that were answered.
+    fn answers(&mut self, event: &mio::event::Event, burst: u32, outcome: &mut Outcome) -> Result<u64> {
         let index = event.token().0;
         let Some(lane) = self.lanes.get_mut(index) else {
-            return Ok(None);
+            return Ok(0);
         };
         if event.is_writable() {
             lane.flush()?;
         }
-        if !event.is_readable() || !lane.read()? {
-            return Ok(None);
+        if !event.is_readable() {
+            return Ok(0);
         }
-        let Some((length, error)) = self.wire.answer(&lane.input, lane.count)? else {
-            return Ok(None);
-        };
-        if lane.count == 0 || length != lane.input.len() {
-            return Err("more answers than requests".into());
+        let open = socket::receive(&mut lane.stream, &mut lane.input, event.is_read_closed());
+        if !open.map_err(|error| format!("publishing: {error}"))? {
+            return Err("publishing: the server closed the connection".into());
         }
-        lane.input.clear();
-        lane.count = 0;
-        lane.free_at = self.epoch.elapsed().as_nanos() as u64;
-        if error.is_some() {
-            outcome.errors += 1;
-            outcome.first_error = outcome.first_error.take().or(error);
+        let (mut used, mut answered) = (0, 0);
+        while let Some(rest) = lane.input.get(used..)
+            && !rest.is_empty()
+        {
+            if lane.waiting == 0 {
+                return Err("more answers than requests".into());
+            }
+            let Some((length, error)) = self.wire.answer(rest, burst)? else {
+                break;
+            };
+            used += length;
+            answered += 1;
+            if lane.waiting == self.depth {
+                lane.free_at = self.epoch.elapsed().as_nanos() as u64;
+                self.free.push_back(index);
+            }
+            lane.waiting -= 1;
+            self.waiting -= 1;
+            if error.is_some() {
+                outcome.errors += 1;
+                outcome.first_error = outcome.first_error.take().or(error);
+            }
         }
-        Ok(Some(index))
+        lane.input.drain(..used);
+        Ok(answered)
     }
 }
 
@@ -413,26 +522,6 @@ impl Lane {
             }
         }
         Ok(())
-    }
-
-    /// Reads all there is; `false` when that is nothing.
-    fn read(&mut self) -> Result<bool> {
-        let mut buffer = [0; 4096];
-        let mut some = false;
-        loop {
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err("publishing: the server closed the connection".into()),
-                Ok(count) => {
-                    some = true;
-                    self.input.extend_from_slice(buffer.get(..count).unwrap_or_default());
-                    if count < buffer.len() {
-                        return Ok(true);
-                    }
-                }
-                Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(some),
-                Err(error) => return Err(format!("publishing: {error}").into()),
-            }
-        }
     }
 }
 
@@ -490,5 +579,86 @@ mod tests {
         assert!(wire.answer(mixed, 2).unwrap().unwrap().1.is_some());
         let good = b"HTTP/1.1 200 OK\r\nContent-Length: 22\r\n\r\n{\"result\":{\"nodes\":1}}";
         assert_eq!(wire.answer(good, 1).unwrap(), Some((good.len(), None)));
+    }
+
+    #[test]
+    fn binding_is_one_batch() {
+        let wire = Wire::Http(Api { address: "127.0.0.1:1".parse().unwrap(), token: None }, Kind::Uid);
+        let mut out = Vec::new();
+        wire.bind(&mut out, "7f", 12, 3).unwrap();
+        let body = body(&out);
+        assert_eq!(body["commands"][0], serde_json::json!({"op": "bindUid", "client_id": "7f", "uid": "u12"}));
+        assert_eq!(body["commands"][1], serde_json::json!({"op": "joinGroup", "client_id": "7f", "group": "g3"}));
+        let floor = Wire::Floor("127.0.0.1:1".parse().unwrap());
+        let (mut order, mut expected) = (Vec::new(), Vec::new());
+        floor.bind(&mut order, "7f", 12, 3).unwrap();
+        floor::order(&mut expected, b'J', 3, &[0x7f, 0, 0, 0]);
+        assert_eq!(order, expected);
+    }
+
+    fn redis(address: &str, kind: Kind) -> Wire {
+        Wire::Redis(redis::Address::Tcp(address.parse().unwrap()), "mg".to_owned(), kind)
+    }
+
+    #[test]
+    fn over_redis_each_message_is_a_publish() {
+        let mut out = Vec::new();
+        let first = Header { topic: 2, seq: 5, sent: 9 };
+        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, 64, false);
+        let mut rest = out.as_slice();
+        for seq in 5..8 {
+            let (value, after) = redis::front(rest).unwrap().unwrap();
+            let Value::Array(words) = value else { panic!("{value:?}") };
+            let [Value::Text(b"PUBLISH"), Value::Text(b"mg:group:g2"), Value::Text(payload)] = &*words else {
+                panic!("{words:?}")
+            };
+            assert_eq!(Header::read(payload, 64), Some(Header { seq, ..first }));
+            rest = after;
+        }
+        assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn redis_answers_how_many_heard() {
+        let wire = redis("127.0.0.1:1", Kind::Uid);
+        assert_eq!(wire.answer(b":1\r\n:2\r\n:", 1).unwrap(), Some((4, None)));
+        assert_eq!(wire.answer(b":1\r\n:2\r\n:", 2).unwrap(), Some((8, None)));
+        assert_eq!(wire.answer(b":1\r\n:2\r\n:", 3).unwrap(), None);
+        let error = |input: &[u8]| wire.answer(input, 1).unwrap().unwrap().1.unwrap();
+        assert!(error(b":0\r\n").contains("nobody"));
+        assert!(error(b"-NOPERM no\r\n").contains("NOPERM"));
+        assert!(wire.answer(b"HTTP/1.1 400 Bad Request\r\n", 1).is_err());
+    }
+
+    #[test]
+    fn what_is_published_through_redis_arrives_once_and_in_order() {
+        let server =
+            redis::Redis::spawn("redis-server".as_ref()).expect("these tests need redis-server: apt install it");
+        let epoch = Instant::now();
+        let members = vec![2, 1, 1];
+        let wire = Wire::Redis(server.address.clone(), "mg".to_owned(), Kind::Uid);
+        let mut publisher = Publisher::new(wire, 2, PIPELINE, members, epoch).unwrap();
+        let topics = [0, 0, 1, 2];
+        let channels = topics.iter().map(|&topic| Kind::Uid.channel("mg", topic));
+        let clients = clients::subscribe(&server.address, channels).unwrap();
+        let pool =
+            clients::Pool::start(clients.into_iter().zip(topics).collect(), 1, 64, epoch, publisher.gate()).unwrap();
+        let before = server.usage().unwrap();
+        for pace in [
+            Pace::Window(256),
+            Pace::Pipeline(1),
+            Pace::Pipeline(256),
+            Pace::Backlog(10),
+            Pace::Rate(10_000.0),
+            Pace::Free,
+        ] {
+            let deadline = Duration::from_secs(10);
+            let outcome = publisher.run(&Plan { messages: 3000, pace, size: 64, joined: false, deadline }).unwrap();
+            let stats = pool.take().unwrap();
+            assert_eq!((outcome.published, outcome.errors, outcome.gave_up), (3000, 0, false), "{pace:?}");
+            assert_eq!((stats.delivered, stats.duplicates, stats.reordered), (outcome.expected, 0, 0), "{pace:?}");
+            assert_eq!((stats.misdelivered, stats.closed), (0, 0), "{pace:?}");
+        }
+        assert_eq!(server.usage().unwrap().since(&before).calls.get("publish"), Some(&18_000));
     }
 }

@@ -1,5 +1,6 @@
 //! The figures: of a round, of all rounds of a server, of the comparison; as a table and as JSON.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
 use hdrhistogram::Histogram;
@@ -7,8 +8,37 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::clients::Stats;
+use crate::process::Cpu;
 use crate::publish::Outcome;
-use crate::target::Cpu;
+use crate::redis::Usage;
+
+/// What is counted and divided by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unit {
+    /// Messages that clients received; Redis commands count by message published.
+    Delivery,
+    /// Clients that came, were bound, and went.
+    Cycle,
+}
+
+/// What a server's processes have used.
+#[derive(Debug, Clone)]
+pub(crate) struct Spent {
+    /// The gateway's nodes together, or the bare server, if known.
+    pub(crate) nodes: Option<Cpu>,
+    /// Their Redis.
+    pub(crate) redis: Option<Usage>,
+}
+
+impl Spent {
+    /// What was used since `before`.
+    pub(crate) fn since(&self, before: &Self) -> Self {
+        Self {
+            nodes: self.nodes.zip(before.nodes).map(|(now, before)| now.since(before)),
+            redis: self.redis.as_ref().zip(before.redis.as_ref()).map(|(now, before)| now.since(before)),
+        }
+    }
+}
 
 /// What one round with one server gave.
 #[derive(Debug, Serialize)]
@@ -37,13 +67,23 @@ pub(crate) struct Round {
     gave_up: bool,
     /// From the first request to the last delivery.
     seconds: f64,
-    /// Server CPU, user and system, µs per delivery.
+    /// Server CPU (of all nodes, without Redis), user and system, µs per delivery or cycle.
     server_cpu_us: Option<f64>,
     /// Of it in user space.
     server_user_us: Option<f64>,
     /// Server CPU in all.
     server_cpu_seconds: Option<f64>,
-    /// The tester's own CPU, µs per delivery.
+    /// CPU of Redis, user and system, µs per delivery or cycle.
+    redis_cpu_us: Option<f64>,
+    /// Of it in user space.
+    redis_user_us: Option<f64>,
+    /// Server and Redis, µs per delivery or cycle.
+    together_cpu_us: Option<f64>,
+    /// Commands that Redis carried out, by name, per message published or per cycle.
+    redis_commands: BTreeMap<String, f64>,
+    /// From sending to reading (of a cycle: from connecting to the answer that it is bound).
+    latency_ms: Option<Latency>,
+    /// The tester's own CPU, µs per delivery or cycle.
     tester_cpu_us: f64,
     /// Share of a core that its busiest thread used.
     tester_busiest_thread: f64,
@@ -52,9 +92,13 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Divides by the deliveries. `cpu` is the server's if it is known, `busiest` µs.
-    pub(crate) fn new(outcome: &Outcome, stats: &Stats, cpu: Option<Cpu>, tester: Cpu, busiest: u64) -> Self {
+    /// Divides by the deliveries. `busiest` is in µs.
+    pub(crate) fn new(outcome: &Outcome, stats: &Stats, spent: Spent, tester: Cpu, busiest: u64) -> Self {
         let each = |micros: u64| micros as f64 / stats.delivered.max(1) as f64;
+        let Spent { nodes, redis } = spent;
+        let redis_cpu = redis.as_ref().map(|redis| redis.cpu);
+        let calls = redis.into_iter().flat_map(|redis| redis.calls);
+        let per_message = |(name, calls): (String, u64)| (name, calls as f64 / outcome.published.max(1) as f64);
         Self {
             published: outcome.published,
             expected: outcome.expected,
@@ -68,9 +112,14 @@ impl Round {
             first_error: outcome.first_error.clone(),
             gave_up: outcome.gave_up,
             seconds: outcome.wall.as_secs_f64(),
-            server_cpu_us: cpu.map(|cpu| each(cpu.total())),
-            server_user_us: cpu.map(|cpu| each(cpu.user)),
-            server_cpu_seconds: cpu.map(|cpu| cpu.total() as f64 / 1e6),
+            server_cpu_us: nodes.map(|cpu| each(cpu.total())),
+            server_user_us: nodes.map(|cpu| each(cpu.user)),
+            server_cpu_seconds: nodes.map(|cpu| cpu.total() as f64 / 1e6),
+            redis_cpu_us: redis_cpu.map(|cpu| each(cpu.total())),
+            redis_user_us: redis_cpu.map(|cpu| each(cpu.user)),
+            together_cpu_us: nodes.map(|cpu| each(cpu.total() + redis_cpu.map_or(0, Cpu::total))),
+            redis_commands: calls.map(per_message).collect(),
+            latency_ms: (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency)),
             tester_cpu_us: each(tester.total()),
             tester_busiest_thread: busiest as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9),
             tester_lag_p99_ms: (!outcome.lag.is_empty()).then(|| outcome.lag.value_at_quantile(0.99) as f64 / 1e6),
@@ -83,7 +132,7 @@ impl Round {
     }
 }
 
-/// Latency over all rounds, in ms.
+/// Latency in ms.
 #[derive(Debug, Serialize)]
 pub(crate) struct Latency {
     p50: f64,
@@ -123,7 +172,8 @@ impl Spread {
     fn words(self, digits: usize) -> String {
         let Self { median, min, max } = self;
         if max > min {
-            format!("{median:.digits$} ({min:.digits$}–{max:.digits$})")
+            let to = if min < 0.0 { " to " } else { "–" };
+            format!("{median:.digits$} ({min:.digits$}{to}{max:.digits$})")
         } else {
             format!("{median:.digits$}")
         }
@@ -133,12 +183,14 @@ impl Spread {
 /// What a server is in the comparison.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Role {
-    /// The gateway that the others are compared with.
+    /// A gateway; the first is the one that the others are compared with.
     Gateway,
     /// A gateway whose clients speak TLS.
     Tls,
     /// The bare server.
     Floor,
+    /// Redis without a gateway.
+    Raw,
 }
 
 /// All rounds of one server.
@@ -146,7 +198,7 @@ pub(crate) enum Role {
 pub(crate) struct Contestant {
     #[serde(skip)]
     role: Role,
-    name: &'static str,
+    name: String,
     rounds: Vec<Round>,
     latency_ms: Option<Latency>,
     /// Before the first round; its faults count, its figures do not.
@@ -157,8 +209,8 @@ pub(crate) struct Contestant {
 
 impl Contestant {
     /// Without rounds yet.
-    pub(crate) fn new(role: Role, name: &'static str) -> Result<Self> {
-        let latency = crate::clients::histogram()?;
+    pub(crate) fn new(role: Role, name: &str) -> Result<Self> {
+        let (name, latency) = (name.to_owned(), crate::clients::histogram()?);
         Ok(Self { role, name, rounds: Vec::new(), latency_ms: None, warm_up: None, latency })
     }
 
@@ -193,23 +245,60 @@ impl Contestant {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
 
+    /// Commands of Redis by name, the median of the rounds.
+    fn commands(&self) -> Vec<(&str, f64)> {
+        let names: BTreeSet<&String> = self.rounds.iter().flat_map(|round| round.redis_commands.keys()).collect();
+        let median = |name: &String| self.spread(|round| Some(round.redis_commands.get(name).copied().unwrap_or(0.0)));
+        names.into_iter().filter_map(|name| Some((name.as_str(), median(name)?.median))).collect()
+    }
+
     fn faulty(&self) -> bool {
         self.rounds.is_empty() || self.all().any(Round::faulty)
     }
 }
 
-/// Server CPU per delivery of one server ÷ that of another in the same round.
+/// A figure of one server beside that of another in the same round.
 #[derive(Debug, Serialize)]
 struct Comparison {
-    server: &'static str,
-    divisor: &'static str,
+    server: String,
+    divisor: String,
+    /// `cpu` (Redis included), `latency p50`, `latency p99`: the first ÷ the second; `p99 beyond 2 ×`: the first − 2 × the
+    /// second, ms.
+    figure: &'static str,
     ratio: Spread,
 }
 
-/// A whole run that published.
+impl Comparison {
+    fn new(
+        figure: &'static str,
+        server: &Contestant,
+        divisor: &Contestant,
+        of: impl Fn(&Round, &Round) -> Option<f64>,
+    ) -> Option<Self> {
+        let values = server.rounds.iter().zip(&divisor.rounds).filter_map(|(over, under)| of(over, under));
+        let ratio = Spread::of(values.filter(|value| value.is_finite()))?;
+        Some(Self { server: server.name.clone(), divisor: divisor.name.clone(), figure, ratio })
+    }
+
+    fn words(&self) -> String {
+        let Self { server, divisor, figure, ratio } = self;
+        let ratio = ratio.words(2);
+        match *figure {
+            "cpu" => format!("{server} ÷ {divisor}: {ratio}"),
+            BEYOND => format!("{server}, latency p99 beyond 2 × that of {divisor}: {ratio} ms"),
+            figure => format!("{server} ÷ {divisor}, {figure}: {ratio}"),
+        }
+    }
+}
+
+const BEYOND: &str = "p99 beyond 2 ×";
+
+/// A whole run that compared.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     title: String,
+    #[serde(skip)]
+    unit: Unit,
     servers: Vec<Contestant>,
     ratios: Vec<Comparison>,
     /// What casts doubt on the figures.
@@ -219,26 +308,31 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Compares the gateway with each floor, and the one over TLS with the gateway.
-    pub(crate) fn new(title: &str, servers: Vec<Contestant>) -> Self {
+    /// Compares each gateway with the first, with each floor, and with bare Redis; the one over TLS only with the first.
+    pub(crate) fn new(title: &str, unit: Unit, servers: Vec<Contestant>) -> Self {
+        let of = |role| servers.iter().filter(move |server| server.role == role);
+        let first = of(Role::Gateway).next();
         let mut ratios = Vec::new();
-        if let Some(gateway) = servers.iter().find(|server| server.role == Role::Gateway) {
-            for other in &servers {
-                let (server, divisor) = match other.role {
-                    Role::Gateway => continue,
-                    Role::Tls => (other, gateway),
-                    Role::Floor => (gateway, other),
-                };
-                let pairs = server.rounds.iter().zip(&divisor.rounds);
-                let values = pairs.filter_map(|(over, under)| Some(over.server_cpu_us? / under.server_cpu_us?));
-                if let Some(ratio) = Spread::of(values.filter(|value| value.is_finite())) {
-                    ratios.push(Comparison { server: server.name, divisor: divisor.name, ratio });
-                }
+        for gateway in of(Role::Gateway).chain(of(Role::Tls)) {
+            let plain = (gateway.role == Role::Gateway).then_some(());
+            let others = first.into_iter().filter(|first| !std::ptr::eq(*first, gateway));
+            for other in others.chain(plain.into_iter().flat_map(|()| of(Role::Floor))) {
+                let ratio = |over: &Round, under: &Round| Some(over.together_cpu_us? / under.together_cpu_us?);
+                ratios.extend(Comparison::new("cpu", gateway, other, ratio));
+            }
+            for raw in of(Role::Raw) {
+                let of = |round: &Round, figure: fn(&Latency) -> f64| round.latency_ms.as_ref().map(figure);
+                let ratio = |figure| move |over: &Round, under: &Round| Some(of(over, figure)? / of(under, figure)?);
+                let p99 = |latency: &Latency| latency.p99;
+                let beyond = |over: &Round, under: &Round| Some(of(over, p99)? - 2.0 * of(under, p99)?);
+                ratios.extend(Comparison::new("latency p50", gateway, raw, ratio(|latency| latency.p50)));
+                ratios.extend(Comparison::new("latency p99", gateway, raw, ratio(p99)));
+                ratios.extend(Comparison::new(BEYOND, gateway, raw, beyond));
             }
         }
         let notes = servers.iter().flat_map(notes).collect();
         let pass = !servers.iter().any(Contestant::faulty);
-        Self { title: title.to_owned(), servers, ratios, notes, pass }
+        Self { title: title.to_owned(), unit, servers, ratios, notes, pass }
     }
 
     /// Whether everything was delivered, once and in order.
@@ -248,19 +342,24 @@ impl Report {
 
     /// The table.
     pub(crate) fn table(&self) -> String {
-        let mut rows: Vec<(&str, Vec<String>)> = Vec::new();
-        let mut row = |label, figure: &dyn Fn(&Contestant) -> String| {
-            rows.push((label, self.servers.iter().map(figure).collect()));
+        let mut rows: Vec<(String, Vec<String>)> = Vec::new();
+        let mut row = |label: &str, figure: &dyn Fn(&Contestant) -> String| {
+            rows.push((label.to_owned(), self.servers.iter().map(figure).collect()));
         };
         let spread = |server: &Contestant, digits, figure: &dyn Fn(&Round) -> Option<f64>| {
             server.spread(figure).map_or("–".to_owned(), |spread| spread.words(digits))
         };
-        row("", &|server| server.name.to_owned());
-        row("deliveries", &|server| {
+        let (unit, units, action, latency_of) = match self.unit {
+            Unit::Delivery => ("delivery", "deliveries", "message", "latency"),
+            Unit::Cycle => ("cycle", "cycles", "cycle", "connect to bound"),
+        };
+        row("", &|server| server.name.clone());
+        row(units, &|server| {
             let delivered: u64 = server.rounds.iter().map(|round| round.delivered).sum();
             delivered.to_string()
         });
-        row("ratio delivered", &|server| {
+        let done = if self.unit == Unit::Delivery { "ratio delivered" } else { "ratio completed" };
+        row(done, &|server| {
             let (delivered, expected) = (server.sum(|round| round.delivered), server.sum(|round| round.expected));
             // not rounded up to 1 while one is missing
             let ratio = delivered as f64 / expected.max(1) as f64;
@@ -270,32 +369,55 @@ impl Report {
                 format!("{ratio:.6} ({} lost)", expected.saturating_sub(delivered))
             }
         });
-        row("duplicates", &|server| server.sum(|round| round.duplicates).to_string());
-        row("order violations", &|server| server.sum(|round| round.order_violations).to_string());
-        row("misdelivered", &|server| server.sum(|round| round.misdelivered).to_string());
-        row("deliveries/s", &|server| spread(server, 0, &|round| Some(round.delivered as f64 / round.seconds)));
+        if self.unit == Unit::Delivery {
+            row("duplicates", &|server| server.sum(|round| round.duplicates).to_string());
+            row("order violations", &|server| server.sum(|round| round.order_violations).to_string());
+            row("misdelivered", &|server| server.sum(|round| round.misdelivered).to_string());
+        }
+        row(&format!("{units}/s"), &|server| spread(server, 0, &|round| Some(round.delivered as f64 / round.seconds)));
         let latency = |server: &Contestant, figure: &dyn Fn(&Latency) -> f64| {
             server.latency_ms.as_ref().map_or("–".to_owned(), |latency| format!("{:.3}", figure(latency)))
         };
-        row("latency p50, ms", &|server| latency(server, &|latency| latency.p50));
+        row(&format!("{latency_of} p50, ms"), &|server| latency(server, &|latency| latency.p50));
         row("        p90", &|server| latency(server, &|latency| latency.p90));
         row("        p99", &|server| latency(server, &|latency| latency.p99));
         row("        p99.9", &|server| latency(server, &|latency| latency.p999));
         row("        max", &|server| latency(server, &|latency| latency.max));
-        row("server CPU, µs/delivery", &|server| spread(server, 3, &|round| round.server_cpu_us));
+        row(&format!("server CPU, µs/{unit}"), &|server| spread(server, 3, &|round| round.server_cpu_us));
         row("        of it user", &|server| spread(server, 3, &|round| round.server_user_us));
-        row("tester CPU, µs/delivery", &|server| spread(server, 3, &|round| Some(round.tester_cpu_us)));
+        if self.servers.iter().flat_map(|server| &server.rounds).any(|round| round.redis_cpu_us.is_some()) {
+            row(&format!("Redis CPU, µs/{unit}"), &|server| spread(server, 3, &|round| round.redis_cpu_us));
+            row("        of it user", &|server| spread(server, 3, &|round| round.redis_user_us));
+            row("together", &|server| spread(server, 3, &|round| round.together_cpu_us));
+            row(&format!("Redis commands/{action}"), &|server| {
+                spread(server, 2, &|round| round.redis_cpu_us.map(|_| round.redis_commands.values().sum()))
+            });
+        }
+        row(&format!("tester CPU, µs/{unit}"), &|server| spread(server, 3, &|round| Some(round.tester_cpu_us)));
         row("        busiest thread, %", &|server| {
             spread(server, 0, &|round| Some(round.tester_busiest_thread * 100.0))
         });
+        let rows: Vec<(&str, Vec<String>)> = rows.iter().map(|(label, cells)| (&**label, cells.clone())).collect();
         let mut out = format!("{}\n\n{}", self.title, table(&rows));
-        for Comparison { server, divisor, ratio } in &self.ratios {
-            writeln!(out, "{server} ÷ {divisor}: {}", ratio.words(2)).ok();
+        for server in &self.servers {
+            // what heartbeats and the like add is left to the sum
+            let commands = server.commands().into_iter().filter(|(_, count)| *count >= 0.005);
+            let commands: Vec<String> = commands.map(|(name, count)| format!("{name} {count:.2}")).collect();
+            if !commands.is_empty() {
+                writeln!(out, "{}, Redis commands per {action}: {}", server.name, commands.join(", ")).ok();
+            }
+        }
+        for comparison in &self.ratios {
+            writeln!(out, "{}", comparison.words()).ok();
         }
         for note in &self.notes {
             writeln!(out, "note: {note}").ok();
         }
-        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everything was delivered, once and in order\n" });
+        out.push_str(match (self.pass, self.unit) {
+            (true, _) => "pass\n",
+            (false, Unit::Delivery) => "FAIL: not everything was delivered, once and in order\n",
+            (false, Unit::Cycle) => "FAIL: not every client came, was bound, and left\n",
+        });
         out
     }
 }
@@ -323,7 +445,7 @@ pub(crate) fn table(rows: &[(&str, Vec<String>)]) -> String {
 /// What a reader must know before believing the figures of a server.
 fn notes(server: &Contestant) -> Vec<String> {
     let mut notes = Vec::new();
-    let name = server.name;
+    let name = &server.name;
     if server.gave_up() {
         notes.push(format!("{name}: deliveries stopped; the run was ended after the --deadline"));
     }
@@ -358,7 +480,7 @@ fn notes(server: &Contestant) -> Vec<String> {
             2.0 / shortest.max(0.01)
         ));
     }
-    if server.rounds.iter().any(|round| round.server_cpu_us.is_none()) {
+    if server.role != Role::Raw && server.rounds.iter().any(|round| round.server_cpu_us.is_none()) {
         notes.push(format!("{name}: without --pid nothing is known about the server's CPU"));
     }
     notes
@@ -376,6 +498,7 @@ mod tests {
         assert_eq!(spread.words(1), "2.0 (1.0–3.0)");
         assert_eq!(Spread::of([4.0, 1.0].into_iter()).unwrap().words(2), "2.50 (1.00–4.00)");
         assert_eq!(Spread::of([4.0].into_iter()).unwrap().words(2), "4.00");
+        assert_eq!(Spread::of([-4.0, -1.0].into_iter()).unwrap().words(1), "-2.5 (-4.0 to -1.0)");
     }
 
     fn round(cpu: f64) -> Round {
@@ -395,13 +518,18 @@ mod tests {
             server_cpu_us: Some(cpu),
             server_user_us: Some(0.0),
             server_cpu_seconds: Some(2.0),
+            redis_cpu_us: None,
+            redis_user_us: None,
+            together_cpu_us: Some(cpu),
+            redis_commands: BTreeMap::new(),
+            latency_ms: None,
             tester_cpu_us: 1.0,
             tester_busiest_thread: 0.5,
             tester_lag_p99_ms: None,
         }
     }
 
-    fn contestant(role: Role, name: &'static str, cpu: [f64; 3]) -> Contestant {
+    fn contestant(role: Role, name: &str, cpu: impl IntoIterator<Item = f64>) -> Contestant {
         let mut contestant = Contestant::new(role, name).unwrap();
         for cpu in cpu {
             contestant.add(round(cpu), &Stats::new().unwrap()).unwrap();
@@ -415,7 +543,7 @@ mod tests {
             contestant(Role::Gateway, "gateway", [2.0, 9.0, 4.0]),
             contestant(Role::Floor, "floor, plain", [1.0, 3.0, 4.0]),
         ];
-        let report = Report::new("title", servers);
+        let report = Report::new("title", Unit::Delivery, servers);
         assert_eq!(report.ratios[0].ratio, Spread { median: 2.0, min: 1.0, max: 3.0 });
         assert!(report.pass() && report.notes.is_empty(), "{:?}", report.notes);
         assert!(report.table().contains("gateway ÷ floor, plain: 2.00 (1.00–3.00)"));
@@ -428,10 +556,67 @@ mod tests {
             contestant(Role::Tls, "gateway over TLS", [1.5, 4.0, 10.0]),
             contestant(Role::Floor, "floor, plain", [1.0; 3]),
         ];
-        let table = Report::new("title", servers).table();
+        let table = Report::new("title", Unit::Delivery, servers).table();
         assert!(table.contains("gateway over TLS ÷ gateway plain: 2.00 (1.50–2.50)"), "{table}");
         assert!(table.contains("gateway plain ÷ floor, plain: 2.00 (1.00–4.00)"), "{table}");
         assert_eq!(table.matches('÷').count(), 2, "{table}");
+    }
+
+    #[test]
+    fn two_nodes_are_compared_with_one() {
+        let servers = vec![
+            contestant(Role::Gateway, "one", [2.0, 2.0, 4.0]),
+            contestant(Role::Gateway, "two", [3.0, 2.0, 8.0]),
+            contestant(Role::Floor, "floor", [1.0; 3]),
+        ];
+        let table = Report::new("title", Unit::Delivery, servers).table();
+        assert!(table.contains("two ÷ one: 1.50 (1.00–2.00)"), "{table}");
+        assert!(table.contains("one ÷ floor: 2.00 (2.00–4.00)") && table.contains("two ÷ floor: 3.00 (2.00–8.00)"));
+        assert_eq!(table.matches('÷').count(), 3, "{table}");
+    }
+
+    #[test]
+    fn latency_is_compared_with_raw_redis() {
+        let with = |role, name, p50, p99| {
+            let mut contestant = contestant(role, name, [1.0; 3]);
+            for round in &mut contestant.rounds {
+                round.latency_ms = Some(Latency { p50, p90: p50, p99, p999: p99, max: p99 });
+            }
+            contestant
+        };
+        let servers = vec![with(Role::Gateway, "gateway", 0.3, 3.5), with(Role::Raw, "raw", 0.2, 1.0)];
+        let table = Report::new("title", Unit::Delivery, servers).table();
+        assert!(table.contains("gateway ÷ raw, latency p50: 1.50\n"), "{table}");
+        assert!(table.contains("gateway ÷ raw, latency p99: 3.50\n"), "{table}");
+        assert!(table.contains("gateway, latency p99 beyond 2 × that of raw: 1.50 ms\n"), "{table}");
+        assert_eq!(table.matches('÷').count(), 2, "{table}");
+    }
+
+    #[test]
+    fn redis_counts_apart_and_together() {
+        let outcome = Outcome {
+            published: 10,
+            expected: 20,
+            errors: 0,
+            first_error: None,
+            lag: crate::clients::histogram().unwrap(),
+            wall: std::time::Duration::from_secs(1),
+            gave_up: false,
+        };
+        let stats = Stats { delivered: 20, ..Stats::new().unwrap() };
+        let cpu = |user, system| Cpu { user, system };
+        let usage = |cpu, publish| Usage { cpu, calls: [("publish".to_owned(), publish)].into() };
+        let before = Spent { nodes: Some(cpu(10, 10)), redis: Some(usage(cpu(5, 5), 7)) };
+        let after = Spent { nodes: Some(cpu(30, 50)), redis: Some(usage(cpu(25, 25), 17)) };
+        let round = Round::new(&outcome, &stats, after.since(&before), Cpu::default(), 0);
+        assert_eq!((round.server_cpu_us, round.server_user_us), (Some(3.0), Some(1.0)));
+        assert_eq!((round.redis_cpu_us, round.redis_user_us, round.together_cpu_us), (Some(2.0), Some(1.0), Some(5.0)));
+        assert_eq!(round.redis_commands, [("publish".to_owned(), 1.0)].into());
+        let mut server = contestant(Role::Gateway, "gateway", []);
+        server.add(round, &stats).unwrap();
+        let table = Report::new("title", Unit::Delivery, vec![server]).table();
+        assert!(table.contains("\ngateway, Redis commands per message: publish 1.00\n"), "{table}");
+        assert!(table.contains("\ntogether") && table.contains("\nRedis CPU, µs/delivery"), "{table}");
     }
 
     #[test]
@@ -446,7 +631,7 @@ mod tests {
         for fault in faults {
             let mut server = contestant(Role::Gateway, "gateway", [1.0; 3]);
             fault(&mut server.rounds[1]);
-            assert!(!Report::new("", vec![server]).pass());
+            assert!(!Report::new("", Unit::Delivery, vec![server]).pass());
         }
     }
 

@@ -1,27 +1,26 @@
-//! What fan-out and unicast have in common: the same clients on the gateway, plain and over TLS, and on the floor, rounds in turn, and the
-//! figures of each round.
+//! What fan-out and unicast have in common: the same clients on each gateway, on the floor, and on bare Redis, rounds in
+//! turn, and the figures of each round. Churn shares the sitting: what is opened, and whose turn it is.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
-use crate::clients::{self, Pool, Stats};
+use crate::clients::{self, Connected, Pool, Stats};
 use crate::floor::{self, Floor};
-use crate::http::Caller;
 use crate::message;
-use crate::publish::{Kind, Pace, Plan, Publisher, Wire};
-use crate::report::{Contestant, Report, Role, Round};
-use crate::target::{self, Cpu, Meter, Pin, Target, TargetArgs};
+use crate::process::{self, Meter, Pin};
+use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
+use crate::redis::Redis;
+use crate::report::{Contestant, Report, Role, Round, Spent, Unit};
+use crate::target::{Door, Target, TargetArgs};
 use crate::{Result, parse_duration};
 
-/// Options of every mode that publishes.
+/// Options of every mode that compares.
 #[derive(Debug, Args)]
-pub(crate) struct RunArgs {
+pub(crate) struct SittingArgs {
     #[command(flatten)]
     pub(crate) target: TargetArgs,
-    /// Bytes of a message
-    #[arg(long, default_value_t = 128)]
-    pub(crate) size: usize,
     /// Run the same against the built-in bare server, in turn; without a gateway, only that
     #[arg(long)]
     pub(crate) floor: bool,
@@ -29,21 +28,125 @@ pub(crate) struct RunArgs {
     /// place the two differently from round to round
     #[arg(long)]
     pub(crate) pin: bool,
-    /// How often; 3 with --floor or --tls, else 1
+    /// How often; 3 where something is compared, else 1
     #[arg(long)]
     pub(crate) rounds: Option<usize>,
-    /// Messages before the first round that are checked but not measured; a tenth of --messages by default
+    /// Messages (or cycles) before the first round that are checked but not measured; a tenth of a round's by default
     #[arg(long)]
     pub(crate) warmup: Option<u64>,
-    /// Receiving threads for each server under test
-    #[arg(long, default_value_t = 1)]
-    pub(crate) threads: usize,
-    /// Without a delivery for so long, what is missing counts as lost
+    /// Without a delivery (or a cycle's end) for so long, what is missing counts as lost
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub(crate) deadline: Duration,
     /// Print JSON instead of a table
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Options of every mode that publishes.
+#[derive(Debug, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) sitting: SittingArgs,
+    /// Bytes of a message
+    #[arg(long, default_value_t = 128)]
+    pub(crate) size: usize,
+    /// Receiving threads for each server under test
+    #[arg(long, default_value_t = 1)]
+    pub(crate) threads: usize,
+    /// Run the same without a gateway, in turn: from the publisher through the same Redis to subscribers in the tester
+    #[arg(long)]
+    pub(crate) raw_redis: bool,
+}
+
+/// Something under test.
+pub(crate) enum Server {
+    /// A gateway and its Redis.
+    Gateway(Target),
+    /// The bare server.
+    Floor(Floor),
+    /// Only a Redis.
+    Raw(Arc<Redis>),
+}
+
+/// Who does a round when it is its turn: a side by number, and how.
+pub(crate) struct Turn {
+    /// Its rounds so far.
+    pub(crate) contestant: Contestant,
+    /// Number of the side.
+    pub(crate) side: usize,
+    /// For the floor: gather what waits for one socket.
+    pub(crate) joined: bool,
+}
+
+impl SittingArgs {
+    /// Starts or finds all that is to be compared. `each` is the descriptors that each needs of ours.
+    pub(crate) fn open(&self, raw: bool, each: usize) -> Result<Vec<(Role, String, Server)>> {
+        let clusters = self.target.clusters()?;
+        process::raise_descriptors((each * (clusters.len() + usize::from(self.floor) + usize::from(raw))) as u64)?;
+        let pin = if self.pin { Some(Pin::new()?) } else { None };
+        pin.as_ref().map_or(Ok(()), Pin::as_server)?;
+        let mut servers = Vec::new();
+        let mut redis = None;
+        for cluster in clusters {
+            let target = self.target.open(&cluster)?;
+            redis = redis.or_else(|| target.redis.clone());
+            let role = if cluster.tls { Role::Tls } else { Role::Gateway };
+            servers.push((role, cluster.name, Server::Gateway(target)));
+        }
+        if self.floor {
+            servers.push((Role::Floor, "floor, plain".to_owned(), Server::Floor(Floor::spawn()?)));
+        }
+        if raw {
+            let redis = if redis.is_some() { redis } else { self.target.redis()? };
+            let redis = redis.ok_or("--raw-redis: name one, --redis or --redis-spawn")?;
+            servers.push((Role::Raw, "raw Redis".to_owned(), Server::Raw(redis)));
+        }
+        pin.as_ref().map_or(Ok(()), Pin::as_tester)?;
+        if servers.is_empty() {
+            return Err("name a gateway (--spawn, or --ws and --api), or --floor, or both".into());
+        }
+        Ok(servers)
+    }
+
+    /// Everyone's warm-up, then the rounds, by turns; `round` is told whose it is, and how many messages or cycles.
+    pub(crate) fn rounds(
+        &self,
+        mut turns: Vec<Turn>,
+        count: u64,
+        mut round: impl FnMut(&Turn, u64) -> Result<(Round, Stats)>,
+    ) -> Result<Vec<Contestant>> {
+        let warmup = self.warmup.unwrap_or(count / 10);
+        if warmup > 0 {
+            for turn in &mut turns {
+                let (figures, _) = round(turn, warmup)?;
+                turn.contestant.warm_up(figures);
+            }
+        }
+        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
+        'rounds: for _ in 0..rounds {
+            for turn in &mut turns {
+                if turn.contestant.gave_up() {
+                    break 'rounds;
+                }
+                let (figures, stats) = round(turn, count)?;
+                turn.contestant.add(figures, &stats)?;
+            }
+        }
+        Ok(turns.into_iter().map(|turn| turn.contestant).collect())
+    }
+}
+
+impl Server {
+    /// What it used so far.
+    pub(crate) fn spent(&self) -> Result<Spent> {
+        let (meter, redis) = match self {
+            Self::Gateway(target) => (&target.meter, target.redis.as_deref()),
+            Self::Floor(floor) => (&Meter { pids: vec![floor.pid()] }, None),
+            Self::Raw(redis) => (&Meter { pids: Vec::new() }, Some(&**redis)),
+        };
+        let nodes = if meter.pids.is_empty() { None } else { Some(meter.cpu()?) };
+        Ok(Spent { nodes, redis: redis.map(Redis::usage).transpose()? })
+    }
 }
 
 /// What is to be run.
@@ -68,19 +171,11 @@ pub(crate) struct Scenario<'a> {
 }
 
 /// One server with its clients and its publisher.
-pub(crate) struct Side {
-    /// Sends.
-    pub(crate) publisher: Publisher,
-    /// Receives.
-    pub(crate) pool: Pool,
-    meter: Meter,
+struct Side {
+    publisher: Publisher,
+    pool: Pool,
     // after the pool: the clients say goodbye before the server goes
-    _server: Server,
-}
-
-enum Server {
-    Gateway { _target: Target },
-    Floor { _floor: Floor },
+    server: Server,
 }
 
 /// The commands that put clients, given as ids, into their topics.
@@ -99,9 +194,14 @@ pub(crate) fn members(clients: usize, topics: usize) -> Vec<u32> {
     (0..topics).map(|topic| (clients / topics + usize::from(topic < clients % topics)) as u32).collect()
 }
 
+/// The node of a client: those of one topic are spread over all nodes.
+pub(crate) fn home(client: usize, topics: usize, nodes: usize) -> usize {
+    (client / topics + client % topics) % nodes.max(1)
+}
+
 impl Scenario<'_> {
     fn plan(&self, messages: u64, joined: bool) -> Plan {
-        Plan { messages, pace: self.pace, size: self.args.size, joined, deadline: self.args.deadline }
+        Plan { messages, pace: self.pace, size: self.args.size, joined, deadline: self.args.sitting.deadline }
     }
 
     /// Sets everything up, runs the rounds in turn, and reports.
@@ -119,96 +219,72 @@ impl Scenario<'_> {
         {
             return Err("--rate: at least 0.001 is wanted".into());
         }
-        let each = self.clients + self.lanes + 64;
-        let (tls, floor) = (self.args.target.tls()?, self.args.floor);
-        target::raise_descriptors((each * (1 + usize::from(tls) + usize::from(floor))) as u64)?;
-        let pin = if self.args.pin { Some(Pin::new()?) } else { None };
         let epoch = Instant::now();
         let mut sides = Vec::new();
         let mut turns = Vec::new();
-        pin.as_ref().map_or(Ok(()), Pin::as_server)?;
-        let target = self.args.target.open(false)?;
-        let over_tls = if tls { self.args.target.open(true)? } else { None };
-        let floor = if floor { Some(Floor::spawn()?) } else { None };
-        pin.as_ref().map_or(Ok(()), Pin::as_tester)?;
-        if let Some(target) = target {
-            turns.push((Role::Gateway, if tls { "gateway plain" } else { "gateway" }, sides.len(), false));
-            sides.push(self.gateway(target, 1, epoch)?);
-        }
-        if let Some(target) = over_tls {
-            turns.push((Role::Tls, "gateway over TLS", sides.len(), false));
-            sides.push(self.gateway(target, 3, epoch)?);
-        }
-        if let Some(floor) = floor {
-            turns.push((Role::Floor, "floor, plain", sides.len(), false));
-            if burst > 1 {
-                turns.push((Role::Floor, "floor, joined", sides.len(), true));
+        let servers = self.args.sitting.open(self.args.raw_redis, self.clients + self.spare())?;
+        for (number, (role, name, server)) in servers.into_iter().enumerate() {
+            let mut turn = |name: &str, joined| -> Result<()> {
+                turns.push(Turn { contestant: Contestant::new(role, name)?, side: number, joined });
+                Ok(())
+            };
+            turn(&name, false)?;
+            if role == Role::Floor && burst > 1 {
+                turn("floor, joined", true)?;
             }
-            sides.push(self.floor(floor, epoch)?);
+            sides.push(self.side(server, 1 + number as u8, epoch)?);
         }
-        if sides.is_empty() {
-            return Err("name a gateway (--spawn, or --ws and --api), or --floor, or both".into());
-        }
+        let contestants = self.args.sitting.rounds(turns, self.messages, |turn, messages| {
+            let side = sides.get_mut(turn.side).ok_or("no such side")?;
+            side.round(&self.plan(messages, turn.joined))
+        })?;
+        Ok(Report::new(&self.title, Unit::Delivery, contestants))
+    }
 
-        let mut contestants: Vec<Contestant> = Vec::new();
-        for &(role, name, side, joined) in &turns {
-            let mut contestant = Contestant::new(role, name)?;
-            let side = sides.get_mut(side).ok_or("no such side")?;
-            let messages = self.args.warmup.unwrap_or(self.messages / 10);
-            if messages > 0 {
-                let (round, _) = side.round(&self.plan(messages, joined))?;
-                contestant.warm_up(round);
-            }
-            contestants.push(contestant);
-        }
-        let rounds = self.args.rounds.unwrap_or(if self.args.floor || tls { 3 } else { 1 });
-        'rounds: for _ in 0..rounds {
-            for (&(_, _, side, joined), contestant) in turns.iter().zip(&mut contestants) {
-                if contestant.gave_up() {
-                    break 'rounds;
+    /// Descriptors beside those of the clients.
+    fn spare(&self) -> usize {
+        self.lanes + 64
+    }
+
+    fn side(&self, server: Server, number: u8, epoch: Instant) -> Result<Side> {
+        let (connected, wire) = match &server {
+            Server::Gateway(target) => {
+                let home = |client| home(client, self.topics, target.nodes.len());
+                let connected = target.connect(self.clients, self.spare(), home, number)?;
+                for (node, mut caller) in target.callers()?.into_iter().enumerate() {
+                    let ids = self.ids(&connected).filter(|(client, _)| client.home == node);
+                    let ids = ids.map(|(client, topic)| (&*client.client_id, topic));
+                    caller.batch(&memberships(ids, self.kind))?;
                 }
-                let side = sides.get_mut(side).ok_or("no such side")?;
-                let (round, stats) = side.round(&self.plan(self.messages, joined))?;
-                contestant.add(round, &stats)?;
+                (connected, target.wire(self.kind)?)
             }
-        }
-        Ok(Report::new(&self.title, contestants))
+            Server::Floor(floor) => {
+                let connected = clients::connect(&[floor.clients], self.clients, |_| 0, number, None)?;
+                let ids = self.ids(&connected).map(|(client, topic)| (client.client_id.clone(), topic));
+                floor::join(floor.control, ids)?;
+                (connected, Wire::Floor(floor.control))
+            }
+            Server::Raw(redis) => {
+                const PREFIX: &str = "loadtest-raw";
+                let channels = (0..self.clients).map(|client| self.kind.channel(PREFIX, self.topic(client)));
+                let connected = clients::subscribe(&redis.address, channels)?;
+                (connected, Wire::Redis(redis.address.clone(), PREFIX.to_owned(), self.kind))
+            }
+        };
+        // the floor is driven as the gateway is
+        let depth = if self.args.sitting.target.door()? == Door::Redis { PIPELINE } else { 1 };
+        let publisher = Publisher::new(wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
+        let clients = connected.into_iter().enumerate().map(|(index, client)| (client, self.topic(index))).collect();
+        let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
+        Ok(Side { publisher, pool, server })
     }
 
-    fn gateway(&self, target: Target, number: u8, epoch: Instant) -> Result<Side> {
-        target.meter.check_descriptors((self.clients / target.clients.len().max(1) + self.lanes + 64) as u64)?;
-        let connected = clients::connect(&target.clients, self.clients, number, target.trust.as_ref())?;
-        let ids = connected.iter().enumerate().map(|(index, client)| (&*client.client_id, self.topic(index)));
-        Caller::new(&target.api)?.batch(&memberships(ids, self.kind))?;
-        let wire = Wire::Http(target.api.clone(), self.kind);
-        let meter = target.meter.clone();
-        self.side(connected, wire, meter, Server::Gateway { _target: target }, epoch)
-    }
-
-    fn floor(&self, floor: Floor, epoch: Instant) -> Result<Side> {
-        let connected = clients::connect(&[floor.clients], self.clients, 2, None)?;
-        let ids = connected.iter().enumerate();
-        floor::join(floor.control, ids.map(|(index, client)| (client.client_id.clone(), self.topic(index))))?;
-        let meter = Meter { pids: vec![floor.pid()] };
-        self.side(connected, Wire::Floor(floor.control), meter, Server::Floor { _floor: floor }, epoch)
+    fn ids<'a>(&self, connected: &'a [Connected]) -> impl Iterator<Item = (&'a Connected, u32)> {
+        connected.iter().enumerate().map(|(index, client)| (client, self.topic(index)))
     }
 
     fn topic(&self, client: usize) -> u32 {
         (client % self.topics) as u32
-    }
-
-    fn side(
-        &self,
-        connected: Vec<clients::Connected>,
-        wire: Wire,
-        meter: Meter,
-        server: Server,
-        epoch: Instant,
-    ) -> Result<Side> {
-        let publisher = Publisher::new(wire, self.lanes, members(self.clients, self.topics), epoch)?;
-        let clients = connected.into_iter().enumerate().map(|(index, client)| (client, self.topic(index))).collect();
-        let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
-        Ok(Side { publisher, pool, meter, _server: server })
     }
 }
 
@@ -216,27 +292,22 @@ impl Side {
     /// Publishes as planned and measures.
     fn round(&mut self, plan: &Plan) -> Result<(Round, Stats)> {
         self.pool.take()?;
-        let (server, own, before) = (self.meter.cpu()?, target::own_cpu()?, self.threads()?);
+        let (server, own, before) = (self.server.spent()?, process::own_cpu()?, self.threads()?);
         let outcome = self.publisher.run(plan)?;
-        let (tester, after) = (target::own_cpu()?.since(own), self.threads()?);
+        let (tester, after) = (process::own_cpu()?.since(own), self.threads()?);
         // for what the server does behind the last delivery, and for duplicates
         std::thread::sleep(Duration::from_millis(50));
-        let cpu = self.meter.cpu()?.since(server);
+        let spent = self.server.spent()?.since(&server);
         let stats = self.pool.take()?;
         let busiest = before.iter().zip(&after).map(|(before, after)| after.saturating_sub(*before)).max();
-        let round = Round::new(&outcome, &stats, self.measured(cpu), tester, busiest.unwrap_or(0));
+        let round = Round::new(&outcome, &stats, spent, tester, busiest.unwrap_or(0));
         Ok((round, stats))
     }
 
     /// CPU time of each of our threads that work for this side; the publisher is the caller.
     fn threads(&self) -> Result<Vec<u64>> {
-        let publisher = rustix::thread::gettid().as_raw_nonzero().get();
-        let ids = self.pool.thread_ids().into_iter().chain([publisher]);
-        ids.map(|id| Ok(target::thread_cpu(id)?.total())).collect()
-    }
-
-    fn measured(&self, cpu: Cpu) -> Option<Cpu> {
-        (!self.meter.pids.is_empty()).then_some(cpu)
+        let ids = self.pool.thread_ids().into_iter().chain([process::own_thread()]);
+        ids.map(|id| Ok(process::thread_cpu(id)?.total())).collect()
     }
 }
 
@@ -249,6 +320,18 @@ mod tests {
         assert_eq!(members(10, 3), [4, 3, 3]);
         assert_eq!(members(5, 5), [1; 5]);
         assert_eq!(members(7, 1), [7]);
+    }
+
+    #[test]
+    fn clients_of_each_topic_are_dealt_to_nodes() {
+        for (clients, topics, nodes) in [(8, 1, 2), (8, 2, 2), (12, 4, 3), (9, 9, 3)] {
+            let mut on = vec![0; nodes];
+            (0..clients).for_each(|client| on[home(client, topics, nodes)] += 1);
+            assert_eq!(on, vec![clients / nodes; nodes], "{clients} clients, {topics} topics");
+            let of_first = (0..clients).step_by(topics).map(|client| home(client, topics, nodes));
+            let used: std::collections::BTreeSet<usize> = of_first.collect();
+            assert_eq!(used.len(), nodes.min(clients / topics), "{clients} clients, {topics} topics");
+        }
     }
 
     #[test]

@@ -6,6 +6,7 @@ use crate::Result;
 use crate::publish::{Kind, Pace};
 use crate::report::Report;
 use crate::scenario::{RunArgs, Scenario};
+use crate::target::Door;
 
 /// Options of `unicast`.
 #[derive(Debug, Args)]
@@ -16,7 +17,8 @@ pub(crate) struct UnicastArgs {
     /// Messages in each round
     #[arg(long, default_value_t = 200_000)]
     messages: u64,
-    /// Connections that publish, each with one request on the way
+    /// Connections that publish, each with one request on the way; through Redis, messages that are published on one
+    /// connection and not delivered yet
     #[arg(long, default_value_t = 256)]
     inflight: usize,
     /// So many messages a second, on a fixed schedule from which latency counts; else as fast as answers come
@@ -30,10 +32,13 @@ impl UnicastArgs {
     /// Runs it.
     pub(crate) fn run(&self) -> Result<Report> {
         let Self { clients, messages, inflight, run, .. } = self;
-        let lanes = (*inflight).min(*clients);
-        let pace = self.rate.map_or(Pace::Free, Pace::Rate);
-        let words = self.rate.map_or(format!("{lanes} in flight"), |rate| format!("{rate} messages/s"));
-        let title = format!("unicast: to one uid of {clients}, {} B, {messages} messages, {words}", run.size);
+        let (pace, lanes, door) = match run.sitting.target.door()? {
+            Door::Http => (Pace::Free, (*inflight).min(*clients), ""),
+            Door::Redis => (Pace::Pipeline(u32::try_from(*inflight)?), 1, ", through Redis"),
+        };
+        let words = self.rate.map_or(format!("{inflight} in flight"), |rate| format!("{rate} messages/s"));
+        let title = format!("unicast: to one uid of {clients}, {} B, {messages} messages, {words}{door}", run.size);
+        let pace = self.rate.map_or(pace, Pace::Rate);
         let kind = Kind::Uid;
         Scenario { args: run, title, kind, clients: *clients, topics: *clients, messages: *messages, pace, lanes }.run()
     }

@@ -316,6 +316,8 @@ impl Bus {
         let silent = self.elapsed().saturating_sub(self.beat_heard.load(Ordering::Relaxed));
         *gap = Instant::now().checked_sub(Duration::from_millis(silent).min(BEAT * 4));
         drop(alive);
+        // Nothing is known to be subscribed to until the next connection is.
+        self.confirmed.send_replace(0);
         mover.finish().await;
         Ok(ended)
     }
@@ -347,8 +349,8 @@ impl Bus {
         let lost = |reason: &'static str| {
             self.shared.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
         };
-        let (name, payload) = redis::read(published);
-        let (Some(channel), Some(bytes)) = (self.shared.keys.parse(&name), payload) else {
+        let channel = self.shared.keys.parse(redis::channel(&published));
+        let (Some(channel), Some(bytes)) = (channel, redis::payload(published)) else {
             return lost("garbage");
         };
         self.shared.metrics.bus_heard.get_or_create(&Kind { kind: channel.kind() }).inc();

@@ -287,7 +287,11 @@ impl Members {
                     return "this node lost its place";
                 }
                 Err(RedisError::Away(_)) => return "Redis did not answer",
-                Err(error) => tracing::error!(%error, "cannot renew the lease"),
+                Err(error) => {
+                    // Full memory, say: then others cannot renew theirs either, and nobody shall be taken for dead.
+                    tracing::error!(%error, "cannot renew the lease");
+                    self.state.lock().last_look = None;
+                }
             }
             if self.bus.beat().await.is_err() || self.look_around(connection).await.is_err() {
                 return "Redis did not answer";

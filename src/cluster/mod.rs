@@ -137,16 +137,17 @@ impl Clock {
 /// Nodes that were heard, to tell foreign ones from ours.
 #[derive(Default)]
 struct Peers {
-    heard: Mutex<HashMap<String, Instant>>,
+    /// When first, and when last.
+    heard: Mutex<HashMap<String, (Instant, Instant)>>,
     unknown: Mutex<Option<Instant>>,
 }
 
 impl Peers {
     fn heard(&self, hello: Hello) {
-        let mut heard = self.heard.lock();
+        let (now, mut heard) = (Instant::now(), self.heard.lock());
         // Somebody who makes up names shall not fill the memory.
         if heard.len() < 10_000 || heard.contains_key(&hello.id) {
-            heard.entry(hello.id).or_insert_with(Instant::now);
+            heard.entry(hello.id).or_insert((now, now)).1 = now;
         }
     }
 
@@ -161,15 +162,17 @@ impl Peers {
         self.unknown.lock().is_some_and(|heard| heard.elapsed() < Duration::from_mins(1))
     }
 
-    /// Nodes that speak under our prefix and are not in our Redis database, though they have had so long to enter.
+    /// Nodes that go on speaking under our prefix for so long and are not in our Redis database.
     fn foreign(&self, known: impl Fn(&str) -> bool, patience: Duration) -> Vec<String> {
         let mut heard = self.heard.lock();
-        let foreign: Vec<String> = heard
-            .iter()
-            .filter(|(id, since)| since.elapsed() > patience && !known(id))
-            .map(|(id, _)| id.clone())
-            .collect();
-        heard.retain(|id, since| !known(id) && since.elapsed() <= patience);
+        heard.retain(|id, (_, last)| !known(id) && last.elapsed() <= patience * 2);
+        let speaks_on = |(first, last): &(Instant, Instant)| last.duration_since(*first) > patience;
+        let foreign: Vec<String> =
+            heard.iter().filter(|(_, times)| speaks_on(times)).map(|(id, _)| id.clone()).collect();
+        // Said again when as much time has passed again.
+        for id in &foreign {
+            heard.remove(id);
+        }
         foreign
     }
 }

@@ -364,9 +364,14 @@ async fn in_time<T>(command: &'static str, work: impl Future<Output = Result<T, 
     }
 }
 
-/// Where something was published, and what; none for what is no bytes.
-pub(super) fn read(published: Published) -> (String, Option<Bytes>) {
-    (published.channel.to_string(), published.value.into_bytes())
+/// Where something was published.
+pub(super) fn channel(published: &Published) -> &str {
+    &published.channel
+}
+
+/// What was published.
+pub(super) fn payload(published: Published) -> Option<Bytes> {
+    published.value.into_bytes()
 }
 
 fn custom(name: &'static str) -> CustomCommand {

@@ -20,11 +20,18 @@ pub enum Topic {
 
 /// Topics whose first client came or whose last one left, in order. One that does both in short order is listed twice:
 /// the hub says what holds.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Topics {
     changed: Mutex<Vec<Topic>>,
     count: AtomicU64,
     notify: Notify,
+}
+
+impl Default for Topics {
+    /// The count begins at one: with nothing heard yet, nothing is up to date.
+    fn default() -> Self {
+        Self { changed: Mutex::default(), count: AtomicU64::new(1), notify: Notify::new() }
+    }
 }
 
 impl Topics {
