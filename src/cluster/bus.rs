@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::envelope::{self, Back, Do, Header, NotAnEnvelope};
 use super::keys::{Channel, Keys};
-use super::redis::{ANSWER, Address, Command, Connection, Published, RedisError};
+use super::redis::{ANSWER, Address, Command, Connection, Published, RING, RedisError};
 use super::{Backoff, Shared, redis};
 use crate::hub::{Hub, Topic};
 use crate::id::LanAddress;
@@ -275,7 +275,7 @@ impl Bus {
     ) -> Result<&'static str, String> {
         self.shared.is_member().await;
         let (connection, mut alive) =
-            Connection::open(address, &self.shared.metrics).await.map_err(|error| error.to_string())?;
+            Connection::open(address, &self.shared.metrics, RING).await.map_err(|error| error.to_string())?;
         self.connection_id.store(connection.id, Ordering::Relaxed);
         let lan = self.shared.identity().lan;
         let mut mover = Mover::start(Arc::clone(self), connection.published());

@@ -29,7 +29,7 @@ use crate::metrics::Kind;
 use crate::session::Session;
 
 /// Commands in one pipeline.
-const PIPELINE: usize = 2000;
+const PIPELINE: usize = 500;
 
 /// Clients in one command.
 const CLIENTS: usize = 500;

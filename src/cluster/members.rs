@@ -21,7 +21,7 @@ use super::bus::{BEAT, Bus};
 use super::directory::{Directory, Entry, read_facts, removal};
 use super::envelope::{self, Header, Hello};
 use super::keys::Channel;
-use super::redis::{Address, Alive, Command, ConnectError, Connection, RedisError};
+use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError};
 use super::{Backoff, Identity, Refused, Shared};
 use crate::client::Departed;
 use crate::config::ClusterConfig;
@@ -131,7 +131,7 @@ impl Members {
         loop {
             let connected = tokio::select! {
                 () = self.stop.cancelled() => return None,
-                connected = Connection::open(&self.address, &self.shared.metrics) => connected,
+                connected = Connection::open(&self.address, &self.shared.metrics, NO_RING) => connected,
             };
             let (connection, alive) = match connected {
                 Ok(connected) => connected,

@@ -399,7 +399,7 @@ impl Cluster {
 pub async fn check(config: &ClusterConfig) -> Result<(), Refused> {
     let address = Address::read(&config.redis_url).map_err(|error| refused_url(&error))?;
     let metrics = Arc::new(Metrics::new());
-    Connection::open(&address, &metrics).await.map(drop).map_err(|error| refused_url(&error))
+    Connection::open(&address, &metrics, redis::NO_RING).await.map(drop).map_err(|error| refused_url(&error))
 }
 
 fn refused_url(error: &ConnectError) -> Refused {
