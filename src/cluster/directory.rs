@@ -43,6 +43,9 @@ const PATIENCE: Duration = Duration::from_millis(500);
 /// Clients that were let go wait so long for Redis to know, and then no longer.
 const FAREWELL: Duration = Duration::from_secs(5);
 
+/// And so long while Redis is known to be away: nobody can ask for them either.
+const FAREWELL_WITHOUT_REDIS: Duration = Duration::from_millis(500);
+
 /// A client in a node's index.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -132,7 +135,7 @@ impl Directory {
                 }
             }
             let Some(connection) = self.connection() else {
-                self.release_overdue(FAREWELL).await;
+                self.release_overdue(FAREWELL_WITHOUT_REDIS).await;
                 tokio::select! {
                     () = self.wake.notified() => {}
                     () = sleep(PATIENCE) => {}

@@ -26,7 +26,6 @@ use super::{Backoff, Identity, Refused, Shared};
 use crate::client::Departed;
 use crate::config::ClusterConfig;
 use crate::hub::Hub;
-use crate::id::LanAddress;
 use crate::message::Close;
 
 /// A judge that lost Redis for longer begins to watch anew.
@@ -144,6 +143,10 @@ impl Members {
                     continue;
                 }
             };
+            if self.shared.identity().lan.ip.is_unspecified() {
+                let ip = super::lan_ip(&self.address).await;
+                self.change_identity(|identity| identity.lan.ip = ip);
+            }
             match self.enter(&connection).await {
                 Ok(entered @ (Entered::Renewed | Entered::Anew)) => {
                     backoff = Backoff::default();
@@ -207,9 +210,14 @@ impl Members {
     }
 
     fn next_port(&self) {
+        let port = &|port| if port == u16::MAX { self.first_port } else { port + 1 };
+        self.change_identity(|identity| identity.lan.port = port(identity.lan.port));
+    }
+
+    fn change_identity(&self, change: impl FnOnce(&mut Identity)) {
         let mut identity = self.shared.identity.write();
         let mut next = Identity::clone(&identity);
-        next.lan.port = if next.lan.port == u16::MAX { self.first_port } else { next.lan.port + 1 };
+        change(&mut next);
         *identity = Arc::new(next);
     }
 
@@ -545,11 +553,15 @@ impl Members {
             }
             self.pause(Duration::from_millis(20)).await;
         }
-        let run = uuid::Uuid::new_v4().to_string();
-        let node_id = if self.fixed_id { before.node_id.clone() } else { run.clone() };
-        let port = if self.fixed_port { before.lan.port } else { self.first_port };
-        let lan = LanAddress { ip: before.lan.ip, port };
-        *self.shared.identity.write() = Arc::new(Identity { node_id, run, lan });
+        self.change_identity(|identity| {
+            identity.run = uuid::Uuid::new_v4().to_string();
+            if !self.fixed_id {
+                identity.node_id.clone_from(&identity.run);
+            }
+            if !self.fixed_port {
+                identity.lan.port = self.first_port;
+            }
+        });
         let mut state = self.state.lock();
         (state.lease, state.last_facts) = (0, None);
     }

@@ -21,13 +21,14 @@ mod members;
 mod redis;
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use serde_json::value::RawValue;
+use tokio::net::{UdpSocket, lookup_host};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
@@ -244,7 +245,8 @@ impl Cluster {
     ) -> Result<(Self, Yield, ClusterTasks), Refused> {
         let address = Address::read(&config.redis_url).map_err(|error| refused_url(&error))?;
         let run = uuid::Uuid::new_v4().to_string();
-        let lan = LanAddress { ip: config.lan_ip.unwrap_or_else(|| lan_ip(&address)), port: config.lan_port };
+        // Where it is not set, it is known when Redis is found.
+        let lan = LanAddress { ip: config.lan_ip.unwrap_or(Ipv4Addr::UNSPECIFIED), port: config.lan_port };
         let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
         let shared = Arc::new(Shared {
             keys: Keys::new(&config.prefix),
@@ -406,17 +408,23 @@ fn refused_url(error: &ConnectError) -> Refused {
     Refused { variable: "MOONGATE_REDIS_URL", why: error.to_string() }
 }
 
-/// This machine's address on the way to Redis; loopback when Redis is here.
-fn lan_ip(address: &Address) -> Ipv4Addr {
-    let on_the_way = || {
-        let (host, port) = address.host()?;
-        let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+/// This machine's address on the way to Redis; loopback when Redis is here. Without IPv4 on that way, an address that no
+/// machine has: it only tells nodes apart.
+async fn lan_ip(address: &Address) -> Ipv4Addr {
+    let Some((host, port)) = address.host() else { return Ipv4Addr::LOCALHOST };
+    let on_the_way = async {
+        let places: Vec<_> = lookup_host((host.as_str(), port)).await.ok()?.collect();
+        let place = places.iter().find(|place| place.is_ipv4())?;
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).await.ok()?;
         // Nothing is sent: this only looks up the route.
-        socket.connect((host.as_str(), port)).ok()?;
+        socket.connect(place).await.ok()?;
         match socket.local_addr().ok()?.ip() {
             IpAddr::V4(ip) => Some(ip),
             IpAddr::V6(_) => None,
         }
     };
-    on_the_way().unwrap_or(Ipv4Addr::LOCALHOST)
+    on_the_way.await.unwrap_or_else(|| {
+        let [_, b, c, d] = (uuid::Uuid::new_v4().as_u128() as u32).to_be_bytes();
+        Ipv4Addr::new(0, b, c, d)
+    })
 }
