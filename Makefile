@@ -32,6 +32,8 @@ test-all: lint test ## And what is heavier: jemalloc, the documentation, the ben
 lint: ## Format, clippy with warnings denied, licenses and sources
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	@# Replies that poison a connection are kept out in one place: see there.
+	@! grep -rl 'fred::' src | grep -v '^src/cluster/redis.rs$$'
 	@scripts/install-cargo-deny
 	cargo deny --offline check licenses bans sources
 

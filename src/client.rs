@@ -97,6 +97,15 @@ pub struct Departed {
     pub close: Close,
 }
 
+/// The hub's last word to a client's owner.
+#[derive(Debug)]
+pub struct LetGo {
+    /// How it ended.
+    pub close: Close,
+    /// What it had, if the owner is to tell of it; among other nodes that waits until they know that it has left.
+    pub departed: Option<Departed>,
+}
+
 /// A connection; others hold it by `Arc`.
 pub struct Client {
     outbox: Mutex<Outbox>,
@@ -132,7 +141,7 @@ struct Outbox {
     /// Why we are closing it, when it is we who do.
     close: Option<Close>,
     /// Left here by the hub when it let the client go; taken by the owner.
-    departed: Option<Box<Departed>>,
+    let_go: Option<Box<LetGo>>,
     /// The owning task.
     owner: Option<Waker>,
     tls: Option<Box<ServerConnection>>,
@@ -156,7 +165,7 @@ impl Client {
             dirty: false,
             overflowed: false,
             close: None,
-            departed: None,
+            let_go: None,
             owner: None,
             tls,
         };
@@ -273,9 +282,9 @@ impl Client {
     }
 
     /// The hub has let the client go; its owner is told.
-    pub(crate) fn depart(&self, departed: Departed) {
+    pub(crate) fn let_go(&self, let_go: LetGo) {
         let outbox = &mut *self.outbox.lock();
-        outbox.departed = Some(Box::new(departed));
+        outbox.let_go = Some(Box::new(let_go));
         outbox.wake();
     }
 
@@ -350,7 +359,7 @@ impl Client {
         if outbox.blocked {
             self.poll_drain(outbox, cx);
         }
-        let ended = outbox.stage != Stage::Open || outbox.overflowed || outbox.departed.is_some();
+        let ended = outbox.stage != Stage::Open || outbox.overflowed || outbox.let_go.is_some();
         if ended { Poll::Ready(()) } else { Poll::Pending }
     }
 
@@ -367,10 +376,10 @@ impl Client {
     }
 
     /// Ready when the hub has let the client go.
-    pub(crate) fn poll_departed(&self, cx: &mut Context<'_>) -> Poll<Box<Departed>> {
+    pub(crate) fn poll_let_go(&self, cx: &mut Context<'_>) -> Poll<Box<LetGo>> {
         let outbox = &mut *self.outbox.lock();
         outbox.owner_is(cx);
-        outbox.departed.take().map_or(Poll::Pending, Poll::Ready)
+        outbox.let_go.take().map_or(Poll::Pending, Poll::Ready)
     }
 
     /// Why we are closing it, when it is we who do.

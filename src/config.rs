@@ -465,7 +465,9 @@ fn redis_url(text: &str) -> Option<Option<SecretString>> {
         return Some(None);
     }
     let rest = ["redis://", "rediss://", "redis+unix:///"].iter().find_map(|scheme| text.strip_prefix(scheme))?;
-    (!rest.is_empty() && !rest.starts_with(['/', ':', '@'])).then(|| Some(text.to_owned().into()))
+    // Behind name and password, which may contain anything.
+    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
+    (!place.is_empty() && !place.starts_with(['/', ':'])).then(|| Some(text.to_owned().into()))
 }
 
 /// A URL as it may be shown.
@@ -630,6 +632,7 @@ mod tests {
             assert!(errors[0].starts_with(&format!("MOONGATE_REDIS_URL: got {shown:?}, takes ")), "{errors:?}");
             assert!(!errors[0].contains("hunter2"), "{errors:?}");
         }
+        assert!(read(&[("MOONGATE_REDIS_URL", "redis://:hunter2@host:1")]).is_ok());
         let config = read(&[("MOONGATE_REDIS_URL", "redis://user:hunter2@host:1/0")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
         assert_eq!(config.cluster.unwrap().prefix, "mg");

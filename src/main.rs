@@ -149,7 +149,13 @@ fn cannot_start(error: &dyn std::error::Error) -> ExitCode {
 fn start_log(config: &LogConfig) {
     let mut filter = EnvFilter::new(&config.filter);
     let verbose = filter.max_level_hint().is_none_or(|level| level > LevelFilter::INFO);
-    for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls", "fred"] {
+    // What it warns of is said in our own words.
+    if !config.filter.contains("fred")
+        && let Ok(directive) = "fred=error".parse()
+    {
+        filter = filter.add_directive(directive);
+    }
+    for library in ["tungstenite", "tokio_tungstenite", "hyper", "rustls"] {
         if verbose
             && !config.filter.contains(library)
             && let Ok(directive) = format!("{library}=info").parse()

@@ -122,7 +122,7 @@ impl Server {
         let mut ears = JoinSet::new();
         if let Some(heard) = heard {
             ears.spawn(Arc::clone(&gateway).hear(heard.inbox));
-            ears.spawn(Arc::clone(&gateway).mourn(heard.swept));
+            ears.spawn(Arc::clone(&gateway).mourn(heard.departed));
         }
         let tls = certificates.is_some();
         let certificates = certificates.map(|certificates| {

@@ -19,10 +19,10 @@ use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
-use super::Shared;
 use super::bus::Bus;
 use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
+use super::{Shared, Tell};
 use crate::hub::{Change, Hub, Told};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Kind;
@@ -95,14 +95,16 @@ pub(super) struct Directory {
     /// Redis may have lost data: compare.
     compare: AtomicBool,
     wake: Notify,
+    /// Where those are told of who have left.
+    tell: Tell,
     /// Until when the lease lasts, as far as this node knows.
     lease: Mutex<Option<Instant>>,
 }
 
 impl Directory {
-    pub(super) fn new(shared: Arc<Shared>, bus: Arc<Bus>, hub: Arc<Hub>) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, bus: Arc<Bus>, hub: Arc<Hub>, tell: Tell) -> Self {
         let (compare, wake, lease) = (AtomicBool::new(false), Notify::new(), Mutex::new(None));
-        Self { shared, bus, hub, compare, wake, lease }
+        Self { shared, bus, hub, compare, wake, tell, lease }
     }
 
     /// The lease is confirmed: until then this node may write.
@@ -276,7 +278,10 @@ impl Directory {
         for shard in 0..self.hub.shards() {
             let told = Arc::clone(&told);
             // A stopping hub has nobody left who waits.
-            self.hub.at_shard(shard, move |shard| shard.told(&told)).await.ok();
+            let departed = self.hub.at_shard(shard, move |shard| shard.told(&told)).await.unwrap_or_default();
+            for departed in departed {
+                self.tell.tell(departed).await;
+            }
         }
     }
 

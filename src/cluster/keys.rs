@@ -27,10 +27,11 @@
 //! | `mg:uid:<uid>`, `mg:group:<group>`, `mg:all` | nodes that hold the target | a message to it, or a send in an envelope |
 //! | `mg:client:<client_id>` | the node with its address, by a pattern | the same |
 //! | `mg:cmd` | every node | a JSON command, carried out once |
-//! | `mg:ask` | every node | an envelope: something that each node does its part of |
-//! | `mg:lan:<address>` | the node with that LAN address, 12 hex digits | an envelope: changes of its clients, answers, its own heartbeat |
+//! | `mg.ask` | every node | an envelope: something that each node does its part of |
+//! | `mg.lan:<address>` | the node with that LAN address, 12 hex digits | an envelope: changes of its clients, answers, its own heartbeat |
 //!
-//! Client ids, uids and groups stand in names as they are.
+//! Client ids, uids and groups stand in names as they are. The nodes' own channels have a dot, so that a program that
+//! listens to `mg:*` neither hears them nor counts as a node.
 
 use std::fmt;
 
@@ -108,8 +109,8 @@ impl Keys {
             Channel::Topic(Topic::Group(group)) => self.name(format_args!("group:{}", group.as_str())),
             Channel::Client(id) => self.name(format_args!("client:{id}")),
             Channel::Command => self.name("cmd"),
-            Channel::Ask => self.name("ask"),
-            Channel::Node(lan) => self.name(format_args!("lan:{lan}")),
+            Channel::Ask => format!("{}.ask", self.prefix),
+            Channel::Node(lan) => format!("{}.lan:{lan}", self.prefix),
         }
     }
 
@@ -120,16 +121,21 @@ impl Keys {
 
     /// The channel of a name; none when it is not one of ours.
     pub(super) fn parse(&self, name: &str) -> Option<Channel> {
-        let rest = name.strip_prefix(self.prefix.as_str())?.strip_prefix(':')?;
+        let rest = name.strip_prefix(self.prefix.as_str())?;
+        if let Some(own) = rest.strip_prefix('.') {
+            return match own.strip_prefix("lan:") {
+                Some(lan) => Some(Channel::Node(lan.parse().ok()?)),
+                None => (own == "ask").then_some(Channel::Ask),
+            };
+        }
+        let rest = rest.strip_prefix(':')?;
         let (kind, name) = rest.split_once(':').unwrap_or((rest, ""));
         Some(match kind {
             "uid" => Channel::Topic(Topic::Uid(name.parse().ok()?)),
             "group" => Channel::Topic(Topic::Group(name.parse().ok()?)),
             "client" => Channel::Client(name.parse().ok()?),
-            "lan" => Channel::Node(name.parse().ok()?),
             "all" => Channel::Topic(Topic::All),
             "cmd" => Channel::Command,
-            "ask" => Channel::Ask,
             _ => return None,
         })
     }
@@ -179,13 +185,25 @@ mod tests {
             (Channel::Topic(Topic::All), "mg:all"),
             (Channel::Client(id), "mg:client:7f0000010b54a3c1e07f"),
             (Channel::Command, "mg:cmd"),
-            (Channel::Ask, "mg:ask"),
-            (Channel::Node(id.lan), "mg:lan:7f0000010b54"),
+            (Channel::Ask, "mg.ask"),
+            (Channel::Node(id.lan), "mg.lan:7f0000010b54"),
         ] {
             assert_eq!(keys.channel(&channel), name);
             assert_eq!(keys.parse(name), Some(channel));
         }
-        for name in ["mg", "mg:", "mg:uid:", "mgx:all", "other:all", "mg:client:7f", "mg:lan:7f", "mg:nodes", ""] {
+        for name in [
+            "mg",
+            "mg:",
+            "mg:uid:",
+            "mgx:all",
+            "other:all",
+            "mg:client:7f",
+            "mg.lan:7f",
+            "mg:ask",
+            "mg.",
+            "mg:nodes",
+            "",
+        ] {
             assert_eq!(keys.parse(name), None, "{name}");
         }
     }

@@ -13,7 +13,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
@@ -22,11 +22,12 @@ use super::directory::{Directory, Entry, read_facts, removal};
 use super::envelope::{self, Header, Hello};
 use super::keys::Channel;
 use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError};
-use super::{Backoff, Identity, Refused, Shared};
+use super::{Backoff, Identity, Refused, Shared, Tell};
 use crate::client::Departed;
 use crate::config::ClusterConfig;
 use crate::hub::Hub;
 use crate::message::Close;
+use crate::metrics::Reason;
 
 /// A judge that lost Redis for longer begins to watch anew.
 const IN_TOUCH: Duration = Duration::from_secs(2);
@@ -59,6 +60,8 @@ enum Entered {
 struct Seen {
     lease: u64,
     since: Instant,
+    /// It was seen to change: somebody renews it.
+    renewed: bool,
 }
 
 /// The life of this node.
@@ -73,9 +76,10 @@ pub(super) struct Members {
     fixed_port: bool,
     first_port: u16,
     /// Where the clients of the dead are told.
-    swept: mpsc::Sender<Departed>,
+    tell: Tell,
     stop: CancellationToken,
     state: Mutex<State>,
+    sweeps: Mutex<JoinSet<()>>,
     started_at: u64,
 }
 
@@ -86,6 +90,8 @@ struct State {
     /// The server process that it was written to.
     run_id: Arc<str>,
     watched: HashMap<String, Seen>,
+    /// Runs after which this node is sweeping.
+    sweeping: HashSet<String>,
     last_look: Option<Instant>,
     last_facts: Option<Instant>,
     last_second_pass: Option<Instant>,
@@ -101,7 +107,7 @@ impl Members {
         directory: &Arc<Directory>,
         hub: Arc<Hub>,
         address: Address,
-        swept: mpsc::Sender<Departed>,
+        tell: Tell,
         stop: CancellationToken,
     ) -> Self {
         Self {
@@ -114,15 +120,16 @@ impl Members {
             fixed_id: config.node_id.is_some(),
             fixed_port: config.lan_port_is_set,
             first_port: config.lan_port,
-            swept,
+            tell,
             stop,
             state: Mutex::default(),
+            sweeps: Mutex::default(),
             started_at: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
         }
     }
 
     /// Lives until `stop`; returns early when there is no place for this node.
-    pub(super) async fn live(&self) -> Option<Refused> {
+    pub(super) async fn live(self: &Arc<Self>) -> Option<Refused> {
         let mut backoff = Backoff::default();
         // Since when the name or address is another's.
         let mut waiting: Option<Instant> = None;
@@ -169,13 +176,9 @@ impl Members {
                     let since = *waiting.get_or_insert_with(Instant::now);
                     // The other may be dead: then it is swept, by this node if need be.
                     self.judge(&connection).await.ok();
-                    if since.elapsed() > self.ttl + IN_TOUCH {
-                        let refused = self.taken(&taken);
-                        if !has_entered {
-                            return Some(refused);
-                        }
-                        tracing::error!(%refused, "no place among the nodes");
-                        waiting = None;
+                    // A dead one is waited for until it is swept.
+                    if since.elapsed() > self.ttl + IN_TOUCH && self.lives(&taken) {
+                        return Some(self.taken(&taken));
                     }
                     self.pause(BEAT / 2).await;
                 }
@@ -193,6 +196,13 @@ impl Members {
             () = self.stop.cancelled() => {}
             () = sleep(time) => {}
         }
+    }
+
+    /// Whether the one who has what we need was seen to renew its lease of late.
+    fn lives(&self, taken: &Entered) -> bool {
+        let identity = self.shared.identity();
+        let id = if let Entered::LanTaken(other) = taken { other } else { &identity.node_id };
+        self.state.lock().watched.get(id).is_some_and(|seen| seen.renewed && seen.since.elapsed() < self.ttl)
     }
 
     fn taken(&self, taken: &Entered) -> Refused {
@@ -274,7 +284,7 @@ impl Members {
     }
 
     /// Stays until the connection ends; says why.
-    async fn stay(&self, connection: &Connection, mut alive: Alive) -> &'static str {
+    async fn stay(self: &Arc<Self>, connection: &Connection, mut alive: Alive) -> &'static str {
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -295,6 +305,9 @@ impl Members {
                     return "this node lost its place";
                 }
                 Err(RedisError::Away(_)) => return "Redis did not answer",
+                Err(RedisError::Refused { error, .. }) if error.starts_with("READONLY") => {
+                    return "this Redis is a replica by now";
+                }
                 Err(error) => {
                     // Full memory, say: then others cannot renew theirs either, and nobody shall be taken for dead.
                     tracing::error!(%error, "cannot renew the lease");
@@ -307,7 +320,7 @@ impl Members {
         }
     }
 
-    async fn look_around(&self, connection: &Connection) -> Result<(), RedisError> {
+    async fn look_around(self: &Arc<Self>, connection: &Connection) -> Result<(), RedisError> {
         match self.judge(connection).await {
             Err(error @ RedisError::Refused { .. }) => {
                 tracing::error!(%error, "cannot look after the other nodes");
@@ -352,7 +365,7 @@ impl Members {
     // --- the others ---
 
     /// Looks whether others renew their leases, and sweeps after those that do not.
-    async fn judge(&self, connection: &Connection) -> Result<(), RedisError> {
+    async fn judge(self: &Arc<Self>, connection: &Connection) -> Result<(), RedisError> {
         let keys = &self.shared.keys;
         let look =
             vec![Command::zrange(keys.nodes()).arg(0).arg("-1").arg("WITHSCORES"), Command::hgetall(keys.runs())];
@@ -380,10 +393,13 @@ impl Members {
             let others = leases.iter().filter(|(id, _)| runs.get(id) != Some(&own.run));
             let mut dead = Vec::new();
             for (id, lease) in others {
-                let seen =
-                    state.watched.entry(id.clone()).or_insert_with(|| Seen { lease: *lease, since: Instant::now() });
+                let seen = state.watched.entry(id.clone()).or_insert_with(|| Seen {
+                    lease: *lease,
+                    since: Instant::now(),
+                    renewed: false,
+                });
                 if seen.lease != *lease {
-                    *seen = Seen { lease: *lease, since: Instant::now() };
+                    *seen = Seen { lease: *lease, since: Instant::now(), renewed: true };
                 }
                 if seen.since.elapsed() >= self.ttl && now > *lease {
                     dead.push((id.clone(), *lease));
@@ -394,14 +410,30 @@ impl Members {
         self.shared.metrics.nodes.set(i64::try_from(leases.len()).unwrap_or(i64::MAX));
         for (id, lease) in dead {
             let run = runs.get(&id).cloned().unwrap_or_default();
-            if let Err(error) = self.sweep(connection, &id, &run, lease).await {
-                tracing::warn!(%error, node = id, "cannot sweep after a dead node; trying again");
-                if matches!(error, RedisError::Away(_)) {
-                    return Err(error);
-                }
-            }
+            self.sweep_apart(connection, run, Some((id, lease)));
         }
         self.second_pass(connection).await
+    }
+
+    /// Sweeps in a task of its own, as it may take longer than our own lease; one for each run. Without a name, what a run
+    /// that was swept has written late.
+    fn sweep_apart(self: &Arc<Self>, connection: &Connection, run: String, name: Option<(String, u64)>) {
+        let mut sweeps = self.sweeps.lock();
+        while sweeps.try_join_next().is_some() {}
+        if !self.state.lock().sweeping.insert(run.clone()) {
+            return;
+        }
+        let (members, connection) = (Arc::clone(self), connection.clone());
+        sweeps.spawn(async move {
+            let swept = match &name {
+                Some((id, lease)) => members.sweep(&connection, id, &run, *lease).await,
+                None => members.sweep_late(&connection, &run).await,
+            };
+            if let Err(error) = swept {
+                tracing::warn!(%error, run, "cannot sweep after a dead node; trying again");
+            }
+            members.state.lock().sweeping.remove(&run);
+        });
     }
 
     /// Takes a dead node out of everything.
@@ -445,7 +477,7 @@ impl Members {
     }
 
     /// What came late: a node that was cut off between two writes, or frozen in the middle of one.
-    async fn second_pass(&self, connection: &Connection) -> Result<(), RedisError> {
+    async fn second_pass(self: &Arc<Self>, connection: &Connection) -> Result<(), RedisError> {
         {
             let mut state = self.state.lock();
             if state.last_second_pass.is_some_and(|at| at.elapsed() < self.ttl) {
@@ -457,11 +489,19 @@ impl Members {
         let tombstones = Command::zrange(keys.swept()).arg(0).arg("-1").arg("WITHSCORES");
         let runs: Vec<String> = connection.call(tombstones).await?.scores().into_iter().map(|(run, _)| run).collect();
         let indexes: Vec<Command> = runs.iter().map(|run| Command::exists(keys.index(run))).collect();
-        for (run, exists) in runs.iter().zip(connection.pipeline(indexes).await?) {
-            if exists?.number() > 0 && self.claim(connection, run, true).await? {
-                let clients = self.sweep_index(connection, run).await?;
-                tracing::warn!(clients, "swept what a dead node wrote late");
+        for (run, exists) in runs.into_iter().zip(connection.pipeline(indexes).await?) {
+            if exists?.number() > 0 {
+                self.sweep_apart(connection, run, None);
             }
+        }
+        Ok(())
+    }
+
+    async fn sweep_late(&self, connection: &Connection, run: &str) -> Result<(), RedisError> {
+        if self.claim(connection, run, true).await? {
+            let clients = self.sweep_index(connection, run).await?;
+            connection.call(Command::del(self.shared.keys.sweeper(run))).await?;
+            tracing::warn!(clients, "swept what a dead node wrote late");
         }
         Ok(())
     }
@@ -518,10 +558,8 @@ impl Members {
             }
             let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
             let Entry { id, uid, groups } = entry.clone();
-            let departed = Departed { id, uid, groups, session, close: Close::NODE };
-            if self.swept.send(departed).await.is_err() {
-                tracing::debug!("nobody is told any more of the clients of a dead node");
-            }
+            self.shared.metrics.closed.get_or_create(&Reason { reason: "node" }).inc();
+            self.tell.tell(Departed { id, uid, groups, session, close: Close::NODE }).await;
         }
         Ok(())
     }
@@ -570,6 +608,7 @@ impl Members {
     pub(super) async fn leave(&self) {
         let identity = self.shared.identity();
         loop {
+            self.tell.all_told().await;
             let quiet = self.hub.others().topics.count();
             self.bus.confirmed(quiet).await;
             let result = match self.shared.link.get() {

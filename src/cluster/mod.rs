@@ -29,7 +29,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use serde_json::value::RawValue;
 use tokio::net::{UdpSocket, lookup_host};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -192,6 +192,44 @@ impl Backoff {
     }
 }
 
+/// How many departures may be waiting to be told.
+const MOST_DEPARTED: usize = 1024;
+
+/// Where departures are told.
+#[derive(Clone)]
+struct Tell {
+    departed: mpsc::Sender<Departure>,
+    untold: Arc<Semaphore>,
+}
+
+/// A client that has left, to be told.
+pub struct Departure {
+    /// What it had.
+    pub departed: Departed,
+    /// Given back when it is told.
+    _untold: OwnedSemaphorePermit,
+}
+
+impl Tell {
+    fn new() -> (Self, mpsc::Receiver<Departure>) {
+        let (departed, told) = mpsc::channel(MOST_DEPARTED);
+        (Self { departed, untold: Arc::new(Semaphore::new(MOST_DEPARTED)) }, told)
+    }
+
+    /// Hands a departure over; waits while very many are untold.
+    async fn tell(&self, departed: Departed) {
+        // Neither is ever closed while somebody is here to be told.
+        if let Ok(untold) = Arc::clone(&self.untold).acquire_owned().await {
+            self.departed.send(Departure { departed, _untold: untold }).await.ok();
+        }
+    }
+
+    /// Waits until all are told.
+    async fn all_told(&self) {
+        drop(self.untold.acquire_many(MOST_DEPARTED as u32).await);
+    }
+}
+
 /// This node among the others.
 pub struct Cluster {
     shared: Arc<Shared>,
@@ -232,8 +270,8 @@ impl ClusterTasks {
 pub struct Yield {
     /// What is said to this node.
     pub inbox: Inbox,
-    /// The clients of dead nodes that this one has swept.
-    pub swept: mpsc::Receiver<Departed>,
+    /// Clients that have left, as all nodes know by now: this node's, and those of dead nodes that it has swept.
+    pub departed: mpsc::Receiver<Departure>,
 }
 
 impl Cluster {
@@ -259,8 +297,9 @@ impl Cluster {
         });
         let (bus, inbox) = Bus::new(Arc::clone(&shared));
         let (bus, stop) = (Arc::new(bus), CancellationToken::new());
-        let directory = Arc::new(Directory::new(Arc::clone(&shared), Arc::clone(&bus), Arc::clone(hub)));
-        let (tell, swept) = mpsc::channel(1024);
+        let (tell, departed) = Tell::new();
+        let directory = Directory::new(Arc::clone(&shared), Arc::clone(&bus), Arc::clone(hub), tell.clone());
+        let directory = Arc::new(directory);
         let members =
             Members::new(config, &shared, &bus, &directory, Arc::clone(hub), address.clone(), tell, stop.clone());
         let (members, refuse) = (Arc::new(members), watch::Sender::new(None));
@@ -274,13 +313,13 @@ impl Cluster {
             refuse.send_replace(refused);
         });
         let cluster = Self { shared, bus, directory };
-        Ok((cluster, Yield { inbox, swept }, ClusterTasks { tasks, refused, members }))
+        Ok((cluster, Yield { inbox, departed }, ClusterTasks { tasks, refused, members }))
     }
 
     /// Whether this node is to get new clients.
     pub fn readiness(&self) -> Readiness {
         if !*self.shared.member.borrow() {
-            return Readiness::Not("waiting for a place among the nodes: is Redis there?");
+            return Readiness::Not("no place among the nodes yet: the log says why");
         }
         if !self.bus.has_heard() {
             return Readiness::Not("not subscribed yet");

@@ -432,16 +432,13 @@ fn words(error: &Error) -> String {
     message.map_or(details, |(message, _)| message).to_owned()
 }
 
+/// Errors that Redis answers begin with a code in capitals; all others are the library's, about the connection.
 fn redis_error(command: &'static str, error: &Error) -> RedisError {
-    match error.kind() {
-        ErrorKind::IO | ErrorKind::Timeout | ErrorKind::Canceled | ErrorKind::Routing | ErrorKind::Backpressure => {
-            RedisError::Away(words(error))
-        }
-        ErrorKind::Unknown if error.details().starts_with("Client is not") || error.details().contains("router") => {
-            RedisError::Away(words(error))
-        }
-        _ => RedisError::Refused { command, error: error.details().to_owned() },
+    let code = error.details().split([' ', ':']).next().unwrap_or_default();
+    if code.len() > 1 && code.bytes().all(|byte| byte.is_ascii_uppercase()) {
+        return RedisError::Refused { command, error: error.details().to_owned() };
     }
+    RedisError::Away(words(error))
 }
 
 fn connect_error(error: &Error) -> ConnectError {
@@ -450,7 +447,11 @@ fn connect_error(error: &Error) -> ConnectError {
         ErrorKind::Auth | ErrorKind::Config | ErrorKind::Url | ErrorKind::InvalidArgument => {
             ConnectError::Unfit(details)
         }
-        _ if ["WRONGPASS", "NOAUTH", "NOPERM", "ERR"].iter().any(|word| details.starts_with(word)) => {
+        _ if ["WRONGPASS", "NOAUTH", "NOPERM"].iter().any(|word| details.starts_with(word)) => {
+            ConnectError::Unfit(details)
+        }
+        // A password where none is asked for, and the words of older servers; "too many clients" is no such thing.
+        _ if details.starts_with("ERR") && (details.contains("AUTH") || details.contains("password")) => {
             ConnectError::Unfit(details)
         }
         _ => ConnectError::Away(details),
@@ -501,6 +502,22 @@ impl Link {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_what_redis_answers_is_a_refusal() {
+        for (details, refused) in [
+            ("WRONGTYPE Operation against a key holding the wrong kind of value", true),
+            ("OOM command not allowed when used memory > 'maxmemory'.", true),
+            ("ERR unknown command", true),
+            ("channel closed", false),
+            ("Client is not initialized.", false),
+            ("Request timed out.", false),
+            ("", false),
+        ] {
+            let error = redis_error("SADD", &Error::new(ErrorKind::Unknown, details));
+            assert_eq!(matches!(error, RedisError::Refused { .. }), refused, "{details}");
+        }
+    }
 
     #[test]
     fn only_a_primary_that_is_new_enough_will_do() {

@@ -63,7 +63,7 @@ impl Edge {
             return refusal(
                 StatusCode::SERVICE_UNAVAILABLE,
                 &[(RETRY_AFTER, "1")],
-                "this node is waiting for Redis; connect again\n",
+                "this node has no place among the others yet; connect again\n",
             );
         }
         match accept_key(request.method(), request.headers()) {

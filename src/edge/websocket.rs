@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
 use super::{ConnectionSettings, Edge};
-use crate::client::{Arrival, Client, Departed};
+use crate::client::{Arrival, Client, LetGo};
 use crate::gateway::Gateway;
 use crate::hub::Stopped;
 use crate::message::Close;
@@ -80,14 +80,17 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
     };
     Box::pin(async {
         // First it leaves: whoever sees a close frame of ours finds that the client has left.
-        let departed = leave(&gateway, &client, close.clone()).await;
+        let let_go = leave(&gateway, &client, close.clone()).await;
         if violation {
             client.close(None, close);
         }
         let told = async {
             // A stopping node's hub answers no more; then nobody listens either.
-            if let Ok(departed) = departed {
-                gateway.departed(*departed).await;
+            if let Ok(LetGo { close, departed }) = let_go.map(|let_go| *let_go) {
+                gateway.ended(&close);
+                if let Some(departed) = departed {
+                    gateway.departed(&departed).await;
+                }
             }
         };
         // That is told without waiting for a slow peer.
@@ -98,9 +101,9 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
 }
 
 /// Has the client leave the hub, if it is not the hub that let it go; returns what it had.
-async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<Box<Departed>, Stopped> {
+async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<Box<LetGo>, Stopped> {
     gateway.hub().ended(client.id(), close).await?;
-    Ok(std::future::poll_fn(|cx| client.poll_departed(cx)).await)
+    Ok(std::future::poll_fn(|cx| client.poll_let_go(cx)).await)
 }
 
 /// Gets the close frame out, waits for the peer's, and ends the socket without a reset. `goodbye`: the peer's close

@@ -12,9 +12,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::part::{Done, Job, Part, Started};
-use super::{ASK_TIME, Failure, Gateway};
-use crate::client::Departed;
-use crate::cluster::{Back, Channel, Do, Heard, Inbox, Said};
+use super::{ANSWER_TIME, Failure, Gateway};
+use crate::cluster::{Back, Channel, Departure, Do, Heard, Inbox, Said};
 use crate::command::{Command, MAX_BATCH};
 use crate::hub::{Stopped, Target, Topic};
 use crate::id::ClientId;
@@ -24,6 +23,9 @@ use crate::throttle::Throttle;
 
 /// Jobs that may wait for Redis at once; beyond it nothing more is taken from the bus.
 const MOST_UNFINISHED: usize = 10_000;
+
+/// Clients whose departure is told at once.
+const MOST_FAREWELLS: usize = 64;
 
 impl Gateway {
     /// Does what is heard, until the bus or the hub ends.
@@ -40,11 +42,22 @@ impl Gateway {
         }
     }
 
-    /// Says goodbye for the clients of dead nodes.
-    pub(crate) async fn mourn(self: Arc<Self>, mut swept: mpsc::Receiver<Departed>) {
-        while let Some(departed) = swept.recv().await {
-            self.departed(departed).await;
+    /// Tells of those who have left, when all nodes know that they have: clients of this node, and of dead ones.
+    pub(crate) async fn mourn(self: Arc<Self>, mut departed: mpsc::Receiver<Departure>) {
+        let mut telling = JoinSet::new();
+        while let Some(departure) = departed.recv().await {
+            while telling.try_join_next().is_some() {}
+            if telling.len() >= MOST_FAREWELLS {
+                telling.join_next().await;
+            }
+            let gateway = Arc::clone(&self);
+            telling.spawn(async move {
+                // It counts as told when it is dropped.
+                gateway.departed(&departure.departed).await;
+            });
         }
+        // The last ones, of a node that stops.
+        telling.join_all().await;
     }
 }
 
@@ -140,7 +153,7 @@ impl Ear {
         }
         let gateway = Arc::clone(&self.gateway);
         self.unfinished.spawn(async move {
-            let done = gateway.finish(started, Instant::now() + ASK_TIME).await;
+            let done = gateway.finish(started, Instant::now() + ANSWER_TIME).await;
             match (back, &gateway.cluster) {
                 (Some(back), Some(cluster)) => {
                     // Whoever asked waits no longer than it wants to.

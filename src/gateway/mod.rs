@@ -38,6 +38,9 @@ pub use change::BatchFailure;
 /// What another node may take for an answer.
 const ASK_TIME: Duration = Duration::from_secs(2);
 
+/// What a node that was asked may take, so that its answer is there in time, if only to say that Redis is slow.
+const ANSWER_TIME: Duration = Duration::from_millis(1700);
+
 /// What nodes may take to say which of many targets they hold; those that nobody names are offline.
 const ROLL_CALL: Duration = Duration::from_secs(1);
 
@@ -203,9 +206,13 @@ impl Gateway {
         self.metrics.received.inc();
     }
 
-    /// A client has left, for whatever reason: the same tail for all.
-    pub(crate) async fn departed(&self, departed: Departed) {
-        self.metrics.closed.get_or_create(&Reason { reason: kind(&departed.close) }).inc();
+    /// A client of this node has ended.
+    pub(crate) fn ended(&self, close: &Close) {
+        self.metrics.closed.get_or_create(&Reason { reason: kind(close) }).inc();
+    }
+
+    /// A client has left, for whatever reason, and all nodes know: the same tail for all.
+    pub(crate) async fn departed(&self, departed: &Departed) {
         let Some(template) = &self.leave else { return };
         for group in &departed.groups {
             let size = self.group_sizes(std::slice::from_ref(group)).await.map(|sizes| sizes.first().copied());

@@ -156,18 +156,20 @@ impl Journal {
         self.note(id).session = true;
     }
 
-    pub(super) fn gone(&mut self, id: ClientId, uid: Option<&Uid>, groups: &[Group]) {
+    /// Returns whether others know of it.
+    pub(super) fn gone(&mut self, id: ClientId, uid: Option<&Uid>, groups: &[Group]) -> bool {
         let pending = self.note(id);
         if pending.arrived {
             // Nobody was told that it is here.
             self.pending.remove(&id);
-            return;
+            return false;
         }
         pending.uid.get_or_insert_with(|| uid.cloned());
         for group in groups {
             pending.groups.entry(group.clone()).or_insert(true);
         }
         pending.gone = true;
+        true
     }
 
     pub(super) fn departing(&mut self, departing: Departing) {
@@ -226,18 +228,14 @@ impl Journal {
         lot.departing.into_iter().map(|(_, departing)| departing).collect()
     }
 
-    /// Those that were let go so long ago: they wait no longer.
-    pub(super) fn overdue(&mut self, age: Duration) -> Vec<Departing> {
-        let mut overdue = Vec::new();
+    /// Those that were let go so long ago wait no longer; what they had is kept until others know.
+    pub(super) fn release_overdue(&mut self, age: Duration) {
         for lot in self.taken.iter_mut().chain([&mut self.next]) {
             // Those who have given up need no place here either.
             lot.waiting.retain(|(_, written)| !written.is_closed());
-            let (old, young) =
-                std::mem::take(&mut lot.departing).into_iter().partition(|(since, _)| since.elapsed() >= age);
-            lot.departing = young;
-            overdue.extend(Vec::into_iter(old).map(|(_, departing)| departing));
+            let old = lot.departing.iter_mut().filter(|(since, _)| since.elapsed() >= age);
+            old.for_each(|(_, departing)| departing.release());
         }
-        overdue
     }
 
     /// Nobody will be told anything any more of what there was.

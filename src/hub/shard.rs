@@ -22,7 +22,7 @@ use tokio::sync::oneshot;
 use super::journal::{Change, Journal, Now, Receipt, Told};
 use super::targets::Targets;
 use super::topics::{Topic, Topics};
-use crate::client::{Client, Departed, Pushed};
+use crate::client::{Client, Departed, LetGo, Pushed};
 use crate::heartbeat::{Beat, Heartbeat, Tick};
 use crate::id::{ClientId, Group, Uid};
 use crate::message::{Close, Message};
@@ -86,20 +86,43 @@ type Slot = u32;
 
 /// A client that was let go, what it had, and what is still to be said to it.
 pub(super) struct Departing {
-    client: Arc<Client>,
+    /// None when it has been said.
+    client: Option<Arc<Client>>,
     departed: Departed,
     farewell: Farewell,
+    /// Other nodes know of it, and are to be told that it has left.
+    known: bool,
 }
 
 impl Departing {
-    /// Says goodbye, and tells the owner.
-    fn finish(self) {
-        match self.farewell {
-            Farewell::None => {}
-            Farewell::Close(last) => drop(self.client.close(last.as_ref(), self.departed.close.clone())),
-            Farewell::Destroy => self.client.destroy(),
+    /// Says goodbye. Its owner is told of its end; of what it had, others tell when they know.
+    pub(super) fn release(&mut self) {
+        if let Some(client) = self.say_goodbye() {
+            client.let_go(LetGo { close: self.departed.close.clone(), departed: None });
         }
-        self.client.depart(self.departed);
+    }
+
+    /// Says goodbye, if that is not done; returns what it had.
+    pub(super) fn finish(mut self) -> Departed {
+        self.release();
+        self.departed
+    }
+
+    /// Says goodbye, and has the owner tell what it had.
+    fn finish_alone(mut self) {
+        if let Some(client) = self.say_goodbye() {
+            client.let_go(LetGo { close: self.departed.close.clone(), departed: Some(self.departed) });
+        }
+    }
+
+    fn say_goodbye(&mut self) -> Option<Arc<Client>> {
+        let client = self.client.take()?;
+        match std::mem::replace(&mut self.farewell, Farewell::None) {
+            Farewell::None => {}
+            Farewell::Close(last) => drop(client.close(last.as_ref(), self.departed.close.clone())),
+            Farewell::Destroy => client.destroy(),
+        }
+        Some(client)
     }
 }
 
@@ -237,9 +260,10 @@ impl Shard {
             self.changed_from_or_to_nobody();
         }
         self.free.push(slot);
-        if let Some(journal) = &mut self.journal {
-            journal.gone(client.id(), facts.uid.as_ref(), &facts.groups);
-        }
+        let known = match &mut self.journal {
+            Some(journal) => journal.gone(client.id(), facts.uid.as_ref(), &facts.groups),
+            None => false,
+        };
         if let Some(uid) = &facts.uid {
             leave(&mut self.uids, &mut self.left_uids, uid, slot);
         }
@@ -258,7 +282,7 @@ impl Shard {
         }
         let departed =
             Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
-        self.departing.push(Departing { client, departed, farewell });
+        self.departing.push(Departing { client: Some(client), departed, farewell, known });
     }
 
     /// The client's socket has ended by itself.
@@ -312,12 +336,13 @@ impl Shard {
     pub(super) fn settle(&mut self) {
         settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids);
         settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups);
-        for departing in std::mem::take(&mut self.departing) {
+        for mut departing in std::mem::take(&mut self.departing) {
             match &mut self.journal {
-                None => departing.finish(),
+                None => departing.finish_alone(),
+                Some(_) if !departing.known => departing.release(),
                 Some(journal) => {
-                    if matches!(departing.farewell, Farewell::Destroy) {
-                        departing.client.destroy();
+                    if let (Farewell::Destroy, Some(client)) = (&departing.farewell, &departing.client) {
+                        client.destroy();
                     }
                     journal.departing(departing);
                 }
@@ -349,19 +374,25 @@ impl Shard {
         ids.into_iter().filter_map(|id| Some((id, self.now(id)?.everything()))).collect()
     }
 
-    /// What was taken is told.
-    pub fn told(&mut self, told: &Told) {
-        self.journal.as_mut().map(|journal| journal.told(told)).into_iter().flatten().for_each(Departing::finish);
+    /// What was taken is told; returns what those had who have left with it.
+    pub fn told(&mut self, told: &Told) -> Vec<Departed> {
+        let departing = self.journal.as_mut().map(|journal| journal.told(told)).unwrap_or_default();
+        departing.into_iter().map(Departing::finish).collect()
     }
 
-    /// Those that were let go so long ago and still wait for others to be told wait no longer.
+    /// Those that were let go so long ago wait no longer for others to be told.
     pub fn release_overdue(&mut self, age: Duration) {
-        self.journal.as_mut().map(|journal| journal.overdue(age)).into_iter().flatten().for_each(Departing::finish);
+        if let Some(journal) = &mut self.journal {
+            journal.release_overdue(age);
+        }
     }
 
-    /// Nobody will be told any more of what has changed up to now.
+    /// Nobody will be told any more by us of what has changed up to now.
     pub fn forget_changes(&mut self) {
-        self.journal.as_mut().map(Journal::forget).into_iter().flatten().for_each(Departing::finish);
+        let departing = self.journal.as_mut().map(Journal::forget).unwrap_or_default();
+        for departing in departing {
+            departing.finish();
+        }
     }
 
     fn now(&self, id: ClientId) -> Option<Now<'_>> {

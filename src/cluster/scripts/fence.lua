@@ -14,4 +14,5 @@ if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
 end
 redis.call('ZREMRANGEBYSCORE', KEYS[3], '-inf', now)
 redis.call('ZADD', KEYS[3], now + ARGV[4], ARGV[2])
+redis.call('PEXPIRE', KEYS[3], ARGV[4])
 return 1
