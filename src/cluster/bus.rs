@@ -52,6 +52,9 @@ const CHANNELS: usize = 1000;
 const INBOX: usize = 8192;
 const INBOX_BYTES: usize = 64 << 20;
 
+/// After so long without all answers it is asked whether all who heard are nodes.
+const DOUBT: Duration = Duration::from_millis(100);
+
 /// Asks that may wait for their answers.
 const MAX_ASKS: usize = 10_000;
 
@@ -184,14 +187,24 @@ impl Bus {
         let until = self.shared.clock.now().map(|now| now + within.as_millis() as u64);
         let sealed = envelope::seal(Header::Do(Do { part, back, until }), message);
         let heard = self.publish(channel, sealed).await?;
+        // Only one node has this address.
+        let heard = if matches!(channel, Channel::Client(_) | Channel::Node(_)) { heard.min(1) } else { heard };
         let mut asked = Asked { heard, answers: Vec::new() };
-        while (asked.answers.len() as u64) < heard {
-            match timeout_at(deadline, answers.recv()).await {
+        let mut doubt = Some(Instant::now() + DOUBT);
+        while (asked.answers.len() as u64) < asked.heard {
+            match timeout_at(doubt.unwrap_or(deadline).min(deadline), answers.recv()).await {
                 Ok(Some(answer)) => asked.answers.push(answer),
+                Err(_) if doubt.take().is_some() => asked.heard = asked.heard.min(self.subscribers(channel).await?),
                 Ok(None) | Err(_) => break,
             }
         }
         Ok(asked)
+    }
+
+    /// How many have subscribed to a channel by its name, as nodes do, and not by a pattern, as tools do.
+    async fn subscribers(&self, channel: &Channel) -> Result<u64, RedisError> {
+        let count = Command::pubsub("NUMSUB").arg(self.shared.keys.channel(channel));
+        Ok(self.shared.link.get()?.call(count).await?.list().get(1).map_or(0, redis::Reply::number))
     }
 
     /// Says what came of an ask.

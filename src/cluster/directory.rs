@@ -40,6 +40,9 @@ const WHOLE: u64 = 10_000;
 /// Between two looks at what is stuck.
 const PATIENCE: Duration = Duration::from_millis(500);
 
+/// Between two looks at this node's own index.
+const INDEX: Duration = Duration::from_secs(5);
+
 /// Clients that were let go wait so long for Redis to know, and then no longer.
 const FAREWELL: Duration = Duration::from_secs(5);
 
@@ -99,12 +102,21 @@ pub(super) struct Directory {
     tell: Tell,
     /// Until when the lease lasts, as far as this node knows.
     lease: Mutex<Option<Instant>>,
+    /// Clients in this run's index by what Redis answered, and when it was last looked at.
+    indexed: Mutex<Indexed>,
+}
+
+#[derive(Default)]
+struct Indexed {
+    run: String,
+    clients: Option<u64>,
+    looked: Option<Instant>,
 }
 
 impl Directory {
     pub(super) fn new(shared: Arc<Shared>, bus: Arc<Bus>, hub: Arc<Hub>, tell: Tell) -> Self {
         let (compare, wake, lease) = (AtomicBool::new(false), Notify::new(), Mutex::new(None));
-        Self { shared, bus, hub, compare, wake, tell, lease }
+        Self { shared, bus, hub, compare, wake, tell, lease, indexed: Mutex::default() }
     }
 
     /// The lease is confirmed: until then this node may write.
@@ -148,7 +160,11 @@ impl Directory {
             // What was to be told of a run that was swept is told by others.
             let mut stuck_lot = stuck.take().filter(|(of, _)| *of == run).map(|(_, lot)| lot);
             let mut again = stuck_lot.is_some();
+            if stuck_lot.is_none() {
+                self.look_at_index(&connection, &run).await;
+            }
             if self.compare.swap(false, Ordering::AcqRel) {
+                self.indexed.lock().clients = None;
                 match self.difference(&connection).await {
                     Ok(lot) => (stuck_lot, again) = (Some(lot), true),
                     Err(error) => {
@@ -167,12 +183,15 @@ impl Directory {
                     None => continue,
                 },
             };
-            let topics = self.hub.others().topics.count();
+            // First it is heard, then it is found: whoever finds in Redis that a target is held, or that it is not, reaches
+            // it, or nobody.
+            self.confirmed(self.hub.others().topics.count()).await;
+            let Some(connection) = self.connection() else {
+                stuck = Some((run, lot));
+                continue;
+            };
             match self.write(&connection, &lot, again).await {
-                Ok(told) => {
-                    self.confirmed(topics).await;
-                    self.told(told).await;
-                }
+                Ok(told) => self.told(told).await,
                 Err(error) => {
                     self.shared.metrics.directory_retries.inc();
                     tracing::warn!(%error, clients = lot.len(), "cannot write to Redis; trying again");
@@ -184,6 +203,30 @@ impl Directory {
                     }
                 }
             }
+        }
+    }
+
+    /// Nobody but this task writes the index: another length means that somebody has deleted what is in it.
+    async fn look_at_index(&self, connection: &Connection, run: &str) {
+        {
+            let mut indexed = self.indexed.lock();
+            if indexed.looked.is_some_and(|at| at.elapsed() < INDEX) {
+                return;
+            }
+            indexed.looked = Some(Instant::now());
+            if indexed.run != run {
+                (indexed.run, indexed.clients) = (run.to_owned(), None);
+            }
+        }
+        let Ok(length) = connection.call(Command::hlen(self.shared.keys.index(run))).await else { return };
+        let before = self.indexed.lock().clients.replace(length.number());
+        if before.is_some_and(|before| before != length.number()) {
+            tracing::warn!(
+                expected = before,
+                found = length.number(),
+                "this node's index in Redis was changed by others"
+            );
+            self.compare.store(true, Ordering::Release);
         }
     }
 
@@ -236,12 +279,25 @@ impl Directory {
         }
         let mut writes = writes.0.into_iter().peekable();
         while writes.peek().is_some() {
-            let (commands, notes): (Vec<_>, Vec<_>) =
-                writes.by_ref().take(PIPELINE).map(|write| (write.command, (write.clients, write.single))).unzip();
-            let replies = connection.pipeline(commands).await?;
-            for (reply, (clients, single)) in replies.into_iter().zip(notes) {
+            let (commands, notes): (Vec<_>, Vec<_>) = writes
+                .by_ref()
+                .take(PIPELINE)
+                .map(|write| (write.command, (write.clients, write.single, write.index)))
+                .unzip();
+            let replies = match connection.pipeline(commands).await {
+                Ok(replies) => replies,
+                Err(error) => {
+                    self.indexed.lock().clients = None;
+                    return Err(error);
+                }
+            };
+            for (reply, (clients, single, grows)) in replies.into_iter().zip(notes) {
                 match reply {
                     Ok(reply) => {
+                        if let (Some(clients), Some(grows)) = (&mut self.indexed.lock().clients, grows) {
+                            let number = reply.number();
+                            *clients = if grows { *clients + number } else { clients.saturating_sub(number) };
+                        }
                         if let (Some(id), true) = (clients.first(), single) {
                             let others = reply.texts().filter_map(|other| other.parse().ok()).collect();
                             told.others.insert(*id, others);
@@ -309,6 +365,8 @@ struct Write {
     command: Command,
     clients: Vec<ClientId>,
     single: bool,
+    /// It makes the index longer, or shorter.
+    index: Option<bool>,
 }
 
 /// The commands of a lot, in order.
@@ -339,8 +397,8 @@ impl Writes {
                 let command = Command::srem(keys.client_groups(id));
                 removed.push((command.args(change.left.iter().map(Group::as_str)), id));
             }
-            let bound = change.arrived.is_some() || change.single || change.uid != change.uid_was;
-            if bound || !change.joined.is_empty() || !change.left.is_empty() {
+            let (bound, unbound) = (change.bound, change.uid.is_none() && change.uid_was.is_some());
+            if change.arrived.is_some() || bound || unbound || !change.joined.is_empty() || !change.left.is_empty() {
                 indexed.push((id, index_value(change.uid.as_ref(), &change.groups)));
             }
             let mut fields: Vec<String> = Vec::new();
@@ -359,7 +417,7 @@ impl Writes {
             if !fields.is_empty() {
                 facts.push((Command::hset(keys.client(id)).args(fields), id, false));
             }
-            if change.uid.is_none() && change.uid_was.is_some() {
+            if unbound {
                 facts.push((Command::hdel(keys.client(id)).arg("uid"), id, false));
             }
             if !change.joined.is_empty() {
@@ -385,23 +443,38 @@ impl Writes {
             for (set, ids) in sets {
                 for ids in ids.chunks(CLIENTS) {
                     let command = start(set.clone()).args(ids.iter().copied());
-                    writes.push(Write { command, clients: ids.to_vec(), single: false });
+                    writes.push(Write { command, clients: ids.to_vec(), single: false, index: None });
                 }
             }
         };
         sets(&mut writes, left, Command::srem);
-        writes.extend(removed.into_iter().map(|(command, id)| Write { command, clients: vec![id], single: false }));
+        writes.extend(removed.into_iter().map(|(command, id)| Write {
+            command,
+            clients: vec![id],
+            single: false,
+            index: None,
+        }));
         for entries in indexed.chunks(CLIENTS) {
             let command = entries
                 .iter()
                 .fold(Command::hset(index.clone()), |command, (id, value)| command.arg(*id).arg(value.as_str()));
-            writes.push(Write { command, clients: entries.iter().map(|(id, _)| *id).collect(), single: false });
+            writes.push(Write {
+                command,
+                clients: entries.iter().map(|(id, _)| *id).collect(),
+                single: false,
+                index: Some(true),
+            });
         }
-        writes.extend(facts.into_iter().map(|(command, id, single)| Write { command, clients: vec![id], single }));
+        writes.extend(facts.into_iter().map(|(command, id, single)| Write {
+            command,
+            clients: vec![id],
+            single,
+            index: None,
+        }));
         sets(&mut writes, entered, Command::sadd);
         for ids in gone.chunks(CLIENTS) {
             let command = Command::hdel(index.clone()).args(ids.iter().copied());
-            writes.push(Write { command, clients: ids.to_vec(), single: false });
+            writes.push(Write { command, clients: ids.to_vec(), single: false, index: Some(false) });
         }
         Self(writes)
     }

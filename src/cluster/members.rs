@@ -42,7 +42,7 @@ const SWEEPER: Duration = Duration::from_secs(3);
 const SWEPT_AT_ONCE: usize = 500;
 
 /// The public facts of a node are written this often.
-const FACTS: Duration = Duration::from_secs(5);
+pub(super) const FACTS: Duration = Duration::from_secs(5);
 
 /// What entering came to.
 enum Entered {

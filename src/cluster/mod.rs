@@ -166,7 +166,7 @@ impl Peers {
     /// Nodes that go on speaking under our prefix for so long and are not in our Redis database.
     fn foreign(&self, known: impl Fn(&str) -> bool, patience: Duration) -> Vec<String> {
         let mut heard = self.heard.lock();
-        heard.retain(|id, (_, last)| !known(id) && last.elapsed() <= patience * 2);
+        heard.retain(|id, (_, last)| !known(id) && last.elapsed() <= patience.max(members::FACTS) * 2);
         let speaks_on = |(first, last): &(Instant, Instant)| last.duration_since(*first) > patience;
         let foreign: Vec<String> =
             heard.iter().filter(|(_, times)| speaks_on(times)).map(|(id, _)| id.clone()).collect();
@@ -332,6 +332,11 @@ impl Cluster {
             (true, true) => Readiness::Not("deaf: this node does not hear its own heartbeat"),
             (true, false) => Readiness::Ready,
         }
+    }
+
+    /// Whether Redis is there.
+    pub fn has_redis(&self) -> bool {
+        self.shared.link.is_up()
     }
 
     /// Whether this node has a place among the others; without one it has no address to make client ids from.

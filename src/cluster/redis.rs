@@ -106,7 +106,7 @@ macro_rules! commands {
 impl Command {
     commands! {
         del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
-        hset "HSET" client "CLIENT" publish "PUBLISH" sadd "SADD" scard "SCARD" set "SET" smembers "SMEMBERS"
+        hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" set "SET" smembers "SMEMBERS"
         srem "SREM" sscan "SSCAN" zrange "ZRANGE" zrem "ZREM"
     }
 

@@ -124,6 +124,10 @@ impl Ear {
         for job in commands {
             match job {
                 Ok(job) if self.concerns_us(&job) => {
+                    // Whom it replaces Redis says: those that were bound before must be there.
+                    if job.is_single() {
+                        while self.unfinished.join_next().await.is_some() {}
+                    }
                     let started = self.gateway.begin(job).await?;
                     self.finish(started, None);
                 }

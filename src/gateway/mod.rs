@@ -191,8 +191,8 @@ impl Gateway {
         self.metrics.connections.inc();
         let id = client.id();
         self.hub.insert(Arc::clone(&client)).await?;
-        if self.readiness() == Readiness::Ready && self.cluster.is_some() {
-            let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt(Some(id))).await?.one().await?;
+        if self.cluster.as_ref().is_some_and(Cluster::has_redis) {
+            let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt([id])).await?.one().await?;
             drop(tokio::time::timeout(ASK_TIME, receipt.wait()).await);
         }
         let filling = Filling { client_id: id, uid: None, group: None, session: None };

@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::change::Change;
 use super::{Failure, Gateway};
 use crate::command::{self, Command};
-use crate::hub::{Begun, Delivering, Except, Receipt, Stopped, Target, TooManyGroups};
+use crate::hub::{Begun, Delivering, Except, Receipt, Shard, Stopped, Target, TooManyGroups};
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
@@ -143,6 +143,11 @@ impl Job {
         .map_err(Failure::from))
     }
 
+    /// Whether it has a client be the only one of a uid.
+    pub(super) fn is_single(&self) -> bool {
+        matches!(&self.part, Part::Change { changes, .. } if changes.iter().any(Change::is_single))
+    }
+
     /// Takes a further change of the same client into the same step; gives it back if it is none.
     #[allow(clippy::result_large_err)] // not an error: the job goes on
     pub(super) fn join(&mut self, next: Self) -> Result<(), Self> {
@@ -229,28 +234,29 @@ impl Gateway {
             Part::Close { client_id, close, .. } => Started::Closing(
                 self.hub
                     .begin_at_client(client_id, move |shard| {
-                        (shard.close(client_id, message.as_ref(), &close), shard.receipt(Some(client_id)))
+                        (shard.close(client_id, message.as_ref(), &close), shard.receipt([client_id]))
                     })
                     .await?,
             ),
             Part::Destroy { client_id } => Started::Closing(
                 self.hub
-                    .begin_at_client(client_id, move |shard| (shard.destroy(client_id), shard.receipt(Some(client_id))))
+                    .begin_at_client(client_id, move |shard| (shard.destroy(client_id), shard.receipt([client_id])))
                     .await?,
             ),
             Part::Replace { client_id, uid } => Started::Closing(
                 self.hub
                     .begin_at_client(client_id, move |shard| {
                         let bound = shard.view(client_id).is_some_and(|client| client.uid == Some(&uid));
-                        (bound && shard.close(client_id, None, &Close::REPLACED), shard.receipt(Some(client_id)))
+                        (bound && shard.close(client_id, None, &Close::REPLACED), shard.receipt([client_id]))
                     })
                     .await?,
             ),
             Part::CloseUids { uids, close, .. } => {
                 let named = uids.clone();
                 let begun = self.hub.begin_at_uids(&uids, move |shard| {
+                    let about = named.iter().flat_map(|uid| of_uid(shard, uid)).collect::<Vec<_>>();
                     let closed = named.iter().filter(|uid| shard.close_uid(uid, message.as_ref(), &close)).count();
-                    (closed > 0, shard.receipt(None))
+                    (closed > 0, shard.receipt(about))
                 });
                 Started::Closing(begun.await?)
             }
@@ -262,30 +268,33 @@ impl Gateway {
                 let limits = self.limits;
                 let begun = self.hub.begin_at_client(client_id, move |shard| {
                     let results = changes.iter().map(|change| change.apply(shard, client_id, limits)).collect();
-                    (results, shard.receipt(Some(client_id)))
+                    (results, shard.receipt([client_id]))
                 });
                 Started::Changing { client_id, single, begun: begun.await? }
             }
             Part::JoinUid { uid, groups } => {
                 let (named, most) = (uid.clone(), self.limits.groups);
                 let begun = self.hub.begin_at_uids(std::slice::from_ref(&uid), move |shard| {
-                    (shard.join_uid(&named, &groups, most), shard.receipt(None))
+                    let about = of_uid(shard, &named);
+                    (shard.join_uid(&named, &groups, most), shard.receipt(about))
                 });
                 Started::Parts(begun.await?)
             }
             Part::LeaveUid { uid, groups } => {
                 let named = uid.clone();
                 let begun = self.hub.begin_at_uids(std::slice::from_ref(&uid), move |shard| {
+                    let about = of_uid(shard, &named);
                     shard.leave_uid(&named, &groups);
-                    (Ok(()), shard.receipt(None))
+                    (Ok(()), shard.receipt(about))
                 });
                 Started::Parts(begun.await?)
             }
             Part::Ungroup { group } => {
                 let named = group.clone();
                 let begun = self.hub.begin_at_groups(std::slice::from_ref(&group), move |shard| {
+                    let about: Vec<ClientId> = shard.of_group(&named).map(|client| client.id).collect();
                     shard.ungroup(&named);
-                    (Ok(()), shard.receipt(None))
+                    (Ok(()), shard.receipt(about))
                 });
                 Started::Parts(begun.await?)
             }
@@ -338,6 +347,10 @@ impl Gateway {
         }
         Ok(done)
     }
+}
+
+fn of_uid(shard: &Shard, uid: &Uid) -> Vec<ClientId> {
+    shard.of_uid(uid).map(|client| client.id).collect()
 }
 
 /// Waits until others know.

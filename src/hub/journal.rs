@@ -28,9 +28,11 @@ pub struct Change {
     pub uid_was: Option<Uid>,
     /// Its uid now.
     pub uid: Option<Uid>,
+    /// It was bound, be it to the uid it had: it may be that this was not written.
+    pub bound: bool,
     /// Whether it is to be the only one of its uid.
     pub single: bool,
-    /// Groups it has joined.
+    /// Groups it has joined, be it again.
     pub joined: Vec<Group>,
     /// Groups it has left.
     pub left: Vec<Group>,
@@ -79,16 +81,26 @@ struct Pending {
     gone: bool,
     /// What was told, if it has changed since.
     uid: Option<Option<Uid>>,
+    bound: bool,
     single: bool,
-    /// Groups that have changed, and whether it was told to be in them.
-    groups: HashMap<Group, bool>,
+    /// Groups that have changed.
+    groups: HashMap<Group, Membership>,
     session: bool,
+}
+
+/// One client's in one group.
+#[derive(Debug, Clone, Copy)]
+struct Membership {
+    /// It was told to be in it.
+    was: bool,
+    /// It has joined, be it again: it may be that this was not written.
+    joined: bool,
 }
 
 /// Those who wait for a lot.
 #[derive(Default)]
 struct Lot {
-    waiting: Vec<(Option<ClientId>, oneshot::Sender<Written>)>,
+    waiting: Vec<(Box<[ClientId]>, oneshot::Sender<Written>)>,
     departing: Vec<(Instant, Departing)>,
 }
 
@@ -105,6 +117,7 @@ impl Now<'_> {
     pub(super) fn everything(&self) -> Change {
         Change {
             arrived: Some(self.arrival),
+            bound: self.uid.is_some(),
             uid: self.uid.cloned(),
             joined: self.groups.to_vec(),
             groups: self.groups.to_vec(),
@@ -137,19 +150,27 @@ impl Journal {
         self.note(id).arrived = true;
     }
 
-    /// The uid changes, or is to be cleared of others.
-    pub(super) fn uid(&mut self, id: ClientId, was: Option<&Uid>) {
+    /// It is unbound.
+    pub(super) fn unbound(&mut self, id: ClientId, was: &Uid) {
         let pending = self.note(id);
-        pending.uid.get_or_insert_with(|| was.cloned());
-        pending.single = false;
+        pending.uid.get_or_insert_with(|| Some(was.clone()));
+        (pending.bound, pending.single) = (false, false);
     }
 
-    pub(super) fn single(&mut self, id: ClientId) {
-        self.note(id).single = true;
+    /// It is bound, and was unbound before; it is to be the `single` one.
+    pub(super) fn bound(&mut self, id: ClientId, single: bool) {
+        let pending = self.note(id);
+        pending.uid.get_or_insert(None);
+        (pending.bound, pending.single) = (true, single);
     }
 
-    pub(super) fn group(&mut self, id: ClientId, group: &Group, was: bool) {
-        self.note(id).groups.entry(group.clone()).or_insert(was);
+    /// It joins, be it again.
+    pub(super) fn joined(&mut self, id: ClientId, group: &Group, was: bool) {
+        self.note(id).groups.entry(group.clone()).or_insert(Membership { was, joined: true }).joined = true;
+    }
+
+    pub(super) fn left(&mut self, id: ClientId, group: &Group) {
+        self.note(id).groups.entry(group.clone()).or_insert(Membership { was: true, joined: false }).joined = false;
     }
 
     pub(super) fn session(&mut self, id: ClientId) {
@@ -166,7 +187,7 @@ impl Journal {
         }
         pending.uid.get_or_insert_with(|| uid.cloned());
         for group in groups {
-            pending.groups.entry(group.clone()).or_insert(true);
+            pending.groups.entry(group.clone()).or_insert(Membership { was: true, joined: false });
         }
         pending.gone = true;
         true
@@ -177,8 +198,8 @@ impl Journal {
         self.changed.notify_one();
     }
 
-    /// A receipt for all that was changed up to now.
-    pub(super) fn receipt(&mut self, about: Option<ClientId>) -> Receipt {
+    /// A receipt for all that was changed up to now of these clients.
+    pub(super) fn receipt(&mut self, about: Box<[ClientId]>) -> Receipt {
         let lot = if self.pending.is_empty() { self.taken.as_mut() } else { Some(&mut self.next) };
         Receipt(lot.map(|lot| {
             let (written, receipt) = oneshot::channel();
@@ -214,13 +235,9 @@ impl Journal {
     pub(super) fn told(&mut self, told: &Told) -> Vec<Departing> {
         let Some(lot) = self.taken.take() else { return Vec::new() };
         for (about, written) in lot.waiting {
-            let refused = match &about {
-                Some(id) => told.refused.get(id),
-                None => told.refused.values().next(),
-            };
-            let result = match refused {
+            let result = match about.iter().find_map(|id| told.refused.get(id)) {
                 Some(reason) => Err(reason.clone()),
-                None => Ok(about.and_then(|id| told.others.get(&id)).cloned().unwrap_or_default()),
+                None => Ok(about.first().and_then(|id| told.others.get(id)).cloned().unwrap_or_default()),
             };
             // Whoever asked may have gone.
             written.send(result).ok();
@@ -249,7 +266,7 @@ impl Journal {
 impl Pending {
     fn change(self, now: Option<Now<'_>>) -> Option<Change> {
         if self.gone {
-            let left = self.groups.into_iter().filter_map(|(group, was)| was.then_some(group)).collect();
+            let left = self.groups.into_iter().filter_map(|(group, member)| member.was.then_some(group)).collect();
             return Some(Change { gone: true, uid_was: self.uid.flatten(), left, ..Change::default() });
         }
         let now = now?;
@@ -259,10 +276,10 @@ impl Pending {
             if self.groups.len() > 16 { now.groups.iter().collect() } else { std::collections::HashSet::new() };
         let is_in = |group: &Group| if set.is_empty() { is_in(group) } else { set.contains(group) };
         let (mut joined, mut left) = (Vec::new(), Vec::new());
-        for (group, was) in self.groups {
-            match (was, is_in(&group)) {
-                (false, true) => joined.push(group),
-                (true, false) => left.push(group),
+        for (group, member) in self.groups {
+            match is_in(&group) {
+                true if member.joined => joined.push(group),
+                false if member.was => left.push(group),
                 _ => {}
             }
         }
@@ -271,6 +288,7 @@ impl Pending {
             gone: false,
             uid_was: self.uid.unwrap_or_else(|| now.uid.cloned()),
             uid: now.uid.cloned(),
+            bound: self.bound,
             single: self.single,
             joined,
             left,

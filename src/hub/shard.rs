@@ -352,9 +352,9 @@ impl Shard {
 
     // --- what others are told ---
 
-    /// Says when all that was changed up to now is told to the others; about one client, or all that was told with it.
-    pub fn receipt(&mut self, about: Option<ClientId>) -> Receipt {
-        self.journal.as_mut().map_or_else(Receipt::done, |journal| journal.receipt(about))
+    /// Says when all that was changed up to now of these clients is told to the others.
+    pub fn receipt(&mut self, about: impl Into<Box<[ClientId]>>) -> Receipt {
+        self.journal.as_mut().map_or_else(Receipt::done, |journal| journal.receipt(about.into()))
     }
 
     /// Takes what others are to be told; none when there is nothing.
@@ -420,10 +420,7 @@ impl Shard {
             facts.uid = Some(uid);
         }
         if let Some(journal) = &mut self.journal {
-            journal.uid(id, None);
-            if single {
-                journal.single(id);
-            }
+            journal.bound(id, single);
         }
         true
     }
@@ -437,7 +434,7 @@ impl Shard {
         {
             leave(&mut self.uids, &mut self.left_uids, &uid, slot);
             if let Some(journal) = &mut self.journal {
-                journal.uid(id, Some(&uid));
+                journal.unbound(id, &uid);
             }
         }
         true
@@ -470,11 +467,13 @@ impl Shard {
         if facts.groups.len() + fresh.len() > most {
             return Err(TooManyGroups { most });
         }
+        if let Some(journal) = &mut self.journal {
+            for group in groups {
+                journal.joined(id, group, facts.groups.contains(group));
+            }
+        }
         facts.groups.reserve_exact(fresh.len());
         for group in fresh {
-            if let Some(journal) = &mut self.journal {
-                journal.group(id, group, false);
-            }
             facts.groups.push(enter(&mut self.groups, &self.group_targets, self.index, group, slot));
         }
         Ok(())
@@ -511,7 +510,7 @@ impl Shard {
                 facts.groups.swap_remove(place);
                 leave(&mut self.groups, &mut self.left_groups, group, slot);
                 if let Some(journal) = &mut self.journal {
-                    journal.group(id, group, true);
+                    journal.left(id, group);
                 }
             }
         }

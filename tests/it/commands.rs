@@ -1528,7 +1528,10 @@ async fn an_answer_of_more_than_a_hundred_thousand_items_is_too_large_without_pa
     for n in 0..11 {
         let client = node.connect().await;
         let groups: Vec<String> = (0..if n == 10 { 1 } else { 10_000 }).map(|g| format!("{n}-{g}")).collect();
-        node.done("joinGroup", json!({"client_id": client.id, "group": groups})).await;
+        // A thousand at a time: Redis takes each in time, whatever else this machine does.
+        for some in groups.chunks(1000) {
+            node.done("joinGroup", json!({"client_id": client.id, "group": some})).await;
+        }
         if n == 9 {
             // A hundred thousand is not more.
             assert_eq!(node.ask("getAllGroupIdList", json!({})).await.as_array().unwrap().len(), 100_000);

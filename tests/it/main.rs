@@ -13,6 +13,7 @@
 
 mod browser;
 mod clients;
+mod cluster;
 mod commands;
 #[cfg(target_os = "linux")]
 mod counts;
