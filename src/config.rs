@@ -464,10 +464,21 @@ fn redis_url(text: &str) -> Option<Option<SecretString>> {
     if text.is_empty() {
         return Some(None);
     }
-    let rest = ["redis://", "rediss://", "redis+unix:///"].iter().find_map(|scheme| text.strip_prefix(scheme))?;
-    // Behind name and password, which may contain anything.
-    let place = rest.rsplit_once('@').map_or(rest, |(_, place)| place);
-    (!place.is_empty() && !place.starts_with(['/', ':'])).then(|| Some(text.to_owned().into()))
+    let after = |scheme: &str| {
+        let rest = text.strip_prefix(scheme)?;
+        // Passwords may contain an @ of their own; a user before them is not needed.
+        Some(rest.rsplit_once('@').map_or((rest, false), |(_, place)| (place, true)))
+    };
+    let fits = match after("redis+unix://") {
+        // With a password there is a host, which means nothing.
+        Some((place, true)) => place.split_once('/').is_some_and(|(_, path)| !path.is_empty()),
+        Some((place, false)) => place.len() > 1 && place.starts_with('/'),
+        None => {
+            let (place, _) = after("redis://").or_else(|| after("rediss://"))?;
+            !place.is_empty() && !place.starts_with(['/', ':'])
+        }
+    };
+    fits.then(|| Some(text.to_owned().into()))
 }
 
 /// A URL as it may be shown.

@@ -22,7 +22,7 @@ use bytes::Bytes;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
-use tokio::sync::{broadcast, mpsc, watch};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -42,8 +42,8 @@ pub const MAX_PAYLOAD: usize = 1 << 20;
 /// A node says its heartbeat this often.
 pub(super) const BEAT: Duration = Duration::from_millis(700);
 
-/// Three missed heartbeats, while Redis takes them: deaf.
-const DEAF: Duration = Duration::from_millis(2200);
+/// Three missed heartbeats, while Redis takes them: deaf. Counted from the first of them.
+const DEAF: Duration = Duration::from_millis(1500);
 
 /// Channels in one `SUBSCRIBE`.
 const CHANNELS: usize = 1000;
@@ -107,11 +107,13 @@ pub(super) struct Bus {
     began: Instant,
     beat_said: AtomicU64,
     beat_heard: AtomicU64,
+    /// When the first one was said of those that were not heard; 0 when all were.
+    unheard: AtomicU64,
     deaf: AtomicBool,
+    /// Redis is there again: no use to wait longer.
+    hurry: Notify,
     /// It has heard ever.
     has_heard: AtomicBool,
-    /// The subscriber's connection as Redis counts it; 0 without one.
-    pub(super) connection_id: AtomicU64,
 }
 
 /// What became of an ask.
@@ -137,9 +139,10 @@ impl Bus {
             began: Instant::now(),
             beat_said: AtomicU64::new(0),
             beat_heard: AtomicU64::new(0),
+            unheard: AtomicU64::new(0),
+            hurry: Notify::new(),
             deaf: AtomicBool::new(false),
             has_heard: AtomicBool::new(false),
-            connection_id: AtomicU64::new(0),
         };
         (bus, Inbox { heard, bytes })
     }
@@ -225,8 +228,12 @@ impl Bus {
 
     /// Says the heartbeat, to be heard by this node itself.
     pub(super) async fn beat(&self) -> Result<(), RedisError> {
-        let said = self.elapsed();
-        self.publish(&Channel::Node(self.shared.identity().lan), envelope::seal(Header::Beat(said), b"")).await?;
+        let now = self.elapsed().max(1);
+        let is_silent = now.saturating_sub(self.beat_said.load(Ordering::Relaxed)) > BEAT.as_millis() as u64 * 2;
+        if is_silent || self.unheard.load(Ordering::Relaxed) == 0 {
+            self.unheard.store(now, Ordering::Relaxed);
+        }
+        self.publish(&Channel::Node(self.shared.identity().lan), envelope::seal(Header::Beat(now), b"")).await?;
         self.beat_said.store(self.elapsed(), Ordering::Relaxed);
         Ok(())
     }
@@ -235,7 +242,23 @@ impl Bus {
 
     /// Whether Redis takes this node's heartbeats, and they do not arrive.
     pub(super) fn is_deaf(&self) -> bool {
-        self.deaf.load(Ordering::Relaxed)
+        self.deaf.load(Ordering::Relaxed) || self.hears_nothing()
+    }
+
+    fn became_deaf(&self) {
+        if !self.deaf.swap(true, Ordering::Relaxed) {
+            self.shared.metrics.bus_deaf.inc();
+        }
+    }
+
+    fn has_heard_itself(&self) {
+        self.beat_heard.store(self.elapsed(), Ordering::Relaxed);
+        self.unheard.store(0, Ordering::Relaxed);
+    }
+
+    /// Redis is there again: whoever waits to subscribe waits no longer.
+    pub(super) fn hurry(&self) {
+        self.hurry.notify_one();
     }
 
     /// Whether it was ever possible to hear anything.
@@ -255,7 +278,7 @@ impl Bus {
 
     /// Subscribes, again and again, until `stop`.
     pub(super) async fn listen(self: Arc<Self>, address: Address, hub: Arc<Hub>, stop: CancellationToken) {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(Duration::from_secs(2));
         // Since when nothing is heard, once something was.
         let mut gap: Option<Instant> = None;
         while !stop.is_cancelled() {
@@ -263,17 +286,20 @@ impl Bus {
                 () = stop.cancelled() => break,
                 heard = Box::pin(self.listen_once(&address, &hub, &mut gap)) => heard,
             };
-            self.connection_id.store(0, Ordering::Relaxed);
             self.shared.metrics.subscriptions_confirmed.set(0);
             match heard {
                 Ok(ended) => {
-                    backoff = Backoff::default();
+                    backoff.begin();
                     tracing::warn!(reason = ended, "the subscriber's connection to Redis ended");
                 }
                 Err(error) => tracing::debug!(%error, "cannot subscribe"),
             }
+            if self.hears_nothing() {
+                self.became_deaf();
+            }
             tokio::select! {
                 () = stop.cancelled() => break,
+                () = self.hurry.notified() => backoff.begin(),
                 () = sleep(backoff.next()) => {}
             }
         }
@@ -289,7 +315,8 @@ impl Bus {
         self.shared.is_member().await;
         let (connection, mut alive) =
             Connection::open(address, &self.shared.metrics, RING).await.map_err(|error| error.to_string())?;
-        self.connection_id.store(connection.id, Ordering::Relaxed);
+        let run = self.shared.identity().run.clone();
+        connection.bear_the_name_of(&run).await.map_err(|error| error.to_string())?;
         let lan = self.shared.identity().lan;
         let mut mover = Mover::start(Arc::clone(self), connection.published());
         let mut ears = Ears { connection: &connection, keys: &self.shared.keys, held: HashSet::new() };
@@ -298,7 +325,7 @@ impl Bus {
         let (changes, _) = topics.take();
         ears.subscribe_to_all(hub, lan).await.map_err(|error| error.to_string())?;
         self.is_hearing(changes, &ears, gap);
-        self.beat_heard.store(self.elapsed(), Ordering::Relaxed);
+        self.has_heard_itself();
 
         let mut check = interval(Duration::from_millis(100));
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -314,12 +341,15 @@ impl Bus {
                     self.is_hearing(changes, &ears, gap);
                 }
                 _ = check.tick() => {
-                    if self.shared.identity().lan != lan {
-                        break "this node has a new address";
+                    let identity = self.shared.identity();
+                    if identity.lan != lan || identity.run != run {
+                        break "this node is a new one";
+                    }
+                    if self.shared.link.get().is_ok_and(|link| link.run_id != connection.run_id) {
+                        break "Redis is another server by now";
                     }
                     if self.hears_nothing() {
-                        self.deaf.store(true, Ordering::Relaxed);
-                        self.shared.metrics.bus_deaf.inc();
+                        self.became_deaf();
                         break "this node did not hear its own heartbeat";
                     }
                 }
@@ -352,9 +382,10 @@ impl Bus {
 
     /// Redis takes heartbeats, and none has come for too long.
     fn hears_nothing(&self) -> bool {
-        let (said, heard) = (self.beat_said.load(Ordering::Relaxed), self.beat_heard.load(Ordering::Relaxed));
+        let (said, unheard) = (self.beat_said.load(Ordering::Relaxed), self.unheard.load(Ordering::Relaxed));
         let now = self.elapsed();
-        now.saturating_sub(said) < BEAT.as_millis() as u64 * 2 && now.saturating_sub(heard) > DEAF.as_millis() as u64
+        let is_said = now.saturating_sub(said) < BEAT.as_millis() as u64 * 2;
+        is_said && unheard > 0 && now.saturating_sub(unheard) > DEAF.as_millis() as u64
     }
 
     /// Takes what was published off the connection. Never waits.
@@ -375,7 +406,7 @@ impl Bus {
                     return lost("too_large");
                 }
                 (Ok((Header::Beat(_), _)), Channel::Node(_)) => {
-                    return self.beat_heard.store(self.elapsed(), Ordering::Relaxed);
+                    return self.has_heard_itself();
                 }
                 (Ok((Header::Answer { answer, done }, _)), Channel::Node(_)) => return self.answered(answer, done),
                 (Ok((Header::Node(hello), _)), Channel::Ask) => return self.shared.peers.heard(hello),

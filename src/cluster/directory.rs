@@ -149,6 +149,10 @@ impl Directory {
                 }
             }
             let Some(connection) = self.connection() else {
+                if self.shared.link.is_up() {
+                    // It answers, and takes no lease.
+                    self.refuse("Redis takes no writes".to_owned()).await;
+                }
                 self.release_overdue(FAREWELL_WITHOUT_REDIS).await;
                 tokio::select! {
                     () = self.wake.notified() => {}
@@ -196,6 +200,9 @@ impl Directory {
                     self.shared.metrics.directory_retries.inc();
                     tracing::warn!(%error, clients = lot.len(), "cannot write to Redis; trying again");
                     stuck = Some((run, lot));
+                    if matches!(error, RedisError::Refused { .. }) {
+                        self.refuse(error.to_string()).await;
+                    }
                     self.release_overdue(FAREWELL).await;
                     tokio::select! {
                         () = self.wake.notified() => {}
@@ -341,6 +348,11 @@ impl Directory {
         }
     }
 
+    /// What waits to be written stays so; whoever waits for it hears why.
+    async fn refuse(&self, reason: String) {
+        self.hub.at_all(move |shard| shard.refuse_changes(&reason)).await.ok();
+    }
+
     async fn release_overdue(&self, age: Duration) {
         self.hub.at_all(move |shard| shard.release_overdue(age)).await.ok();
     }
@@ -480,7 +492,7 @@ impl Writes {
     }
 }
 
-/// Commands that take the clients of a dead node out of everything but its index.
+/// Commands that take the clients of a dead node out of everything but their own hash and its index.
 pub(super) fn removal(keys: &Keys, entries: &[Entry]) -> Vec<Command> {
     let mut left = Sets::new();
     for entry in entries {
@@ -492,7 +504,7 @@ pub(super) fn removal(keys: &Keys, entries: &[Entry]) -> Vec<Command> {
         }
     }
     let sets = left.into_iter().map(|(set, ids)| Command::srem(set).args(ids));
-    let hashes = entries.iter().map(|entry| Command::del(keys.client(entry.id)).arg(keys.client_groups(entry.id)));
+    let hashes = entries.iter().map(|entry| Command::del(keys.client_groups(entry.id)));
     sets.chain(hashes).collect()
 }
 

@@ -10,7 +10,7 @@
 //! | `mg:client:<client_id>` | hash | `node`, `uid`, `session`, `ip`, `connected_at` | the client | its own |
 //! | `mg:client:<client_id>:groups` | set | its groups | it is in any | its own |
 //! | `mg:nodes` | sorted set | node id → Redis' time in ms at which its lease ends | it has any | `mg:nodes` |
-//! | `mg:node:<node_id>` | hash | `lan`, `version`, `started_at`, `clients`, `uids`, `groups`; `redis`, `connections`: whom to cut off | the node | its own |
+//! | `mg:node:<node_id>` | hash | `lan`, `version`, `started_at`, `clients`, `uids`, `groups` | the node | its own |
 //!
 //! Internal; nobody but nodes reads them:
 //!

@@ -9,7 +9,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -53,6 +52,8 @@ enum Entered {
     NameTaken,
     /// This node has the LAN address.
     LanTaken(String),
+    /// Whoever has the node id or the LAN address is dead and not swept to the end yet.
+    BeingSwept,
     Swept,
 }
 
@@ -93,9 +94,10 @@ struct State {
     /// Runs after which this node is sweeping.
     sweeping: HashSet<String>,
     last_look: Option<Instant>,
+    /// When Redis last took this node's lease, or said that its place is another's.
+    last_entered: Option<Instant>,
     last_facts: Option<Instant>,
     last_second_pass: Option<Instant>,
-    last_connections: String,
 }
 
 impl Members {
@@ -130,7 +132,7 @@ impl Members {
 
     /// Lives until `stop`; returns early when there is no place for this node.
     pub(super) async fn live(self: &Arc<Self>) -> Option<Refused> {
-        let mut backoff = Backoff::default();
+        let mut backoff = Backoff::up_to(self.ttl / 4);
         // Since when the name or address is another's.
         let mut waiting: Option<Instant> = None;
         let mut has_entered = false;
@@ -143,7 +145,7 @@ impl Members {
                 Ok(connected) => connected,
                 Err(error @ ConnectError::Unfit(_)) if !has_entered => return Some(super::refused_url(&error)),
                 Err(error) => {
-                    if backoff.0.is_multiple_of(20) {
+                    if backoff.attempts().is_multiple_of(20) {
                         tracing::warn!(%error, "no connection to Redis; trying again");
                     }
                     self.pause(backoff.next()).await;
@@ -154,9 +156,14 @@ impl Members {
                 let ip = super::lan_ip(&self.address).await;
                 self.change_identity(|identity| identity.lan.ip = ip);
             }
-            match self.enter(&connection).await {
+            let named = connection.bear_the_name_of(&self.shared.identity().run).await;
+            let entered = match named {
+                Ok(()) => self.enter(&connection).await,
+                Err(error) => Err(error),
+            };
+            match entered {
                 Ok(entered @ (Entered::Renewed | Entered::Anew)) => {
-                    backoff = Backoff::default();
+                    backoff.begin();
                     waiting = None;
                     self.is_member(&connection, &entered, has_entered);
                     has_entered = true;
@@ -169,8 +176,21 @@ impl Members {
                     }
                     tracing::warn!(reason = why, "the connection to Redis ended");
                 }
-                // Somebody came in between while Redis had lost its data: client ids of this address are theirs now.
-                Ok(Entered::NameTaken | Entered::LanTaken(_)) if *self.shared.member.borrow() => self.fence().await,
+                Ok(Entered::BeingSwept) => {
+                    waiting = None;
+                    self.judge(&connection).await.ok();
+                    self.pause(BEAT / 2).await;
+                }
+                // Somebody came in between while Redis had lost its data, and client ids of this address are theirs now;
+                // or a snapshot has brought back an earlier life of ours, whose lease is not renewed.
+                Ok(Entered::NameTaken | Entered::LanTaken(_)) if *self.shared.member.borrow() => {
+                    if waiting.get_or_insert_with(Instant::now).elapsed() > self.ttl + IN_TOUCH {
+                        waiting = None;
+                        self.fence().await;
+                    } else {
+                        self.pause(BEAT / 2).await;
+                    }
+                }
                 Ok(Entered::LanTaken(_)) if !self.fixed_port => self.next_port(),
                 Ok(taken @ (Entered::NameTaken | Entered::LanTaken(_))) => {
                     let since = *waiting.get_or_insert_with(Instant::now);
@@ -242,7 +262,8 @@ impl Members {
             .arg(identity.run.as_str())
             .arg(identity.lan.to_string())
             .arg(self.ttl.as_millis() as u64)
-            .arg(last);
+            .arg(last)
+            .arg(TOMBSTONE.as_millis() as u64);
         let asked = Instant::now();
         let reply = connection.call(script).await?.list();
         let number = |place: usize| reply.get(place).map_or(0, super::redis::Reply::number);
@@ -252,11 +273,18 @@ impl Members {
             2 => Entered::Anew,
             4 => Entered::LanTaken(reply.get(3).cloned().and_then(super::redis::Reply::text).unwrap_or_default()),
             5 => Entered::Swept,
+            6 => Entered::BeingSwept,
             _ => Entered::NameTaken,
         };
+        self.state.lock().last_entered = Some(asked);
         if matches!(entered, Entered::Renewed | Entered::Anew) {
-            self.state.lock().lease = number(2);
-            // What follows on this connection finds whom to cut off.
+            {
+                let mut state = self.state.lock();
+                state.lease = number(2);
+                if matches!(entered, Entered::Anew) {
+                    state.last_facts = None;
+                }
+            }
             self.write_facts(connection, &identity).await?;
             self.directory.may_write(Some(asked + self.ttl));
             self.shared.metrics.lease_end.set(number(2) as f64 / 1000.0);
@@ -277,6 +305,7 @@ impl Members {
             self.directory.compare();
         }
         self.shared.link.set(Some(connection.clone()));
+        self.bus.hurry();
         self.shared.metrics.redis_up.set(1);
         self.directory.may_write(Some(Instant::now() + self.ttl));
         self.shared.member.send_replace(true);
@@ -300,14 +329,12 @@ impl Members {
                     tracing::warn!("the lease was not the one last written");
                     self.directory.compare();
                 }
-                Ok(Entered::Swept | Entered::NameTaken | Entered::LanTaken(_)) => {
+                Ok(Entered::Swept | Entered::BeingSwept | Entered::NameTaken | Entered::LanTaken(_)) => {
                     // Stands outside from now on; entering anew finds out more.
                     return "this node lost its place";
                 }
                 Err(RedisError::Away(_)) => return "Redis did not answer",
-                Err(RedisError::Refused { error, .. }) if error.starts_with("READONLY") => {
-                    return "this Redis is a replica by now";
-                }
+                Err(error) if error.is_of_a_replica() => return "it is a replica now",
                 Err(error) => {
                     // Full memory, say: then others cannot renew theirs either, and nobody shall be taken for dead.
                     tracing::error!(%error, "cannot renew the lease");
@@ -330,17 +357,14 @@ impl Members {
         }
     }
 
-    /// What anybody may know of this node, and whom to cut off when it is dead.
+    /// What anybody may know of this node.
     async fn write_facts(&self, connection: &Connection, identity: &Identity) -> Result<(), RedisError> {
-        let connections = format!("{} {}", connection.id, self.bus.connection_id.load(Ordering::Relaxed));
         {
             let mut state = self.state.lock();
-            let fresh = state.last_facts.is_some_and(|at| at.elapsed() < FACTS);
-            if fresh && state.last_connections == connections {
+            if state.last_facts.is_some_and(|at| at.elapsed() < FACTS) {
                 return Ok(());
             }
             state.last_facts = Some(Instant::now());
-            state.last_connections.clone_from(&connections);
         }
         let Identity { node_id, lan, .. } = identity;
         let facts = [
@@ -350,8 +374,6 @@ impl Members {
             ("clients", self.hub.clients().to_string()),
             ("uids", self.hub.uid_count().to_string()),
             ("groups", self.hub.group_count().to_string()),
-            ("redis", connection.run_id.to_string()),
-            ("connections", connections),
         ];
         let facts = facts.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
         let command = Command::hset(self.shared.keys.node(node_id)).args(facts);
@@ -385,7 +407,8 @@ impl Members {
         }
         let dead: Vec<(String, u64)> = {
             let mut state = self.state.lock();
-            if state.last_look.is_none_or(|at| at.elapsed() > IN_TOUCH) {
+            // While Redis takes no writes, nobody can renew.
+            if [state.last_look, state.last_entered].iter().any(|at| at.is_none_or(|at| at.elapsed() > IN_TOUCH)) {
                 state.watched.clear();
             }
             state.last_look = Some(Instant::now());
@@ -448,17 +471,16 @@ impl Members {
             return Ok(());
         }
         tracing::warn!(node = id, "a node is dead: sweeping after it");
-        // Nothing more of it shall arrive; ids of connections mean something to the server process that gave them.
-        let facts: HashMap<String, String> =
-            connection.call(Command::hgetall(keys.node(id))).await?.pairs().into_iter().collect();
-        if facts.get("redis").is_some_and(|redis| **redis == *connection.run_id) {
-            for cut in facts.get("connections").map_or("", String::as_str).split(' ').filter(|id| *id != "0") {
-                let kill = Command::client("KILL").arg("ID").arg(cut);
-                match connection.call(kill).await {
-                    // It has ended by itself.
-                    Ok(_) | Err(RedisError::Refused { .. }) => {}
-                    Err(away) => return Err(away),
-                }
+        // Nothing more of it shall arrive: its connections bear its run for a name, from their first moment on.
+        let list = connection.call(Command::client("LIST")).await?.text().unwrap_or_default();
+        let name = super::redis::connection_name(run);
+        for line in list.lines() {
+            let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+            let Some(cut) = field("id").filter(|_| field("name") == Some(name.as_str())) else { continue };
+            match connection.call(Command::client("KILL").arg("ID").arg(cut)).await {
+                // It has ended by itself.
+                Ok(_) | Err(RedisError::Refused { .. }) => {}
+                Err(away) => return Err(away),
             }
         }
         let swept = self.sweep_index(connection, run).await?;
@@ -517,14 +539,13 @@ impl Members {
     async fn sweep_index(&self, connection: &Connection, run: &str) -> Result<usize, RedisError> {
         let keys = &self.shared.keys;
         let index = keys.index(run);
-        let mut swept = 0;
+        let (mut swept, mut cursor) = (0, "0".to_owned());
         loop {
-            let scan = Command::hscan(index.as_str()).arg("0").arg("COUNT").arg(SWEPT_AT_ONCE as u64);
-            let found = connection.call(scan).await?.list().into_iter().nth(1);
-            let pairs = found.map(super::redis::Reply::pairs).unwrap_or_default();
-            if pairs.is_empty() {
-                return Ok(swept);
-            }
+            let scan = Command::hscan(index.as_str()).arg(cursor).arg("COUNT").arg(SWEPT_AT_ONCE as u64);
+            let mut found = connection.call(scan).await?.list().into_iter();
+            // Only the cursor says when it is over: of a large hash, what a step finds may be nothing.
+            cursor = found.next().and_then(super::redis::Reply::text).unwrap_or_else(|| "0".to_owned());
+            let pairs = found.next().map(super::redis::Reply::pairs).unwrap_or_default();
             self.claim(connection, run, false).await?;
             let (entries, unreadable): (Vec<_>, Vec<_>) =
                 pairs.iter().map(|(id, value)| Entry::read(id, value).ok_or(id)).partition(Result::is_ok);
@@ -533,13 +554,21 @@ impl Members {
                 tracing::error!(client = id, "a dead node's index is damaged here");
                 connection.call(Command::hdel(index.as_str()).arg(id.as_str())).await?;
             }
-            self.sweep_clients(connection, &index, &entries).await?;
-            swept += entries.len();
+            // A small hash is told all at once.
+            for entries in entries.chunks(SWEPT_AT_ONCE) {
+                self.sweep_clients(connection, run, entries).await?;
+                swept += entries.len();
+            }
+            if cursor == "0" {
+                return Ok(swept);
+            }
         }
     }
 
-    async fn sweep_clients(&self, connection: &Connection, index: &str, entries: &[Entry]) -> Result<(), RedisError> {
+    async fn sweep_clients(&self, connection: &Connection, run: &str, entries: &[Entry]) -> Result<(), RedisError> {
         let keys = &self.shared.keys;
+        let index = keys.index(run);
+        let index = index.as_str();
         // What they had, for their farewell.
         let hashes = entries.iter().map(|entry| Command::hgetall(keys.client(entry.id))).collect();
         let hashes = connection.pipeline(hashes).await?;
@@ -550,8 +579,18 @@ impl Members {
             }
             tracing::error!(error = %refused, "sweeping after a dead node");
         }
-        let out = entries.iter().map(|entry| Command::hdel(index).arg(entry.id)).collect();
-        for ((entry, hash), out) in entries.iter().zip(hashes).zip(connection.pipeline(out).await?) {
+        // There is room for all of them before the first is taken out: what was taken out is told.
+        let mut room = loop {
+            tokio::select! {
+                room = self.tell.room(entries.len()) => break room,
+                () = sleep(SWEEPER / 3) => drop(self.claim(connection, run, false).await?),
+            }
+        };
+        // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
+        let out =
+            entries.iter().flat_map(|entry| [Command::del(keys.client(entry.id)), Command::hdel(index).arg(entry.id)]);
+        let out = connection.pipeline(out.collect()).await?.into_iter().skip(1).step_by(2);
+        for ((entry, hash), out) in entries.iter().zip(hashes).zip(out) {
             // Of two sweepers, the one that took it out tells.
             if out?.number() == 0 {
                 continue;
@@ -559,7 +598,10 @@ impl Members {
             let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
             let Entry { id, uid, groups } = entry.clone();
             self.shared.metrics.closed.get_or_create(&Reason { reason: "node" }).inc();
-            self.tell.tell(Departed { id, uid, groups, session, close: Close::NODE }).await;
+            // Nobody listens when this node stops.
+            if let Some(untold) = room.as_mut().and_then(|room| room.split(1)) {
+                self.tell.tell_now(Departed { id, uid, groups, session, close: Close::NODE }, untold);
+            }
         }
         Ok(())
     }

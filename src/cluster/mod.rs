@@ -178,14 +178,28 @@ impl Peers {
     }
 }
 
-/// Waits between attempts: from 20 ms, doubling up to 2 s, each with some jitter.
-#[derive(Default)]
-struct Backoff(u32);
+/// Waits between attempts: from 20 ms, doubling up to 2 s or less, each with some jitter.
+struct Backoff {
+    attempts: u32,
+    most: Duration,
+}
 
 impl Backoff {
+    fn up_to(most: Duration) -> Self {
+        Self { attempts: 0, most: most.min(Duration::from_secs(2)) }
+    }
+
+    fn begin(&mut self) {
+        self.attempts = 0;
+    }
+
+    fn attempts(&self) -> u32 {
+        self.attempts
+    }
+
     fn next(&mut self) -> Duration {
-        let step = Duration::from_millis(20 << self.0.min(7)).min(Duration::from_secs(2));
-        self.0 += 1;
+        let step = Duration::from_millis(20 << self.attempts.min(7)).min(self.most);
+        self.attempts += 1;
         // A few random bits are enough, and a UUID has them.
         let jitter = uuid::Uuid::new_v4().as_u128() as u32 % 50;
         step + step * jitter / 100
@@ -222,6 +236,17 @@ impl Tell {
         if let Ok(untold) = Arc::clone(&self.untold).acquire_owned().await {
             self.departed.send(Departure { departed, _untold: untold }).await.ok();
         }
+    }
+
+    /// Waits for room for so many; none when nobody is told any more.
+    async fn room(&self, departures: usize) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.untold).acquire_many_owned(departures as u32).await.ok()
+    }
+
+    /// Hands a departure over for which there is room.
+    fn tell_now(&self, departed: Departed, untold: OwnedSemaphorePermit) {
+        // There are as many places as permits.
+        self.departed.try_send(Departure { departed, _untold: untold }).ok();
     }
 
     /// Waits until all are told.

@@ -19,8 +19,8 @@ use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{
-    ClientInterface as _, ClientLike as _, EventInterface as _, HashesInterface as _, KeysInterface as _,
-    PubsubInterface as _, SetsInterface as _,
+    ClientLike as _, EventInterface as _, HashesInterface as _, KeysInterface as _, PubsubInterface as _,
+    SetsInterface as _,
 };
 pub(super) use fred::types::Message as Published;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, TcpConfig};
@@ -65,6 +65,11 @@ impl RedisError {
     /// Not known to be done.
     fn is_away(&self) -> bool {
         matches!(self, Self::Away(_))
+    }
+
+    /// The server is a replica, be it since a moment ago.
+    pub(super) fn is_of_a_replica(&self) -> bool {
+        matches!(self, Self::Refused { error, .. } if error.contains("READONLY"))
     }
 
     /// The server itself is not able to take writes now; nothing is wrong with this one.
@@ -224,6 +229,9 @@ impl Address {
             .map_err(|_| ConnectError::Unfit("the URL cannot be read".to_owned()))?;
         config.version = RespVersion::RESP3;
         config.fail_fast = true;
+        // fred 10.1.0 says `HELLO 3 AUTH <user> <password>` as an inline command, and quotes nothing.
+        config.username = config.username.map(quoted);
+        config.password = config.password.map(quoted);
         Ok(Self { config })
     }
 
@@ -234,14 +242,21 @@ impl Address {
     }
 }
 
+/// A word of an inline command, as Redis reads it (`sdssplitargs`).
+fn quoted(word: String) -> String {
+    if word.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'"' && byte != b'\'') {
+        return word;
+    }
+    let escaped: Vec<String> = word.bytes().map(|byte| format!("\\x{byte:02x}")).collect();
+    format!("\"{}\"", escaped.concat())
+}
+
 /// One connection, checked.
 #[derive(Clone)]
 pub(super) struct Connection {
     client: Client,
     /// The server process behind it.
     pub(super) run_id: Arc<str>,
-    /// As Redis counts it.
-    pub(super) id: u64,
     metrics: Arc<Metrics>,
 }
 
@@ -289,8 +304,7 @@ impl Connection {
             Err(_) => return Err(ConnectError::Away("no answer".to_owned())),
         };
         let alive = Alive(handle);
-        let id = client.connection_ids().values().next().copied().and_then(|id| u64::try_from(id).ok());
-        let mut opened = Self { client, run_id: "".into(), id: id.unwrap_or_default(), metrics: Arc::clone(metrics) };
+        let mut opened = Self { client, run_id: "".into(), metrics: Arc::clone(metrics) };
         let info = opened.call(Command { name: "INFO", args: Vec::new() }).await;
         let info = info.map_err(|error| match &error {
             RedisError::Refused { error, .. } if error.starts_with("LOADING") => ConnectError::Away(error.clone()),
@@ -299,6 +313,11 @@ impl Connection {
         })?;
         opened.run_id = check(&info.text().unwrap_or_default())?.into();
         Ok((opened, alive))
+    }
+
+    /// Whoever sweeps after a run finds its connections by their name.
+    pub(super) async fn bear_the_name_of(&self, run: &str) -> Result<(), RedisError> {
+        self.call(Command::client("SETNAME").arg(connection_name(run))).await.map(drop)
     }
 
     /// One command.
@@ -421,6 +440,11 @@ pub(super) fn payload(published: Published) -> Option<Bytes> {
     published.value.into_bytes()
 }
 
+/// The name of a run's connections.
+pub(super) fn connection_name(run: &str) -> String {
+    format!("moongate:{run}")
+}
+
 fn custom(name: &'static str) -> CustomCommand {
     CustomCommand::new_static(name, ClusterHash::FirstKey, false)
 }
@@ -444,6 +468,7 @@ fn redis_error(command: &'static str, error: &Error) -> RedisError {
 fn connect_error(error: &Error) -> ConnectError {
     let details = words(error);
     match error.kind() {
+        _ if details.starts_with("ERR max number of clients") => ConnectError::Away(details),
         ErrorKind::Auth | ErrorKind::Config | ErrorKind::Url | ErrorKind::InvalidArgument => {
             ConnectError::Unfit(details)
         }

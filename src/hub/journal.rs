@@ -245,6 +245,16 @@ impl Journal {
         lot.departing.into_iter().map(|(_, departing)| departing).collect()
     }
 
+    /// It cannot be told now: those who wait for it hear so. It stays to be told.
+    pub(super) fn refuse(&mut self, reason: &str) {
+        for lot in self.taken.iter_mut().chain([&mut self.next]) {
+            for (_, written) in lot.waiting.drain(..) {
+                // Whoever asked may have gone.
+                written.send(Err(reason.to_owned())).ok();
+            }
+        }
+    }
+
     /// Those that were let go so long ago wait no longer; what they had is kept until others know.
     pub(super) fn release_overdue(&mut self, age: Duration) {
         for lot in self.taken.iter_mut().chain([&mut self.next]) {

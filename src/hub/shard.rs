@@ -380,6 +380,13 @@ impl Shard {
         departing.into_iter().map(Departing::finish).collect()
     }
 
+    /// Others cannot be told now: those who wait for it hear so.
+    pub fn refuse_changes(&mut self, reason: &str) {
+        if let Some(journal) = &mut self.journal {
+            journal.refuse(reason);
+        }
+    }
+
     /// Those that were let go so long ago wait no longer for others to be told.
     pub fn release_overdue(&mut self, age: Duration) {
         if let Some(journal) = &mut self.journal {

@@ -91,6 +91,11 @@ impl Node {
         Self { clients, api, token, stop, running: Some(running) }
     }
 
+    /// A node that runs elsewhere, such as in a process of its own, as its clients and applications know it.
+    pub fn elsewhere(clients: SocketAddr, api: SocketAddr) -> Self {
+        Self { clients, api, token: None, stop: CancellationToken::new(), running: None }
+    }
+
     pub fn api_url(&self, path: &str) -> String {
         format!("http://{}{path}", self.api)
     }

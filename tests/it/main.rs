@@ -17,6 +17,7 @@ mod cluster;
 mod commands;
 #[cfg(target_os = "linux")]
 mod counts;
+mod faults;
 mod harness;
 mod http;
 mod model;
@@ -25,3 +26,6 @@ mod process;
 mod proxy;
 mod redis;
 mod tls;
+#[path = "../faults/world.rs"]
+#[allow(dead_code, reason = "tests/faults uses the rest")]
+mod world;

@@ -50,6 +50,7 @@ enum Mode {
 /// Connections are numbered as they come. What is done to old ones is done to all below a number, and stays done.
 #[derive(Debug, Clone, Copy)]
 struct Rules {
+    target: SocketAddr,
     mode: Mode,
     swallowed: (u64, Direction),
     half_closed: (u64, Direction),
@@ -61,9 +62,10 @@ impl Proxy {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let none = (0, Direction::Both);
-        let (rules, told) = watch::channel(Rules { mode: Mode::Pass, swallowed: none, half_closed: none, cut: 0 });
+        let (rules, told) =
+            watch::channel(Rules { target, mode: Mode::Pass, swallowed: none, half_closed: none, cut: 0 });
         let accepted = Arc::new(AtomicU64::new(0));
-        let accepting = tokio::spawn(accept(listener, target, told, Arc::clone(&accepted))).abort_handle();
+        let accepting = tokio::spawn(accept(listener, told, Arc::clone(&accepted))).abort_handle();
         Self { address, rules, accepted, accepting }
     }
 
@@ -101,6 +103,16 @@ impl Proxy {
         self.tell(|rules, next| rules.swallowed = (next, way));
     }
 
+    /// As `swallow`, of the first so many connections that ever came.
+    pub fn swallow_first(&self, connections: u64, way: Direction) {
+        self.tell(|rules, _| rules.swallowed = (connections, way));
+    }
+
+    /// New connections lead to another target; those that are there stay where they are.
+    pub fn lead_to(&self, target: SocketAddr) {
+        self.tell(|rules, _| rules.target = target);
+    }
+
     /// On the connections that are there, whoever this way leads to sees an end; the other way goes on. New ones pass.
     pub fn half_close(&self, way: Direction) {
         self.tell(|rules, next| rules.half_closed = (next, way));
@@ -128,12 +140,13 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: SocketAddr, rules: watch::Receiver<Rules>, accepted: Arc<AtomicU64>) {
+async fn accept(listener: TcpListener, rules: watch::Receiver<Rules>, accepted: Arc<AtomicU64>) {
     let mut connections = JoinSet::new();
     loop {
         let (client, _) = listener.accept().await.unwrap();
         let number = accepted.fetch_add(1, Ordering::SeqCst);
-        if matches!(rules.borrow().mode, Mode::Refuse) {
+        let Rules { target, mode, .. } = *rules.borrow();
+        if matches!(mode, Mode::Refuse) {
             client.set_zero_linger().unwrap();
             continue;
         }
@@ -302,6 +315,28 @@ async fn a_swallowed_connection_is_half_open_and_a_new_one_passes() {
     hears_nothing(&mut both, &redis).await;
     assert!(!has(&redis, "both").await);
     answers(&mut Connection::to(proxy.address()).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_connections_the_older_can_be_half_open() {
+    let (redis, proxy, mut first) = behind_a_proxy().await;
+    let mut second = Connection::to(proxy.address()).await;
+    answers(&mut second).await;
+    proxy.swallow_first(1, Direction::FromTarget);
+    first.send(&["PING"]).await;
+    hears_nothing(&mut first, &redis).await;
+    answers(&mut second).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_leads_new_connections_to_another_target() {
+    let (_redis, proxy, mut there) = behind_a_proxy().await;
+    let other = Redis::start().await;
+    proxy.lead_to(other.address());
+    let mut new = Connection::to(proxy.address()).await;
+    new.command(&["SET", "k", "v"]).await;
+    assert!(has(&other, "k").await);
+    assert_eq!(there.command(&["EXISTS", "k"]).await, Reply::Int(0));
 }
 
 #[tokio::test(flavor = "multi_thread")]

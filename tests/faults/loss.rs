@@ -1,0 +1,241 @@
+//! Redis comes back as another one: empty, as it was some time ago, or a replica that was behind. Nodes compare both ways.
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use crate::harness::{Node, eventually};
+use crate::proxy::Proxy;
+use crate::redis::{Redis, Reply};
+use crate::world::{
+    Ear, Expected, TTL, all_are_reached_through, all_open, end, node, nodes, redis_holds, sum, throughout,
+    unready_node, within,
+};
+
+/// A beat, a pause between two attempts, and the comparison itself.
+const SOON: Duration = Duration::from_secs(6);
+
+/// Two nodes with two clients each. While Redis keeps what it has now, much changes; then Redis is as it was.
+struct Story {
+    nodes: Vec<Node>,
+    stays: Ear,
+    changes: Ear,
+    departs: Option<Ear>,
+    comes: Option<Ear>,
+}
+
+impl Story {
+    async fn begin(url: &str, more: &[(&str, &str)]) -> Self {
+        let first = node(url, more).await;
+        let second = node(url, &[]).await;
+        let stays = Ear::member(&first, "stays", &["room"]).await;
+        let changes = Ear::member(&second, "before", &["room", "old"]).await;
+        let departs = Some(Ear::member(&first, "departs", &["room", "departed"]).await);
+        Self { nodes: vec![first, second], stays, changes, departs, comes: None }
+    }
+
+    /// What Redis is to forget.
+    async fn go_on(&mut self) {
+        let [first, second] = &self.nodes[..] else { unreachable!() };
+        let id = &self.changes.id;
+        first.done("bindUid", json!({"client_id": id, "uid": "after"})).await;
+        first.done("leaveGroup", json!({"client_id": id, "group": "old"})).await;
+        first.done("joinGroup", json!({"client_id": id, "group": "new"})).await;
+        first.done("setSession", json!({"client_id": id, "session": {"uname": "after"}})).await;
+        let departed = self.departs.take().unwrap();
+        first.ask("closeClient", json!({"client_id": departed.id})).await;
+        self.comes = Some(Ear::member(second, "comes", &["room"]).await);
+        self.is_so(None).await;
+    }
+
+    /// It is as `go_on` has left it: in Redis, and in the eyes of both nodes.
+    async fn is_so(&self, redis: Option<&Redis>) {
+        let comes = self.comes.as_ref().unwrap();
+        let clients = [
+            Expected { id: &self.stays.id, uid: Some("stays"), groups: &["room"], session: uname("stays") },
+            Expected { id: &self.changes.id, uid: Some("after"), groups: &["room", "new"], session: uname("after") },
+            Expected { id: &comes.id, uid: Some("comes"), groups: &["room"], session: uname("comes") },
+        ];
+        if let Some(redis) = redis {
+            redis_holds(redis, SOON, &clients).await;
+        }
+        for node in &self.nodes {
+            assert_eq!(node.ask("getClientIdCountByGroup", json!({"group": "room"})).await, 3);
+            assert_eq!(node.ask("getAllClientIdCount", json!({})).await, 3);
+            assert_eq!(node.ask("getClientIdByUid", json!({"uid": "comes"})).await, json!([comes.id]));
+            assert_eq!(node.ask("getClientIdByUid", json!({"uid": "after"})).await, json!([self.changes.id]));
+            for gone in ["before", "departs"] {
+                assert_eq!(node.ask("isUidOnline", json!({"uid": gone})).await, false);
+            }
+            assert_eq!(node.ask("getSession", json!({"client_id": self.changes.id})).await, json!({"uname": "after"}));
+        }
+    }
+
+    /// All goes on as before, and nobody was let go.
+    async fn goes_on(self, redis: &Redis, compared: f64) {
+        within(SOON, "both are in touch", async || {
+            let mut up = true;
+            for node in &self.nodes {
+                up &= node.get("/readyz?strict=1").await.status == 200;
+            }
+            up
+        })
+        .await;
+        self.is_so(Some(redis)).await;
+        within(Duration::from_secs(1), "all hear", async || {
+            redis.publish("mg:cmd", "{}").await == i64::try_from(self.nodes.len()).unwrap()
+        })
+        .await;
+        let Self { nodes, stays, changes, comes, .. } = self;
+        let ears = [stays, changes, comes.unwrap()];
+        for (number, node) in nodes.iter().enumerate() {
+            all_are_reached_through(node, &ears, &format!("through {number}")).await;
+            assert!(node.metric("moongate_directory_compared_total").await >= compared, "it has compared");
+        }
+        for (uid, ear) in ["stays", "after", "comes"].iter().zip(&ears) {
+            assert_eq!(redis.publish(format!("mg:uid:{uid}"), "by uid").await, 1);
+            eventually("it is heard", async || ear.has_heard("by uid")).await;
+        }
+        throughout(TTL + Duration::from_secs(1), "nobody is swept", async || {
+            let nodes: Vec<&Node> = nodes.iter().collect();
+            sum(&nodes, "moongate_fenced_total").await == 0.0 && all_open(&ears)
+        })
+        .await;
+        drop(ears);
+        end(redis, nodes, vec![]).await;
+    }
+}
+
+fn uname(name: &str) -> Option<serde_json::Value> {
+    Some(json!({"uname": name}))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_restarted_empty_has_all_again() {
+    let redis = Redis::start().await;
+    let mut story = Story::begin(&redis.url(), &[]).await;
+    story.go_on().await;
+    redis.restart_empty().await;
+    story.goes_on(&redis, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_emptied_under_us_has_all_again() {
+    let redis = Redis::start().await;
+    let mut story = Story::begin(&redis.url(), &[]).await;
+    story.go_on().await;
+    for round in 1..=3 {
+        assert_eq!(redis.command(&["FLUSHALL"]).await, Reply::text("OK"));
+        story.is_so_again(&redis).await;
+        for node in &story.nodes {
+            assert!(node.metric("moongate_directory_compared_total").await >= f64::from(round));
+        }
+    }
+    story.goes_on(&redis, 3.0).await;
+}
+
+impl Story {
+    async fn is_so_again(&self, redis: &Redis) {
+        // The public facts of the nodes come back, too.
+        within(SOON, "the nodes are back", async || {
+            nodes(redis).await.len() == 2 && redis.keys("mg:node:*").await.len() == 2
+        })
+        .await;
+        self.is_so(Some(redis)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_with_an_old_snapshot_loses_who_departed_and_gets_who_came() {
+    let redis = Redis::start().await;
+    let mut story = Story::begin(&redis.url(), &[]).await;
+    redis.save().await;
+    story.go_on().await;
+    redis.stop();
+    redis.start_again().await;
+    story.goes_on(&redis, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_from_before_a_node_was_started_again_costs_no_client() {
+    for named in [&[][..], &[("MOONGATE_NODE_ID", "gate-7")]] {
+        let redis = Redis::start().await;
+        // An earlier run of the first node: its name, if it has one, and its address are in the snapshot.
+        let earlier = node(&redis.url(), named).await;
+        let long_gone = Ear::member(&earlier, "long gone", &["room"]).await;
+        redis.save().await;
+        drop(long_gone);
+        end(&redis, vec![earlier], vec![]).await;
+
+        let mut story = Story::begin(&redis.url(), named).await;
+        story.go_on().await;
+        redis.stop();
+        redis.start_again().await;
+        // Whoever is not there any more is dead, and swept as such.
+        let ids = [&story.stays.id, &story.changes.id].map(Clone::clone);
+        throughout(TTL + Duration::from_secs(4), "sockets stay open", async || {
+            story.stays.is_open() && story.changes.is_open()
+        })
+        .await;
+        assert_eq!(ids[0], story.stays.id);
+        story.goes_on(&redis, 1.0).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lagging_replica_that_takes_over_loses_who_departed_and_gets_who_came() {
+    let primary = Redis::start().await;
+    let port = primary.address().port().to_string();
+    let replica = Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await;
+    let proxy = Proxy::start(primary.address()).await;
+    let mut story = Story::begin(&proxy.url(), &[]).await;
+    eventually("the replica has all so far", async || {
+        replica.command(&["EXISTS", "mg:uid:departs:clients"]).await == Reply::Int(1)
+            && replica.command(&["SISMEMBER", "mg:group:departed:clients", &story.departs.as_ref().unwrap().id]).await
+                == Reply::Int(1)
+    })
+    .await;
+    replica.pause().await;
+    story.go_on().await;
+    primary.stop();
+    proxy.lead_to(replica.address());
+    replica.resume();
+    assert_eq!(replica.command(&["REPLICAOF", "NO", "ONE"]).await, Reply::text("OK"));
+    story.goes_on(&replica, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn when_the_primary_is_made_a_replica_under_us_nodes_go_to_the_new_one() {
+    let (old, new) = (Redis::start().await, Redis::start().await);
+    let proxy = Proxy::start(old.address()).await;
+    let mut story = Story::begin(&proxy.url(), &[]).await;
+    story.go_on().await;
+    proxy.lead_to(new.address());
+    // As a failover by hand does it: nobody's connection ends.
+    let port = new.address().port().to_string();
+    assert_eq!(old.command(&["REPLICAOF", "127.0.0.1", &port]).await, Reply::text("OK"));
+    within(SOON, "both nodes are at the new one", async || nodes(&new).await.len() == 2).await;
+    story.goes_on(&new, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_that_are_deleted_under_us_come_back_with_the_next_comparison() {
+    let redis = Redis::start().await;
+    let mut story = Story::begin(&redis.url(), &[]).await;
+    story.go_on().await;
+    // Somebody tidies up: the leases are gone, and with them what is known of the clients.
+    redis.command(&["DEL", "mg:nodes", "mg:uid:after:clients", "mg:group:room:clients"]).await;
+    story.goes_on(&redis, 1.0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_starts_while_redis_has_lost_its_data_takes_nobodys_place() {
+    let redis = Redis::start().await;
+    let mut story = Story::begin(&redis.url(), &[]).await;
+    story.go_on().await;
+    let third = unready_node(&redis.url(), &[]).await.until_ready().await;
+    assert_eq!(redis.command(&["FLUSHALL"]).await, Reply::text("OK"));
+    within(SOON, "all three are back", async || nodes(&redis).await.len() == 3).await;
+    story.nodes.push(third);
+    story.goes_on(&redis, 0.0).await;
+}
