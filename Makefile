@@ -21,9 +21,10 @@ cluster: ## Two nodes and a Redis of their own on this machine
 
 test: ## Everything that a change must pass: unit, property, integration, the real binary, the page in a browser
 	@scripts/install-test-tools
-	cargo test --locked --workspace
+	cargo test --locked --workspace --lib --bins --test it
 
-test-all: lint test ## And what is heavier: jemalloc, the documentation, the benchmarks once each, the deployment
+test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, the deployment
+	cargo test --locked --test faults
 	cargo test --locked --features jemalloc --test it -- clients::
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
 	cargo bench --locked -- --test

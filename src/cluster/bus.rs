@@ -189,7 +189,8 @@ impl Bus {
         let back = Some(Back { to: self.shared.identity().lan, id });
         let until = self.shared.clock.now().map(|now| now + within.as_millis() as u64);
         let sealed = envelope::seal(Header::Do(Do { part, back, until }), message);
-        let heard = self.publish(channel, sealed).await?;
+        let published = timeout_at(deadline, self.publish(channel, sealed)).await;
+        let heard = published.unwrap_or_else(|_| Err(RedisError::Away("no answer in time".to_owned())))?;
         // Only one node has this address.
         let heard = if matches!(channel, Channel::Client(_) | Channel::Node(_)) { heard.min(1) } else { heard };
         let mut asked = Asked { heard, answers: Vec::new() };

@@ -133,8 +133,6 @@ impl Members {
     /// Lives until `stop`; returns early when there is no place for this node.
     pub(super) async fn live(self: &Arc<Self>) -> Option<Refused> {
         let mut backoff = Backoff::up_to(self.ttl / 4);
-        // Since when the name or address is another's.
-        let mut waiting: Option<Instant> = None;
         let mut has_entered = false;
         loop {
             let connected = tokio::select! {
@@ -158,13 +156,12 @@ impl Members {
             }
             let named = connection.bear_the_name_of(&self.shared.identity().run).await;
             let entered = match named {
-                Ok(()) => self.enter(&connection).await,
+                Ok(()) => self.find_place(&connection).await,
                 Err(error) => Err(error),
             };
             match entered {
-                Ok(entered @ (Entered::Renewed | Entered::Anew)) => {
+                Ok(Ok(entered @ (Entered::Renewed | Entered::Anew))) => {
                     backoff.begin();
-                    waiting = None;
                     self.is_member(&connection, &entered, has_entered);
                     has_entered = true;
                     let why = self.stay(&connection, alive).await;
@@ -176,37 +173,42 @@ impl Members {
                     }
                     tracing::warn!(reason = why, "the connection to Redis ended");
                 }
-                Ok(Entered::BeingSwept) => {
-                    waiting = None;
-                    self.judge(&connection).await.ok();
-                    self.pause(BEAT / 2).await;
-                }
-                // Somebody came in between while Redis had lost its data, and client ids of this address are theirs now;
-                // or a snapshot has brought back an earlier life of ours, whose lease is not renewed.
-                Ok(Entered::NameTaken | Entered::LanTaken(_)) if *self.shared.member.borrow() => {
-                    if waiting.get_or_insert_with(Instant::now).elapsed() > self.ttl + IN_TOUCH {
-                        waiting = None;
-                        self.fence().await;
-                    } else {
-                        self.pause(BEAT / 2).await;
-                    }
-                }
-                Ok(Entered::LanTaken(_)) if !self.fixed_port => self.next_port(),
-                Ok(taken @ (Entered::NameTaken | Entered::LanTaken(_))) => {
-                    let since = *waiting.get_or_insert_with(Instant::now);
-                    // The other may be dead: then it is swept, by this node if need be.
-                    self.judge(&connection).await.ok();
-                    // A dead one is waited for until it is swept.
-                    if since.elapsed() > self.ttl + IN_TOUCH && self.lives(&taken) {
-                        return Some(self.taken(&taken));
-                    }
-                    self.pause(BEAT / 2).await;
-                }
-                Ok(Entered::Swept) => self.fence().await,
+                Ok(Ok(_)) => self.fence().await,
+                Ok(Err(refused)) if !has_entered => return Some(refused),
+                Ok(Err(refused)) => tracing::error!(%refused, "no place among the nodes"),
                 Err(error) => {
                     tracing::warn!(%error, "cannot enter the cluster; trying again");
                     self.pause(backoff.next()).await;
                 }
+            }
+        }
+    }
+
+    /// Enters, or waits for whoever has the name or address to be gone; says if it lives on. On one connection, as a sweep
+    /// after it may take long.
+    async fn find_place(self: &Arc<Self>, connection: &Connection) -> Result<Result<Entered, Refused>, RedisError> {
+        let is_member = *self.shared.member.borrow();
+        let mut since = Instant::now();
+        loop {
+            match self.enter(connection).await? {
+                entered @ (Entered::Renewed | Entered::Anew | Entered::Swept) => return Ok(Ok(entered)),
+                Entered::LanTaken(_) if !self.fixed_port && !is_member => {
+                    self.next_port();
+                    continue;
+                }
+                Entered::BeingSwept => since = Instant::now(),
+                _ if since.elapsed() <= self.ttl + IN_TOUCH => {}
+                // Somebody came in between while Redis had lost its data, and client ids of this address are theirs now.
+                _ if is_member => return Ok(Ok(Entered::Swept)),
+                taken if self.lives(&taken) => return Ok(Err(self.taken(&taken))),
+                // A dead one is waited for until it is swept: by this node, if need be. So it is where a snapshot has
+                // brought back an earlier life of ours.
+                _ => {}
+            }
+            self.judge(connection).await?;
+            self.pause(BEAT / 2).await;
+            if self.stop.is_cancelled() {
+                return Err(RedisError::Away("this node stops".to_owned()));
             }
         }
     }

@@ -475,10 +475,8 @@ fn connect_error(error: &Error) -> ConnectError {
         _ if ["WRONGPASS", "NOAUTH", "NOPERM"].iter().any(|word| details.starts_with(word)) => {
             ConnectError::Unfit(details)
         }
-        // A password where none is asked for, and the words of older servers; "too many clients" is no such thing.
-        _ if details.starts_with("ERR") && (details.contains("AUTH") || details.contains("password")) => {
-            ConnectError::Unfit(details)
-        }
+        // A password where none is asked for, a command that an old server does not know.
+        _ if details.starts_with("ERR") && !details.contains("max number of clients") => ConnectError::Unfit(details),
         _ => ConnectError::Away(details),
     }
 }

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::{Client, Departed, SendLimit};
 use crate::cluster::{Channel, Cluster, MAX_PAYLOAD, Readiness, Unavailable};
@@ -340,8 +340,15 @@ impl Gateway {
         let (heard, answers) = cluster.ask(&Channel::Node(id.lan), part, &message, within).await?;
         match answers.first() {
             Some(answer) => Ok(Some(read_answer(answer)?)),
-            None if heard == 0 && !cluster.has_node(id.lan).await? => Ok(None),
+            None if heard == 0 && !self.has_node(cluster, id, deadline).await? => Ok(None),
             None => Err(Failure::Unreachable(format!("the node of client {id} did not answer").into())),
+        }
+    }
+
+    async fn has_node(&self, cluster: &Cluster, id: ClientId, deadline: Instant) -> Result<bool, Failure> {
+        match timeout_at(deadline, cluster.has_node(id.lan)).await {
+            Ok(has_node) => Ok(has_node?),
+            Err(_) => Err(Failure::RedisUnavailable("Redis did not answer in time".to_owned())),
         }
     }
 

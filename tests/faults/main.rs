@@ -10,6 +10,8 @@
     clippy::format_push_string,
     clippy::large_futures,
     clippy::unused_async,
+    clippy::float_cmp,
+    clippy::option_option,
     unreachable_pub,
     reason = "all of this is a test"
 )]
