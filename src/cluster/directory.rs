@@ -23,7 +23,7 @@ use super::bus::Bus;
 use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
 use super::{Shared, Tell};
-use crate::hub::{Change, Hub, Told};
+use crate::hub::{Change, Hub, Single, Told};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Kind;
 use crate::session::Session;
@@ -306,8 +306,11 @@ impl Directory {
                             *clients = if grows { *clients + number } else { clients.saturating_sub(number) };
                         }
                         if let (Some(id), true) = (clients.first(), single) {
-                            let others = reply.texts().filter_map(|other| other.parse().ok()).collect();
-                            told.others.insert(*id, others);
+                            let reply = reply.list();
+                            let order = reply.first().map_or(0, Reply::number);
+                            let others = reply.into_iter().skip(1).filter_map(Reply::text);
+                            let others = others.filter_map(|other| other.parse().ok()).collect();
+                            told.singles.insert(*id, Single { order, others });
                         }
                     }
                     Err(error) if error.is_server_wide() => return Err(error),

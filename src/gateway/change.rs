@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 use super::part::{Job, Part};
 use super::{ASK_TIME, Failure, Gateway, Limits};
 use crate::command::{Batch, Command, MAX_BATCH, ParseError, Reply};
-use crate::hub::Shard;
+use crate::hub::{Shard, Single};
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
 use crate::session::Session;
@@ -95,15 +95,18 @@ impl Gateway {
         &'a self,
         client_id: ClientId,
         uid: &'a Uid,
-        others: Vec<ClientId>,
+        single: Single,
         deadline: Instant,
     ) -> BoxFuture<'a, Result<(), Failure>> {
         Box::pin(async move {
             // Among other nodes Redis has said who they are when it took this one.
-            let others = if self.cluster.is_some() { others } else { self.clients_of_uid(uid).await? };
+            let Single { order, others } = match self.cluster {
+                Some(_) => single,
+                None => Single { order: u64::MAX, others: self.clients_of_uid(uid).await? },
+            };
             let mut replaced = FuturesUnordered::new();
             for other in others.into_iter().filter(|other| *other != client_id) {
-                let job = Job::from(Part::Replace { client_id: other, uid: uid.clone() });
+                let job = Job::from(Part::Replace { client_id: other, uid: uid.clone(), order });
                 replaced.push(self.at_its_node(other, job, deadline));
             }
             let mut result = Ok(());

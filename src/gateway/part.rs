@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use super::change::Change;
 use super::{Failure, Gateway};
 use crate::command::{self, Command};
-use crate::hub::{Begun, Delivering, Except, Receipt, Shard, Stopped, Target, TooManyGroups};
+use crate::hub::{Begun, Delivering, Except, Receipt, Shard, Single, Stopped, Target, TooManyGroups, View};
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
@@ -60,10 +60,11 @@ pub(super) enum Part {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         binary: Option<bool>,
     },
-    /// Closes a client with 4001 if it has the uid (still).
+    /// Closes a client with 4001 if it has the uid (still), and was not bound as the single one later.
     Replace {
         client_id: ClientId,
         uid: Uid,
+        order: u64,
     },
     Change {
         client_id: ClientId,
@@ -212,6 +213,13 @@ pub(super) enum Started {
     Delivering(Delivering),
     /// Whether the target is here.
     Closing(Begun<(bool, Receipt)>),
+    /// When it is known whether the client is the later one.
+    Replacing {
+        client_id: ClientId,
+        uid: Uid,
+        order: u64,
+        begun: Begun<Receipt>,
+    },
     /// Every shard's part of it.
     Parts(Begun<(Result<(), TooManyGroups>, Receipt)>),
     Changing {
@@ -243,14 +251,11 @@ impl Gateway {
                     .begin_at_client(client_id, move |shard| (shard.destroy(client_id), shard.receipt([client_id])))
                     .await?,
             ),
-            Part::Replace { client_id, uid } => Started::Closing(
-                self.hub
-                    .begin_at_client(client_id, move |shard| {
-                        let bound = shard.view(client_id).is_some_and(|client| client.uid == Some(&uid));
-                        (bound && shard.close(client_id, None, &Close::REPLACED), shard.receipt([client_id]))
-                    })
-                    .await?,
-            ),
+            Part::Replace { client_id, uid, order } => {
+                // Whether it is the later one it may not know yet.
+                let begun = self.hub.begin_at_client(client_id, move |shard| shard.receipt([client_id])).await?;
+                Started::Replacing { client_id, uid, order, begun }
+            }
             Part::CloseUids { uids, close, .. } => {
                 let named = uids.clone();
                 let begun = self.hub.begin_at_uids(&uids, move |shard| {
@@ -318,6 +323,19 @@ impl Gateway {
                     told(receipt, deadline).await?;
                 }
             }
+            Started::Replacing { client_id, uid, order, begun } => {
+                told(begun.one().await?, deadline).await?;
+                let replacing = self.hub.begin_at_client(client_id, move |shard| {
+                    let earlier = |client: View<'_>| client.uid == Some(&uid) && client.order < order;
+                    let is_earlier = shard.view(client_id).is_some_and(earlier);
+                    (is_earlier && shard.close(client_id, None, &Close::REPLACED), shard.receipt([client_id]))
+                });
+                let (held, receipt) = replacing.await?.one().await?;
+                if held {
+                    done.held.insert(0);
+                }
+                told(receipt, deadline).await?;
+            }
             Started::Parts(begun) => {
                 let mut results = Vec::new();
                 for (result, receipt) in begun.all().await? {
@@ -329,8 +347,8 @@ impl Gateway {
             Started::Changing { client_id, single, begun } => {
                 let (results, receipt) = begun.one().await?;
                 done.changes = results;
-                let others = match told(receipt, deadline).await {
-                    Ok(others) => others,
+                let single_of_uid = match told(receipt, deadline).await {
+                    Ok(single) => single,
                     Err(failure) => {
                         done.changes.iter_mut().filter(|result| result.is_ok()).for_each(|result| {
                             *result = Err(failure.clone());
@@ -341,7 +359,7 @@ impl Gateway {
                 if let Some((place, uid)) = single
                     && let Some(result) = done.changes.get_mut(place).filter(|result| result.is_ok())
                 {
-                    *result = self.replace_others(client_id, &uid, others, deadline).await;
+                    *result = self.replace_others(client_id, &uid, single_of_uid, deadline).await;
                 }
             }
         }
@@ -354,9 +372,9 @@ fn of_uid(shard: &Shard, uid: &Uid) -> Vec<ClientId> {
 }
 
 /// Waits until others know.
-async fn told(receipt: Receipt, deadline: Instant) -> Result<Vec<ClientId>, Failure> {
+async fn told(receipt: Receipt, deadline: Instant) -> Result<Single, Failure> {
     match timeout_at(deadline, receipt.wait()).await {
-        Ok(Some(Ok(others))) => Ok(others),
+        Ok(Some(Ok(single))) => Ok(single),
         Ok(Some(Err(refused))) => Err(Failure::RedisUnavailable(refused)),
         Ok(None) => Err(Failure::Unreachable("this node was taken for dead, or stops".into())),
         Err(_) => Err(Failure::RedisUnavailable("Redis did not take it in time".to_owned())),

@@ -47,16 +47,25 @@ pub struct Change {
 pub struct Told {
     /// Of these clients it was refused, and why.
     pub refused: HashMap<ClientId, String>,
-    /// Of these clients, that were to be single, the others that have the uid.
-    pub others: HashMap<ClientId, Vec<ClientId>>,
+    /// Of these clients, that were to be the single ones of their uid, what is known of it.
+    pub singles: HashMap<ClientId, Single>,
+}
+
+/// A client that is to be the only one of its uid.
+#[derive(Debug, Clone, Default)]
+pub struct Single {
+    /// Of several, the one with the highest is the later one.
+    pub order: u64,
+    /// Who else has the uid.
+    pub others: Vec<ClientId>,
 }
 
 /// Says when a change is told.
 #[derive(Debug)]
 pub struct Receipt(Option<oneshot::Receiver<Written>>);
 
-/// A change is told, or refused with a reason; with the others of its uid, if it was to be single.
-pub type Written = Result<Vec<ClientId>, String>;
+/// A change is told, or refused with a reason; with what is known of its uid, if it was to be single.
+pub type Written = Result<Single, String>;
 
 impl Receipt {
     /// Nobody is to be told.
@@ -67,7 +76,7 @@ impl Receipt {
     /// Waits until it is told; none when it will not be.
     pub async fn wait(self) -> Option<Written> {
         match self.0 {
-            None => Some(Ok(Vec::new())),
+            None => Some(Ok(Single::default())),
             Some(written) => written.await.ok(),
         }
     }
@@ -237,7 +246,7 @@ impl Journal {
         for (about, written) in lot.waiting {
             let result = match about.iter().find_map(|id| told.refused.get(id)) {
                 Some(reason) => Err(reason.clone()),
-                None => Ok(about.first().and_then(|id| told.others.get(id)).cloned().unwrap_or_default()),
+                None => Ok(about.first().and_then(|id| told.singles.get(id)).cloned().unwrap_or_default()),
             };
             // Whoever asked may have gone.
             written.send(result).ok();

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use journal::Journal;
-pub use journal::{Change, Receipt, Told, Written};
+pub use journal::{Change, Receipt, Single, Told, Written};
 use shard::{Delivery, Heard};
 pub use shard::{Except, Shard, Target, TooManyGroups, View};
 use targets::{Shards, Targets};

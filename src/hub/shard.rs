@@ -139,6 +139,8 @@ enum Farewell {
 /// What the shard knows about a client.
 struct Facts {
     uid: Option<Uid>,
+    /// Of its being bound as the single one, among other nodes; 0 when it was not.
+    order: u64,
     groups: Vec<Group>,
     session: Option<Session>,
     heartbeat: Heartbeat,
@@ -219,7 +221,7 @@ impl Shard {
     /// Takes a client in.
     pub(super) fn insert(&mut self, client: &Arc<Client>) {
         let connection = client.id().connection;
-        let facts = Facts { uid: None, groups: Vec::new(), session: None, heartbeat: Heartbeat::default() };
+        let facts = Facts { uid: None, order: 0, groups: Vec::new(), session: None, heartbeat: Heartbeat::default() };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -376,6 +378,11 @@ impl Shard {
 
     /// What was taken is told; returns what those had who have left with it.
     pub fn told(&mut self, told: &Told) -> Vec<Departed> {
+        for (id, single) in &told.singles {
+            if let Some(facts) = self.slot(*id).and_then(|slot| self.facts_mut(slot)) {
+                facts.order = single.order;
+            }
+        }
         let departing = self.journal.as_mut().map(|journal| journal.told(told)).unwrap_or_default();
         departing.into_iter().map(Departing::finish).collect()
     }
@@ -425,6 +432,7 @@ impl Shard {
         let uid = enter(&mut self.uids, &self.uid_targets, self.index, uid, slot);
         if let Some(facts) = self.facts_mut(slot) {
             facts.uid = Some(uid);
+            facts.order = 0;
         }
         if let Some(journal) = &mut self.journal {
             journal.bound(id, single);
@@ -563,7 +571,13 @@ impl Shard {
     fn view_slot(&self, slot: Slot) -> Option<View<'_>> {
         let facts = self.facts.get(slot as usize)?.as_ref()?;
         let id = self.client(slot)?.id();
-        Some(View { id, uid: facts.uid.as_ref(), groups: &facts.groups, session: facts.session.as_ref() })
+        Some(View {
+            id,
+            uid: facts.uid.as_ref(),
+            order: facts.order,
+            groups: &facts.groups,
+            session: facts.session.as_ref(),
+        })
     }
 
     // --- messages ---
@@ -791,6 +805,8 @@ pub struct View<'a> {
     pub id: ClientId,
     /// The uid it is bound to.
     pub uid: Option<&'a Uid>,
+    /// Which of several that were bound as the single one it is, as far as others have said.
+    pub order: u64,
     /// Its groups.
     pub groups: &'a [Group],
     /// Its session, when it was ever set.

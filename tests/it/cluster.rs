@@ -1149,6 +1149,11 @@ async fn of_two_clients_that_are_bound_as_the_single_one_at_once_at_two_nodes_ex
             let uid = format!("u{round}");
             let bind = |client: &Client| json!({"client_id": client.id, "uid": uid, "single": true});
             let (of_first, of_second) = (bind(&first), bind(&second));
+            if round % 4 > 1 {
+                // Each sees the other already, whoever is the later one.
+                pair.a.done("bindUid", json!({"client_id": first.id, "uid": uid})).await;
+                pair.b.done("bindUid", json!({"client_id": second.id, "uid": uid})).await;
+            }
             // Each comes in at the node that does not hold the client, or each at its own.
             let (at_a, at_b) = if round % 2 == 0 { (of_second, of_first) } else { (of_first, of_second) };
             let answers = tokio::join!(a.call("bindUid", at_a), b.call("bindUid", at_b));
