@@ -80,6 +80,8 @@ pub(super) struct Members {
     tell: Tell,
     stop: CancellationToken,
     state: Mutex<State>,
+    /// Held while the lease is renewed, and while it is given up.
+    has_left: tokio::sync::Mutex<bool>,
     sweeps: Mutex<JoinSet<()>>,
     started_at: u64,
 }
@@ -125,6 +127,7 @@ impl Members {
             tell,
             stop,
             state: Mutex::default(),
+            has_left: tokio::sync::Mutex::default(),
             sweeps: Mutex::default(),
             started_at: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
         }
@@ -255,6 +258,11 @@ impl Members {
 
     /// Enters, or renews the lease; on a new connection and every now and then.
     async fn enter(&self, connection: &Connection) -> Result<Entered, RedisError> {
+        let has_left = self.has_left.lock().await;
+        if *has_left {
+            // What has left does not come back; it is about to stop.
+            return std::future::pending().await;
+        }
         let identity = self.shared.identity();
         let (keys, last) = (&self.shared.keys, self.state.lock().lease);
         let script =
@@ -675,10 +683,13 @@ impl Members {
         if self.hub.clients() > 0 || connection.call(Command::exists(index)).await?.number() > 0 {
             return Ok(false);
         }
+        // No renewal is under way now, and none follows.
+        let mut has_left = self.has_left.lock().await;
         self.shared.member.send_replace(false);
         connection.call(Command::del(keys.node(&identity.node_id))).await?;
         let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
         connection.call(leave.arg(identity.node_id.as_str()).arg(identity.run.as_str())).await?;
+        *has_left = true;
         Ok(true)
     }
 }

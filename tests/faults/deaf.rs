@@ -78,7 +78,7 @@ async fn a_deaf_node_that_cannot_be_repaired_is_not_ready_until_it_is() {
     assert_eq!(node.metric("moongate_bus_deaf_total").await, 1.0, "one silence is one");
     assert!(ear.is_open());
     control.command(&["CONFIG", "SET", "maxclients", "10000"]).await;
-    within(Duration::from_secs(5), "it is ready", async || node.ready().await.0 == 200).await;
+    within(Duration::from_secs(10), "it is ready", async || node.ready().await.0 == 200).await;
     all_are_reached_through(&node, std::slice::from_ref(&ear), "heard again").await;
     drop(ear);
     end(&redis, vec![node], vec![]).await;
@@ -127,7 +127,7 @@ async fn a_node_whose_subscriber_cannot_come_back_is_deaf_and_not_ready() {
     assert_eq!(node.metric("moongate_bus_deaf_total").await, 1.0, "one silence is one");
     assert_eq!(connections(&mut control, "pubsub").await, 0);
     control.command(&["CONFIG", "SET", "maxclients", "10000"]).await;
-    within(Duration::from_secs(5), "it is ready", async || node.ready().await.0 == 200).await;
+    within(Duration::from_secs(10), "it is ready", async || node.ready().await.0 == 200).await;
     all_are_reached_through(&node, std::slice::from_ref(&ear), "heard again").await;
     let gap = node.metric("moongate_bus_gap_seconds_total").await;
     assert!(gap > TTL.as_secs_f64(), "{gap}");

@@ -15,8 +15,8 @@ use crate::world::{
 
 const LEAVING: (&str, &str) = ("MOONGATE_LEAVE_MESSAGE", LEAVE);
 
-/// What the contract gives a sweep of less than 10,000 clients, in the eyes of a survivor: and a beat to look.
-const SWEPT: Duration = TTL.saturating_add(Duration::from_secs(5));
+/// What the contract gives a sweep of less than 10,000 clients, a beat to look, and a machine that does much else.
+const SWEPT: Duration = TTL.saturating_add(Duration::from_secs(7));
 
 /// How often each name was told to have left.
 fn told(ear: &Ear) -> BTreeMap<String, usize> {
@@ -141,28 +141,46 @@ async fn of_a_dead_node_with_very_many_clients_nothing_is_left_either() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_that_takes_longer_than_a_lease_costs_the_sweeper_nothing() {
-    const CLIENTS: usize = 1800;
+    const CLIENTS: usize = 3000;
+    const LEASE: Duration = Duration::from_secs(2);
     let redis = Redis::start().await;
-    // All of them; what is said of each goes to Redis and back, which takes its time.
     let proxy = Proxy::start(redis.address()).await;
     let settings = [LEAVING, ("MOONGATE_NODE_TTL", "2s")];
     let (first, second) =
         (Process::ready(&proxy.url(), &settings).await, Process::ready(&proxy.url(), &settings).await);
     let living = [Ear::member(&first, "one", &["g7"]).await, Ear::member(&second, "two", &["g7"]).await];
     let run = haunt(&redis, "ghost", CLIENTS).await;
-    proxy.slow(Duration::from_millis(1));
-    within(Duration::from_secs(60), "it is swept", async || {
+    proxy.slow(Duration::from_millis(50));
+    let nobody_was_swept = async || {
         assert_eq!(sum(&[&first, &second], "moongate_fenced_total").await, 0.0, "a living node was swept");
+    };
+    let index = format!("mg:clients:{run}");
+    within(Duration::from_secs(10), "it begins", async || {
+        redis.command(&["HLEN", &index]).await != Reply::Int(CLIENTS as i64)
+    })
+    .await;
+    let began = Instant::now();
+    within(Duration::from_secs(60), "it is swept", async || {
+        nobody_was_swept().await;
         traces_of(&redis, "ghost", &run).await.is_empty()
     })
     .await;
+    assert!(began.elapsed() > LEASE, "a sweep of {:?} is too fast for this test", began.elapsed());
+    // What is said of each takes its time, too: some of it at this pace, and then the rest.
+    throughout(LEASE * 2, "nobody was swept", async || {
+        nobody_was_swept().await;
+        true
+    })
+    .await;
+    proxy.slow(Duration::from_millis(1));
     within(Duration::from_secs(60), "all are told", async || {
-        assert_eq!(sum(&[&first, &second], "moongate_fenced_total").await, 0.0, "a living node was swept");
+        nobody_was_swept().await;
         living.iter().all(|ear| told(ear).len() == CLIENTS / 100)
     })
     .await;
     proxy.pass();
-    assert_eq!(sum(&[&first, &second], "moongate_swept_nodes_total").await, 1.0);
+    // So slow a sweeper may lose its claim to the other one; each step may be done twice, and is told once.
+    assert!(sum(&[&first, &second], "moongate_swept_nodes_total").await >= 1.0);
     assert!(all_open(&living));
     for ear in &living {
         assert!(told(ear).values().all(|&times| times == 1));
@@ -275,7 +293,7 @@ async fn what_was_asked_of_a_node_that_was_frozen_for_a_moment_is_not_done_long_
     let start = Instant::now();
     let refused = other.refused("bindUid", json!({"client_id": ear.id, "uid": "late"})).await;
     assert_eq!(refused, (504, "node_unreachable".to_owned()));
-    assert!((2..4).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
+    assert!((2..5).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
     // Redis' clock goes on while nobody looks at it.
     tokio::time::sleep(Duration::from_millis(200)).await;
     sleeper.thaw();

@@ -123,3 +123,23 @@ async fn a_crashed_node_with_many_clients_may_start_again_however_long_the_sweep
     proxy.pass();
     end(&redis, vec![], vec![again]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_node_that_stops_no_lease_is_left_however_slow_redis_is() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let mut stopping = Vec::new();
+    for _ in 0..20 {
+        stopping.push(node(&proxy.url(), &[]).await);
+    }
+    // Leaving and renewing take so long that they meet.
+    proxy.slow(Duration::from_millis(60));
+    for node in &stopping {
+        node.stop();
+        tokio::time::sleep(Duration::from_millis(35)).await;
+    }
+    for node in stopping {
+        assert_eq!(node.stopped().await, 0);
+    }
+    assert_eq!(redis.keys("*").await, std::collections::BTreeSet::new());
+}

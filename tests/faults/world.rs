@@ -59,7 +59,8 @@ pub async fn unready_node(url: &str, more: &[(&str, &str)]) -> Node {
 }
 
 fn settings<'a>(url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    let defaults = [("MOONGATE_REDIS_URL", url), ("MOONGATE_NODE_TTL", NODE_TTL)];
+    // It is over as soon as all are gone.
+    let defaults = [("MOONGATE_REDIS_URL", url), ("MOONGATE_NODE_TTL", NODE_TTL), ("MOONGATE_DRAIN", "1s")];
     let is_told = |name: &str| more.iter().any(|(other, _)| *other == name);
     defaults.into_iter().filter(|(name, _)| !is_told(name)).chain(more.iter().copied()).collect()
 }
@@ -171,7 +172,7 @@ fn spawn(arguments: &[&str], settings: &[(&str, &str)], directory: &TempDir) -> 
         ("MOONGATE_LISTEN", "127.0.0.1:0"),
         ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
         ("MOONGATE_LOG_FORMAT", "json"),
-        ("MOONGATE_DRAIN", "0s"),
+        ("MOONGATE_DRAIN", "1s"),
     ];
     let stderr = fs::File::create(directory.path().join("stderr")).unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_moongate"));
@@ -210,7 +211,7 @@ pub async fn run(arguments: &[&str], url: &str, more: &[(&str, &str)], time: Dur
 pub struct Ear {
     pub id: String,
     heard: Arc<Mutex<Vec<String>>>,
-    end: Arc<Mutex<Option<Option<u16>>>>,
+    end: Arc<Mutex<Option<u16>>>,
     task: AbortHandle,
 }
 
@@ -220,11 +221,11 @@ impl Ear {
         let (heard, end) = (Arc::new(Mutex::new(Vec::new())), Arc::new(Mutex::new(None)));
         let (hearing, ending) = (Arc::clone(&heard), Arc::clone(&end));
         let task: JoinHandle<()> = tokio::spawn(async move {
-            let mut code = None;
+            let mut code = 1006;
             while let Some(Ok(frame)) = socket.next().await {
                 match frame {
                     Message::Text(text) => hearing.lock().push(text.as_str().to_owned()),
-                    Message::Close(frame) => code = frame.map(|frame| frame.code.into()),
+                    Message::Close(frame) => code = frame.map_or(1005, |frame| frame.code.into()),
                     _ => {}
                 }
             }
@@ -259,9 +260,9 @@ impl Ear {
         self.end.lock().is_none()
     }
 
-    /// The code of the close frame that ended it.
+    /// The code of the close frame that ended it; 1006 when there was none.
     pub fn closed(&self) -> Option<u16> {
-        (*self.end.lock()).flatten()
+        *self.end.lock()
     }
 }
 

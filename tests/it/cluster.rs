@@ -1157,7 +1157,12 @@ async fn of_two_clients_that_are_bound_as_the_single_one_at_once_at_two_nodes_ex
             // Each comes in at the node that does not hold the client, or each at its own.
             let (at_a, at_b) = if round % 2 == 0 { (of_second, of_first) } else { (of_first, of_second) };
             let answers = tokio::join!(a.call("bindUid", at_a), b.call("bindUid", at_b));
-            assert_eq!((&answers.0["result"], &answers.1["result"]), (&json!(true), &json!(true)), "round {round}");
+            // One that is replaced before its own bind comes in is not there any more.
+            let done =
+                |answer: &Value| answer["result"] == true || (round % 4 > 1 && answer["code"] == "client_not_found");
+            let said = format!("round {round}: {answers:?}");
+            assert!(done(&answers.0) && done(&answers.1), "{said}");
+            assert!(answers.0["result"] == true || answers.1["result"] == true, "{said}");
             let stays = program.command(&["SMEMBERS", &format!("mg:uid:{uid}:clients")]).await.names();
             assert_eq!(stays.len(), 1, "round {round}: {stays:?}");
             let (stayer, replaced) =
