@@ -496,14 +496,17 @@ impl Members {
         let swept = self.sweep_index(connection, run).await?;
         connection.call(Command::del(keys.node(id))).await?;
         let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
-        if run.is_empty() {
+        let gone = if run.is_empty() {
             // Remnants that no script made: a name without a run.
-            connection.call(Command::zrem(keys.nodes()).arg(id)).await?;
+            connection.call(Command::zrem(keys.nodes()).arg(id)).await?
         } else {
-            connection.call(leave.arg(id).arg(run)).await?;
-        }
+            connection.call(leave.arg(id).arg(run)).await?
+        };
         connection.call(Command::del(keys.sweeper(run))).await?;
-        self.shared.metrics.swept_nodes.inc();
+        // Of two sweepers, the one that took the name out counts it.
+        if gone.number() > 0 {
+            self.shared.metrics.swept_nodes.inc();
+        }
         tracing::warn!(node = id, clients = swept, "swept after a dead node");
         Ok(())
     }
