@@ -45,6 +45,18 @@ impl FromStr for LanAddress {
     }
 }
 
+impl Serialize for LanAddress {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for LanAddress {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 /// The cluster-wide name of one connection: 20 lower-case hex digits, `GatewayWorker`'s form
 /// `hex(lan ip, 4 bytes | lan port, 2 bytes | connection id, 4 bytes)`, all big-endian.
 /// It lives as long as the connection and is not a secret.

@@ -27,7 +27,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
-use super::envelope::{self, Back, Do, Header, NotAnEnvelope};
+use super::envelope::{self, Answer, Back, Do, Header, NotAnEnvelope};
 use super::keys::{Channel, Keys};
 use super::redis::{ANSWER, Address, Command, Connection, Published, RING, RedisError};
 use super::{Backoff, Shared, redis};
@@ -97,7 +97,7 @@ impl Inbox {
 /// Everything that several tasks know of the bus.
 pub(super) struct Bus {
     shared: Arc<Shared>,
-    asks: Mutex<HashMap<u64, mpsc::Sender<Box<RawValue>>>>,
+    asks: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     next_ask: AtomicU64,
     /// Changes of topics that the server is known to know.
     confirmed: watch::Sender<u64>,
@@ -121,7 +121,7 @@ pub(super) struct Asked {
     /// How many nodes heard it.
     pub(super) heard: u64,
     /// What those answered that did so in time.
-    pub(super) answers: Vec<Box<RawValue>>,
+    pub(super) answers: Vec<Answer>,
 }
 
 impl Bus {
@@ -213,18 +213,20 @@ impl Bus {
 
     /// Says what came of an ask.
     pub(super) async fn answer(&self, back: Back, done: Box<RawValue>) -> Result<(), RedisError> {
-        if back.to == self.shared.identity().lan {
-            self.answered(back.id, done);
+        let from = self.shared.identity().lan;
+        let answer = Answer { from, done };
+        if back.to == from {
+            self.answered(back.id, answer);
             return Ok(());
         }
-        let sealed = envelope::seal(Header::Answer { answer: back.id, done }, b"");
+        let sealed = envelope::seal(Header::Answer(back.id, answer), b"");
         self.publish(&Channel::Node(back.to), sealed).await.map(drop)
     }
 
-    fn answered(&self, id: u64, done: Box<RawValue>) {
+    fn answered(&self, id: u64, answer: Answer) {
         let asked = self.asks.lock().get(&id).cloned();
         // Whoever asked may have gone, or has enough answers.
-        asked.and_then(|asked| asked.try_send(done).ok());
+        asked.and_then(|asked| asked.try_send(answer).ok());
     }
 
     /// Says the heartbeat, to be heard by this node itself.
@@ -409,7 +411,7 @@ impl Bus {
                 (Ok((Header::Beat(_), _)), Channel::Node(_)) => {
                     return self.has_heard_itself();
                 }
-                (Ok((Header::Answer { answer, done }, _)), Channel::Node(_)) => return self.answered(answer, done),
+                (Ok((Header::Answer(id, answer), _)), Channel::Node(_)) => return self.answered(id, answer),
                 (Ok((Header::Node(hello), _)), Channel::Ask) => return self.shared.peers.heard(hello),
                 (Ok((Header::Do(part), message)), channel) if *channel != Channel::Command => Said::Part(part, message),
                 (Err(NotAnEnvelope::Unknown), Channel::Node(_) | Channel::Ask) => {

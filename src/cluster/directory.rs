@@ -647,6 +647,11 @@ impl Reader<'_> {
     pub(super) async fn has_node(&self, lan: LanAddress) -> Result<bool, RedisError> {
         Ok(self.connection.call(Command::hget(self.keys.lan()).arg(lan.to_string())).await?.text().is_some())
     }
+
+    pub(super) async fn nodes(&self) -> Result<Vec<LanAddress>, RedisError> {
+        let nodes = self.connection.call(Command::hgetall(self.keys.lan())).await?.pairs();
+        Ok(nodes.into_iter().filter_map(|(lan, _)| lan.parse().ok()).collect())
+    }
 }
 
 fn client_ids(reply: Reply) -> impl Iterator<Item = ClientId> {

@@ -5,7 +5,7 @@
 //!
 //! ```json
 //! {"do": {"send": {…}}, "back": {"to": "7f0000010b54", "id": 17}, "until": 1763645000000}
-//! {"answer": 17, "done": {"ok": …}}
+//! {"answer": 17, "from": "7f0000010b55", "done": {"ok": …}}
 //! {"beat": 42}
 //! {"node": {"id": "node-1", "run": "…"}}
 //! ```
@@ -31,7 +31,7 @@ pub(super) enum Header {
     /// Do your part of a command.
     Do(Do),
     /// The answer to one.
-    Answer { answer: u64, done: Box<RawValue> },
+    Answer(u64, Answer),
     /// A node hears itself.
     Beat(u64),
     /// A node says that it is there.
@@ -51,6 +51,8 @@ struct Fields {
     answer: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     done: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    from: Option<LanAddress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     beat: Option<u64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -72,10 +74,18 @@ pub struct Do {
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub struct Back {
     /// The asking node.
-    #[serde(with = "lan")]
     pub to: LanAddress,
     /// Its name for the question.
     pub id: u64,
+}
+
+/// What a node answers.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The node.
+    pub from: LanAddress,
+    /// What came of its part, in JSON.
+    pub done: Box<RawValue>,
 }
 
 /// A node that is there.
@@ -83,22 +93,6 @@ pub struct Back {
 pub(super) struct Hello {
     pub(super) id: String,
     pub(super) run: String,
-}
-
-mod lan {
-    use serde::de::Error as _;
-    use serde::{Deserialize as _, Deserializer, Serializer};
-
-    use crate::id::LanAddress;
-
-    #[allow(clippy::trivially_copy_pass_by_ref)] // serde's signature
-    pub(super) fn serialize<S: Serializer>(lan: &LanAddress, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(lan)
-    }
-
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<LanAddress, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
-    }
 }
 
 /// An envelope cannot be read.
@@ -116,7 +110,9 @@ pub(super) enum NotAnEnvelope {
 pub(super) fn seal(header: Header, message: &[u8]) -> Bytes {
     let fields = match header {
         Header::Do(Do { part, back, until }) => Fields { part: Some(part), back, until, ..Fields::default() },
-        Header::Answer { answer, done } => Fields { answer: Some(answer), done: Some(done), ..Fields::default() },
+        Header::Answer(answer, Answer { from, done }) => {
+            Fields { answer: Some(answer), from: Some(from), done: Some(done), ..Fields::default() }
+        }
         Header::Beat(beat) => Fields { beat: Some(beat), ..Fields::default() },
         Header::Node(node) => Fields { node: Some(node), ..Fields::default() },
     };
@@ -144,7 +140,9 @@ pub(super) fn open(bytes: &Bytes) -> Result<(Header, Bytes), NotAnEnvelope> {
     let fields: Fields = serde_json::from_slice(header).map_err(|_| NotAnEnvelope::Damaged)?;
     let header = match fields {
         Fields { part: Some(part), back, until, .. } => Header::Do(Do { part, back, until }),
-        Fields { answer: Some(answer), done: Some(done), .. } => Header::Answer { answer, done },
+        Fields { answer: Some(answer), from: Some(from), done: Some(done), .. } => {
+            Header::Answer(answer, Answer { from, done })
+        }
         Fields { beat: Some(beat), .. } => Header::Beat(beat),
         Fields { node: Some(node), .. } => Header::Node(node),
         _ => return Err(NotAnEnvelope::Unknown),

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
 pub use directory::{Entry, Facts};
-pub use envelope::{Back, Do};
+pub use envelope::{Answer, Back, Do};
 pub use keys::Channel;
 
 use crate::client::Departed;
@@ -396,7 +396,7 @@ impl Cluster {
         part: Box<RawValue>,
         message: &[u8],
         within: Duration,
-    ) -> Result<(u64, Vec<Box<RawValue>>), Unavailable> {
+    ) -> Result<(u64, Vec<Answer>), Unavailable> {
         let asked = self.bus.ask(channel, part, message, within).await?;
         Ok((asked.heard, asked.answers))
     }
@@ -419,6 +419,11 @@ impl Cluster {
     /// Whether a living node has this address.
     pub async fn has_node(&self, lan: LanAddress) -> Result<bool, Unavailable> {
         Ok(self.reader()?.has_node(lan).await?)
+    }
+
+    /// The addresses of all living nodes.
+    pub async fn nodes(&self) -> Result<Vec<LanAddress>, Unavailable> {
+        Ok(self.reader()?.nodes().await?)
     }
 
     fn reader(&self) -> Result<Reader<'_>, Unavailable> {

@@ -17,11 +17,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{Client, Departed, SendLimit};
-use crate::cluster::{Channel, Cluster, MAX_PAYLOAD, Readiness, Unavailable};
+use crate::cluster::{Answer, Channel, Cluster, MAX_PAYLOAD, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
 use crate::hub::{Hub, Stopped, Target, TooManyGroups, Topic};
@@ -340,15 +339,8 @@ impl Gateway {
         let (heard, answers) = cluster.ask(&Channel::Node(id.lan), part, &message, within).await?;
         match answers.first() {
             Some(answer) => Ok(Some(read_answer(answer)?)),
-            None if heard == 0 && !self.has_node(cluster, id, deadline).await? => Ok(None),
-            None => Err(Failure::Unreachable(format!("the node of client {id} did not answer").into())),
-        }
-    }
-
-    async fn has_node(&self, cluster: &Cluster, id: ClientId, deadline: Instant) -> Result<bool, Failure> {
-        match timeout_at(deadline, cluster.has_node(id.lan)).await {
-            Ok(has_node) => Ok(has_node?),
-            Err(_) => Err(Failure::RedisUnavailable("Redis did not answer in time".to_owned())),
+            None if heard == 0 && !in_redis_time(deadline, cluster.has_node(id.lan)).await? => Ok(None),
+            None => Err(no_answer(id)),
         }
     }
 
@@ -359,12 +351,21 @@ impl Gateway {
         };
         let (part, message) = job.written();
         let within = deadline.saturating_duration_since(Instant::now());
-        let (heard, answers) = cluster.ask(&Channel::Ask, part, &message, within).await?;
-        let done = answers.iter().map(|answer| read_answer(answer)).collect::<Result<Vec<_>, _>>()?;
-        if (done.len() as u64) < heard {
-            return Err(unanswered(heard, done.len()));
+        let nodes = async { in_redis_time(deadline, cluster.nodes()).await };
+        let asked = async { Ok(cluster.ask(&Channel::Ask, part, &message, within).await?) };
+        let (nodes, (heard, answers)) = tokio::try_join!(nodes, asked)?;
+        if (answers.len() as u64) < heard {
+            return Err(unanswered(heard, answers.len()));
         }
-        Ok(done)
+        let answered = |lan: &LanAddress| answers.iter().any(|answer| answer.from == *lan);
+        if !nodes.iter().all(answered) {
+            // A node that does not hear at this moment matters if it has some of those whom this is about.
+            let concerned = in_redis_time(deadline, job.concerned(cluster)).await?;
+            if let Some(id) = concerned.iter().find(|id| nodes.contains(&id.lan) && !answered(&id.lan)) {
+                return Err(no_answer(*id));
+            }
+        }
+        answers.iter().map(read_answer).collect()
     }
 
     /// Sends a message that is no more than a message.
@@ -459,9 +460,23 @@ fn nodes(nodes: u64) -> Reply {
     Reply::Sent(Sent { nodes, offline: None, clients: None })
 }
 
-fn read_answer(answer: &RawValue) -> Result<Done, Failure> {
-    let answer: Result<Result<Done, Failure>, _> = serde_json::from_str(answer.get());
-    answer.unwrap_or_else(|_| Err(Failure::Unreachable("a node's answer cannot be read".into())))
+async fn in_redis_time<T>(
+    deadline: Instant,
+    asked: impl Future<Output = Result<T, Unavailable>>,
+) -> Result<T, Failure> {
+    match timeout_at(deadline, asked).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Failure::RedisUnavailable("Redis did not answer in time".to_owned())),
+    }
+}
+
+fn read_answer(answer: &Answer) -> Result<Done, Failure> {
+    let done: Result<Result<Done, Failure>, _> = serde_json::from_str(answer.done.get());
+    done.unwrap_or_else(|_| Err(Failure::Unreachable("a node's answer cannot be read".into())))
+}
+
+fn no_answer(id: ClientId) -> Failure {
+    Failure::Unreachable(format!("the node of client {id} did not answer").into())
 }
 
 fn unanswered(heard: u64, answered: usize) -> Failure {

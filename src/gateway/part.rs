@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::change::Change;
 use super::{Failure, Gateway};
+use crate::cluster::{Cluster, Unavailable};
 use crate::command::{self, Command};
 use crate::hub::{Begun, Delivering, Except, Receipt, Shard, Single, Stopped, Target, TooManyGroups, View};
 use crate::id::{ClientId, Group, Uid};
@@ -98,6 +99,19 @@ pub(super) struct Done {
 }
 
 impl Job {
+    /// The clients, on whatever node, that have the uids or the group that this is about.
+    pub(super) async fn concerned(&self, cluster: &Cluster) -> Result<Vec<ClientId>, Unavailable> {
+        let sets = match &self.part {
+            Part::CloseUids { uids, .. } => cluster.clients_of_uids(uids).await?,
+            Part::JoinUid { uid, .. } | Part::LeaveUid { uid, .. } => {
+                cluster.clients_of_uids(std::slice::from_ref(uid)).await?
+            }
+            Part::Ungroup { group } => cluster.members(std::slice::from_ref(group)).await?,
+            _ => Vec::new(),
+        };
+        Ok(sets.into_iter().flatten().collect())
+    }
+
     /// A command as a job; as it was, if it is a query.
     #[allow(clippy::result_large_err)] // not an error: the query goes on
     pub(super) fn of(command: Command) -> Result<Result<Self, Failure>, Command> {

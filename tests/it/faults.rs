@@ -62,6 +62,30 @@ async fn while_redis_is_away_sockets_stay_open_and_clients_are_let_in_and_all_is
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_concerns_a_node_that_cannot_be_reached_is_not_called_done() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let (here, cut_off) = (node(&redis.url(), &[]).await, node(&proxy.url(), &[]).await);
+    let (near, far) = (here.member("near", "near room").await, cut_off.member("far", "far room").await);
+    proxy.refuse();
+    for (op, fields) in [
+        ("closeUid", json!({"uid": ["near", "far"]})),
+        ("joinGroup", json!({"uid": "far", "group": "x"})),
+        ("leaveGroup", json!({"uid": "far", "group": "far room"})),
+        ("ungroup", json!({"group": "far room"})),
+    ] {
+        assert_eq!(here.refused(op, fields).await, (504, "node_unreachable".to_owned()), "{op}");
+    }
+    here.done("joinGroup", json!({"uid": "nobody", "group": "x"})).await;
+    here.done("ungroup", json!({"group": "near room"})).await;
+    proxy.pass();
+    eventually("it is reached", async || here.call("closeUid", json!({"uid": "far"})).await["result"]["nodes"] == 1)
+        .await;
+    drop((near, far));
+    end(&redis, vec![here, cut_off], vec![]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_emptied_has_all_again() {
     let redis = Redis::start().await;
     let (here, there) = (node(&redis.url(), &[]).await, node(&redis.url(), &[]).await);
