@@ -29,6 +29,7 @@ mod redis;
 mod deaf;
 mod death;
 mod loss;
+mod model;
 mod names;
 mod outage;
 mod start;
