@@ -112,8 +112,8 @@ pub(super) struct Bus {
     deaf: AtomicBool,
     /// Redis is there again: no use to wait longer.
     hurry: Notify,
-    /// It has heard ever.
-    has_heard: AtomicBool,
+    /// The run that last subscribed to all it must hear.
+    heard_as: Mutex<String>,
 }
 
 /// What became of an ask.
@@ -142,7 +142,7 @@ impl Bus {
             unheard: AtomicU64::new(0),
             hurry: Notify::new(),
             deaf: AtomicBool::new(false),
-            has_heard: AtomicBool::new(false),
+            heard_as: Mutex::default(),
         };
         (bus, Inbox { heard, bytes })
     }
@@ -264,9 +264,9 @@ impl Bus {
         self.hurry.notify_one();
     }
 
-    /// Whether it was ever possible to hear anything.
+    /// Whether it was ever possible to hear anything, in this run.
     pub(super) fn has_heard(&self) -> bool {
-        self.has_heard.load(Ordering::Relaxed)
+        *self.heard_as.lock() == self.shared.identity().run
     }
 
     /// Waits until the server knows of so many changes of topics.
@@ -315,18 +315,20 @@ impl Bus {
         hub: &Arc<Hub>,
         gap: &mut Option<Instant>,
     ) -> Result<&'static str, String> {
-        self.shared.is_member().await;
+        let mut member = self.shared.member.subscribe();
+        // The sender is here.
+        drop(member.wait_for(|member| *member).await);
+        let identity = self.shared.identity();
         let (connection, mut alive) =
             Connection::open(address, &self.shared.metrics, RING).await.map_err(|error| error.to_string())?;
-        let run = self.shared.identity().run.clone();
-        connection.bear_the_name_of(&run).await.map_err(|error| error.to_string())?;
-        let lan = self.shared.identity().lan;
+        connection.bear_the_name_of(&identity.run).await.map_err(|error| error.to_string())?;
         let mut mover = Mover::start(Arc::clone(self), connection.published());
         let mut ears = Ears { connection: &connection, keys: &self.shared.keys, held: HashSet::new() };
 
         let topics = &hub.others().topics;
         let (changes, _) = topics.take();
-        ears.subscribe_to_all(hub, lan).await.map_err(|error| error.to_string())?;
+        ears.subscribe_to_all(hub, identity.lan).await.map_err(|error| error.to_string())?;
+        self.heard_as.lock().clone_from(&identity.run);
         self.is_hearing(changes, &ears, gap);
         self.has_heard_itself();
 
@@ -336,6 +338,11 @@ impl Bus {
             tokio::select! {
                 biased;
                 () = alive.ended() => break "it was closed",
+                _ = member.changed() => {
+                    if !*member.borrow_and_update() || self.shared.identity() != identity {
+                        break "this node was taken for dead";
+                    }
+                }
                 () = topics.next() => {
                     let (changes, changed) = topics.take();
                     if ears.follow(hub, changed).await.is_err() {
@@ -344,10 +351,6 @@ impl Bus {
                     self.is_hearing(changes, &ears, gap);
                 }
                 _ = check.tick() => {
-                    let identity = self.shared.identity();
-                    if identity.lan != lan || identity.run != run {
-                        break "this node is a new one";
-                    }
                     if self.shared.link.get().is_ok_and(|link| link.run_id != connection.run_id) {
                         break "Redis is another server by now";
                     }
@@ -378,7 +381,6 @@ impl Bus {
             );
         }
         self.deaf.store(false, Ordering::Relaxed);
-        self.has_heard.store(true, Ordering::Relaxed);
         self.shared.metrics.subscriptions_confirmed.set(i64::try_from(ears.held.len()).unwrap_or(i64::MAX));
         self.confirmed.send_replace(changes);
     }

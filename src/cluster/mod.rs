@@ -110,12 +110,6 @@ impl Shared {
     fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.identity.read())
     }
-
-    /// Waits until this node has a place.
-    async fn is_member(&self) {
-        // The sender is here.
-        drop(self.member.subscribe().wait_for(|member| *member).await);
-    }
 }
 
 /// Redis' clock, as far as it is known.

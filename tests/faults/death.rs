@@ -284,6 +284,27 @@ async fn of_the_many_clients_of_a_frozen_node_each_is_told_to_have_left_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_was_cut_off_and_swept_is_ready_again_when_it_hears_as_a_new_one() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let (survivor, cut_off) = (node(&redis.url(), &[]).await, node(&proxy.url(), &[]).await);
+    let mut client = cut_off.member("u", "g").await;
+    proxy.refuse();
+    within(TTL * 4, "it is swept", async || redis.command(&["ZCARD", "mg:nodes"]).await.int() == 1).await;
+    proxy.pass();
+    assert_eq!(client.closed().await.0, 1012);
+    eventually("it is ready", async || cut_off.ready().await.0 == 200).await;
+    let runs = redis.command(&["HVALS", "{mg:nodes}:runs"]).await.names();
+    let connections = redis.command(&["CLIENT", "LIST"]).await.string();
+    let listen = |run: &String| {
+        let name = format!(" name=moongate:{run} ");
+        connections.lines().any(|line| line.contains(&name) && line.contains(" psub=1 "))
+    };
+    assert!(runs.len() == 2 && runs.iter().all(listen), "{runs:?}: {connections}");
+    end(&redis, vec![survivor, cut_off], vec![]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_was_asked_of_a_node_that_was_frozen_for_a_moment_is_not_done_long_after_its_answer() {
     let redis = Redis::start().await;
     let ttl = [("MOONGATE_NODE_TTL", "15s")];
