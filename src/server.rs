@@ -162,16 +162,17 @@ impl Server {
         ));
         tracing::info!(shards, alone = config.cluster.is_none(), "serving");
 
-        let refused = async {
+        let out_of_cluster = async {
             match &mut cluster_tasks {
-                Some(tasks) => tasks.refused().await,
+                Some(tasks) => tasks.any_ended().await,
                 None => std::future::pending().await,
             }
         };
         tokio::select! {
             () = stop.cancelled() => {}
             () = shard_tasks.any_ended() => return Err(Ended::Broken),
-            refused = refused => return Err(refused.into()),
+            Some(_) = ears.join_next() => return Err(Ended::Broken),
+            refused = out_of_cluster => return Err(refused.map_or(Ended::Broken, Into::into)),
         }
         let left = drain(&gateway, &connections, &refusing, config.drain).await;
         if let Some(tasks) = cluster_tasks {

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::envelope::{self, Answer, Back, Do, Header, NotAnEnvelope};
 use super::keys::{Channel, Keys};
-use super::redis::{ANSWER, Address, Command, Connection, Published, RING, RedisError};
+use super::redis::{ANSWER, Address, Command, Connection, Mark, Published, RING, RedisError};
 use super::{Backoff, Shared, redis};
 use crate::hub::{Hub, Topic};
 use crate::id::LanAddress;
@@ -198,16 +198,23 @@ impl Bus {
         while (asked.answers.len() as u64) < asked.heard {
             match timeout_at(doubt.unwrap_or(deadline).min(deadline), answers.recv()).await {
                 Ok(Some(answer)) => asked.answers.push(answer),
-                Err(_) if doubt.take().is_some() => asked.heard = asked.heard.min(self.subscribers(channel).await?),
+                Err(_) if doubt.take().is_some() => {
+                    // Where that is not known, all of them.
+                    if let Ok(Ok(nodes)) = timeout_at(deadline, self.subscribers(channel)).await {
+                        asked.heard = asked.heard.min(nodes);
+                    }
+                }
                 Ok(None) | Err(_) => break,
             }
         }
         Ok(asked)
     }
 
-    /// How many have subscribed to a channel by its name, as nodes do, and not by a pattern, as tools do.
+    /// How many nodes hear a channel: those who have subscribed to it by its name, and not by a pattern, as tools do.
     async fn subscribers(&self, channel: &Channel) -> Result<u64, RedisError> {
-        let count = Command::pubsub("NUMSUB").arg(self.shared.keys.channel(channel));
+        // Only a client's own channel is heard by a pattern by nodes, too; its node is there or not.
+        let node = if let Channel::Client(id) = channel { Some(Channel::Node(id.lan)) } else { None };
+        let count = Command::pubsub("NUMSUB").arg(self.shared.keys.channel(node.as_ref().unwrap_or(channel)));
         Ok(self.shared.link.get()?.call(count).await?.list().get(1).map_or(0, redis::Reply::number))
     }
 
@@ -236,7 +243,9 @@ impl Bus {
         if is_silent || self.unheard.load(Ordering::Relaxed) == 0 {
             self.unheard.store(now, Ordering::Relaxed);
         }
-        self.publish(&Channel::Node(self.shared.identity().lan), envelope::seal(Header::Beat(now), b"")).await?;
+        let identity = self.shared.identity();
+        let beat = envelope::seal(Header::Beat(identity.run.clone()), b"");
+        self.publish(&Channel::Node(identity.lan), beat).await?;
         self.beat_said.store(self.elapsed(), Ordering::Relaxed);
         Ok(())
     }
@@ -284,10 +293,11 @@ impl Bus {
         let mut backoff = Backoff::up_to(Duration::from_secs(2));
         // Since when nothing is heard, once something was.
         let mut gap: Option<Instant> = None;
+        let mut last = None;
         while !stop.is_cancelled() {
             let heard = tokio::select! {
                 () = stop.cancelled() => break,
-                heard = Box::pin(self.listen_once(&address, &hub, &mut gap)) => heard,
+                heard = Box::pin(self.listen_once(&address, &hub, &mut gap, &mut last)) => heard,
             };
             self.shared.metrics.subscriptions_confirmed.set(0);
             match heard {
@@ -314,6 +324,7 @@ impl Bus {
         address: &Address,
         hub: &Arc<Hub>,
         gap: &mut Option<Instant>,
+        last: &mut Option<Mark>,
     ) -> Result<&'static str, String> {
         let mut member = self.shared.member.subscribe();
         // The sender is here.
@@ -322,6 +333,8 @@ impl Bus {
         let (connection, mut alive) =
             Connection::open(address, &self.shared.metrics, RING).await.map_err(|error| error.to_string())?;
         connection.bear_the_name_of(&identity.run).await.map_err(|error| error.to_string())?;
+        // What is half-open counts as a listener for minutes.
+        connection.take_over_from(last).await.map_err(|error| error.to_string())?;
         let mut mover = Mover::start(Arc::clone(self), connection.published());
         let mut ears = Ears { connection: &connection, keys: &self.shared.keys, held: HashSet::new() };
 
@@ -351,7 +364,7 @@ impl Bus {
                     self.is_hearing(changes, &ears, gap);
                 }
                 _ = check.tick() => {
-                    if self.shared.link.get().is_ok_and(|link| link.run_id != connection.run_id) {
+                    if self.shared.link.get().is_ok_and(|link| link.mark.run_id != connection.mark.run_id) {
                         break "Redis is another server by now";
                     }
                     if self.hears_nothing() {
@@ -410,11 +423,15 @@ impl Bus {
                     tracing::warn!(bytes = message.len(), "a message of more than 1 MiB is not delivered");
                     return lost("too_large");
                 }
-                (Ok((Header::Beat(_), _)), Channel::Node(_)) => {
+                (Ok((Header::Beat(run), _)), Channel::Node(_)) => {
+                    // In another database of this Redis a foreign node may have our address.
+                    if run != self.shared.identity().run {
+                        return lost("garbage");
+                    }
                     return self.has_heard_itself();
                 }
                 (Ok((Header::Answer(id, answer), _)), Channel::Node(_)) => return self.answered(id, answer),
-                (Ok((Header::Node(hello), _)), Channel::Ask) => return self.shared.peers.heard(hello),
+                (Ok((Header::Node(id), _)), Channel::Ask) => return self.shared.peers.heard(id),
                 (Ok((Header::Do(part), message)), channel) if *channel != Channel::Command => Said::Part(part, message),
                 (Err(NotAnEnvelope::Unknown), Channel::Node(_) | Channel::Ask) => {
                     self.shared.peers.heard_unknown();
@@ -478,8 +495,7 @@ impl Ears<'_> {
     }
 
     /// Follows the hub in what has changed.
-    async fn follow(&mut self, hub: &Hub, changed: Vec<Topic>) -> Result<(), RedisError> {
-        let changed: HashSet<Topic> = changed.into_iter().collect();
+    async fn follow(&mut self, hub: &Hub, changed: HashSet<Topic>) -> Result<(), RedisError> {
         let (held, not): (Vec<Topic>, Vec<Topic>) = changed.into_iter().partition(|topic| hub.holds(topic));
         let come: Vec<Topic> = held.into_iter().filter(|topic| !self.held.contains(topic)).collect();
         let gone: Vec<Topic> = not.into_iter().filter(|topic| self.held.contains(topic)).collect();

@@ -28,9 +28,6 @@ use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Kind;
 use crate::session::Session;
 
-/// Commands in one pipeline.
-const PIPELINE: usize = 500;
-
 /// Clients in one command.
 const CLIENTS: usize = 500;
 
@@ -284,44 +281,33 @@ impl Directory {
             let singles = lot.iter().filter(|(_, change)| change.single);
             told.refused.extend(singles.map(|(id, _)| (*id, "Redis went away in the middle".to_owned())));
         }
-        let mut writes = writes.0.into_iter().peekable();
-        while writes.peek().is_some() {
-            let (commands, notes): (Vec<_>, Vec<_>) = writes
-                .by_ref()
-                .take(PIPELINE)
-                .map(|write| (write.command, (write.clients, write.single, write.index)))
-                .unzip();
-            let replies = match connection.pipeline(commands).await {
-                Ok(replies) => replies,
-                Err(error) => {
-                    self.indexed.lock().clients = None;
-                    return Err(error);
+        let (commands, notes): (Vec<_>, Vec<_>) =
+            writes.0.into_iter().map(|Write { command, clients, what }| (command, (clients, what))).unzip();
+        // Until all is written, it is not known how long the index is.
+        let indexed = self.indexed.lock().clients.take();
+        let mut grown = 0;
+        for (reply, (clients, what)) in connection.pipeline(commands).await?.into_iter().zip(notes) {
+            match (reply, what) {
+                (Ok(_), What::Else) => {}
+                (Ok(reply), What::Index { longer: true }) => grown += reply.number().cast_signed(),
+                (Ok(reply), What::Index { longer: false }) => grown -= reply.number().cast_signed(),
+                (Ok(reply), What::Single) => {
+                    let reply = reply.list();
+                    let order = reply.first().map_or(0, Reply::number);
+                    let others = reply.into_iter().skip(1).filter_map(Reply::text);
+                    let others: Vec<ClientId> = others.filter_map(|other| other.parse().ok()).collect();
+                    let single = |id| (id, Single { order, others: others.clone() });
+                    told.singles.extend(clients.first().copied().map(single));
                 }
-            };
-            for (reply, (clients, single, grows)) in replies.into_iter().zip(notes) {
-                match reply {
-                    Ok(reply) => {
-                        if let (Some(clients), Some(grows)) = (&mut self.indexed.lock().clients, grows) {
-                            let number = reply.number();
-                            *clients = if grows { *clients + number } else { clients.saturating_sub(number) };
-                        }
-                        if let (Some(id), true) = (clients.first(), single) {
-                            let reply = reply.list();
-                            let order = reply.first().map_or(0, Reply::number);
-                            let others = reply.into_iter().skip(1).filter_map(Reply::text);
-                            let others = others.filter_map(|other| other.parse().ok()).collect();
-                            told.singles.insert(*id, Single { order, others });
-                        }
-                    }
-                    Err(error) if error.is_server_wide() => return Err(error),
-                    Err(error) => {
-                        tracing::error!(%error, "Redis refused a change");
-                        self.shared.metrics.directory_refused.inc();
-                        told.refused.extend(clients.into_iter().map(|id| (id, error.to_string())));
-                    }
+                (Err(error), _) if error.is_server_wide() => return Err(error),
+                (Err(error), _) => {
+                    tracing::error!(%error, "Redis refused a change");
+                    self.shared.metrics.directory_refused.inc();
+                    told.refused.extend(clients.into_iter().map(|id| (id, error.to_string())));
                 }
             }
         }
+        self.indexed.lock().clients = indexed.map(|clients| clients.saturating_add_signed(grown));
         Ok(told)
     }
 
@@ -340,14 +326,10 @@ impl Directory {
     }
 
     async fn told(&self, told: Told) {
-        let told = Arc::new(told);
-        for shard in 0..self.hub.shards() {
-            let told = Arc::clone(&told);
-            // A stopping hub has nobody left who waits.
-            let departed = self.hub.at_shard(shard, move |shard| shard.told(&told)).await.unwrap_or_default();
-            for departed in departed {
-                self.tell.tell(departed).await;
-            }
+        // A stopping hub has nobody left who waits.
+        let departed = self.hub.at_all(move |shard| shard.told(&told)).await.unwrap_or_default();
+        for departed in departed.into_iter().flatten() {
+            self.tell.tell(departed).await;
         }
     }
 
@@ -379,9 +361,18 @@ impl Directory {
 struct Write {
     command: Command,
     clients: Vec<ClientId>,
-    single: bool,
-    /// It makes the index longer, or shorter.
-    index: Option<bool>,
+    what: What,
+}
+
+/// What its reply tells.
+enum What {
+    /// How many clients the index has more, or less.
+    Index {
+        longer: bool,
+    },
+    /// Whom the only client of a uid replaces.
+    Single,
+    Else,
 }
 
 /// The commands of a lot, in order.
@@ -404,13 +395,13 @@ impl Writes {
                 left.entry(keys.group_clients(group)).or_default().push(id);
             }
             if change.gone {
-                removed.push((Command::del(keys.client(id)).arg(keys.client_groups(id)), id));
+                removed.push((Command::del(keys.client(id)).arg(keys.client_groups(id)), id, What::Else));
                 gone.push(id);
                 continue;
             }
             if !change.left.is_empty() {
                 let command = Command::srem(keys.client_groups(id));
-                removed.push((command.args(change.left.iter().map(Group::as_str)), id));
+                removed.push((command.args(change.left.iter().map(Group::as_str)), id, What::Else));
             }
             let (bound, unbound) = (change.bound, change.uid.is_none() && change.uid_was.is_some());
             if change.arrived.is_some() || bound || unbound || !change.joined.is_empty() || !change.left.is_empty() {
@@ -430,20 +421,20 @@ impl Writes {
                 field("session", session.as_str().to_owned());
             }
             if !fields.is_empty() {
-                facts.push((Command::hset(keys.client(id)).args(fields), id, false));
+                facts.push((Command::hset(keys.client(id)).args(fields), id, What::Else));
             }
             if unbound {
-                facts.push((Command::hdel(keys.client(id)).arg("uid"), id, false));
+                facts.push((Command::hdel(keys.client(id)).arg("uid"), id, What::Else));
             }
             if !change.joined.is_empty() {
                 let command = Command::sadd(keys.client_groups(id));
-                facts.push((command.args(change.joined.iter().map(Group::as_str)), id, false));
+                facts.push((command.args(change.joined.iter().map(Group::as_str)), id, What::Else));
             }
             if let (Some(uid), true) = (&change.uid, bound) {
                 let set = keys.uid_clients(uid);
                 if change.single && !again {
                     let script = Command::script(include_str!("scripts/single.lua"), [set]);
-                    facts.push((script.arg(id), id, true));
+                    facts.push((script.arg(id), id, What::Single));
                 } else {
                     entered.entry(set).or_default().push(id);
                 }
@@ -458,38 +449,25 @@ impl Writes {
             for (set, ids) in sets {
                 for ids in ids.chunks(CLIENTS) {
                     let command = start(set.clone()).args(ids.iter().copied());
-                    writes.push(Write { command, clients: ids.to_vec(), single: false, index: None });
+                    writes.push(Write { command, clients: ids.to_vec(), what: What::Else });
                 }
             }
         };
         sets(&mut writes, left, Command::srem);
-        writes.extend(removed.into_iter().map(|(command, id)| Write {
-            command,
-            clients: vec![id],
-            single: false,
-            index: None,
-        }));
+        let one = |(command, id, what)| Write { command, clients: vec![id], what };
+        writes.extend(removed.into_iter().map(one));
         for entries in indexed.chunks(CLIENTS) {
             let command = entries
                 .iter()
                 .fold(Command::hset(index.clone()), |command, (id, value)| command.arg(*id).arg(value.as_str()));
-            writes.push(Write {
-                command,
-                clients: entries.iter().map(|(id, _)| *id).collect(),
-                single: false,
-                index: Some(true),
-            });
+            let clients = entries.iter().map(|(id, _)| *id).collect();
+            writes.push(Write { command, clients, what: What::Index { longer: true } });
         }
-        writes.extend(facts.into_iter().map(|(command, id, single)| Write {
-            command,
-            clients: vec![id],
-            single,
-            index: None,
-        }));
+        writes.extend(facts.into_iter().map(one));
         sets(&mut writes, entered, Command::sadd);
         for ids in gone.chunks(CLIENTS) {
             let command = Command::hdel(index.clone()).args(ids.iter().copied());
-            writes.push(Write { command, clients: ids.to_vec(), single: false, index: Some(false) });
+            writes.push(Write { command, clients: ids.to_vec(), what: What::Index { longer: false } });
         }
         Self(writes)
     }
@@ -518,19 +496,8 @@ pub(super) struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    /// Many commands of a kind, in pipelines of bounded length.
     async fn many(&self, commands: Vec<Command>) -> Result<Vec<Reply>, RedisError> {
-        let mut replies = Vec::with_capacity(commands.len());
-        let mut commands = commands.into_iter();
-        loop {
-            let some: Vec<Command> = commands.by_ref().take(PIPELINE).collect();
-            if some.is_empty() {
-                return Ok(replies);
-            }
-            for reply in self.connection.pipeline(some).await? {
-                replies.push(reply?);
-            }
-        }
+        self.connection.pipeline(commands).await?.into_iter().collect()
     }
 
     async fn sizes(&self, sets: &[String]) -> Result<Vec<u64>, RedisError> {

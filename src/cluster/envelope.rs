@@ -6,8 +6,8 @@
 //! ```json
 //! {"do": {"send": {…}}, "back": {"to": "7f0000010b54", "id": 17}, "until": 1763645000000}
 //! {"answer": 17, "from": "7f0000010b55", "done": {"ok": …}}
-//! {"beat": 42}
-//! {"node": {"id": "node-1", "run": "…"}}
+//! {"beat": "8f14e45f-…"}
+//! {"node": "node-1"}
 //! ```
 //!
 //! `do` is a part of a command; its text is that of `gateway::Part`. `back` says where the answer goes; `until`, Redis'
@@ -25,6 +25,9 @@ pub(super) const MAGIC: [u8; 4] = [0x00, b'm', b'g', b'1'];
 /// The largest header; arrays of ten thousand names of 256 bytes, escaped, fit.
 const MAX_HEADER: usize = 16 << 20;
 
+/// The largest part of a command, in JSON; the rest of the header is small.
+pub const MAX_PART: usize = MAX_HEADER - 1024;
+
 /// The header.
 #[derive(Debug)]
 pub(super) enum Header {
@@ -32,10 +35,10 @@ pub(super) enum Header {
     Do(Do),
     /// The answer to one.
     Answer(u64, Answer),
-    /// A node hears itself.
-    Beat(u64),
-    /// A node says that it is there.
-    Node(Hello),
+    /// A run hears itself.
+    Beat(String),
+    /// A node says its name: it is there.
+    Node(String),
 }
 
 /// The header as it is written: some of these.
@@ -54,9 +57,9 @@ struct Fields {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     from: Option<LanAddress>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    beat: Option<u64>,
+    beat: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    node: Option<Hello>,
+    node: Option<String>,
 }
 
 /// A part of a command, and where its answer goes.
@@ -86,13 +89,6 @@ pub struct Answer {
     pub from: LanAddress,
     /// What came of its part, in JSON.
     pub done: Box<RawValue>,
-}
-
-/// A node that is there.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Hello {
-    pub(super) id: String,
-    pub(super) run: String,
 }
 
 /// An envelope cannot be read.
@@ -166,7 +162,7 @@ mod tests {
         let Header::Do(Do { part, back, until }) = header else { panic!("{header:?}") };
         assert_eq!((part.get(), until, &message[..]), (r#"{"ungroup":{"group":"g"}}"#, Some(5), &b"hello"[..]));
         assert_eq!(back.map(|back| (back.to.to_string(), back.id)), Some(("7f0000010b54".to_owned(), 17)));
-        assert!(matches!(open(&seal(Header::Beat(9), b"")), Ok((Header::Beat(9), _))));
+        assert!(matches!(open(&seal(Header::Beat("x".to_owned()), b"")), Ok((Header::Beat(_), _))));
     }
 
     #[test]
@@ -181,7 +177,7 @@ mod tests {
         for damaged in [raw("{"), raw("7"), Bytes::from_static(&MAGIC), Bytes::from_static(b"\0mg1\xff\xff\xff\xff")] {
             assert_eq!(open(&damaged).unwrap_err(), NotAnEnvelope::Damaged);
         }
-        assert!(matches!(open(&raw(r#"{"beat":1,"more":2}"#)), Ok((Header::Beat(1), _))));
+        assert!(matches!(open(&raw(r#"{"beat":"x","more":2}"#)), Ok((Header::Beat(_), _))));
     }
 
     proptest! {

@@ -9,6 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -18,9 +19,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::bus::{BEAT, Bus};
 use super::directory::{Directory, Entry, read_facts, removal};
-use super::envelope::{self, Header, Hello};
+use super::envelope::{self, Header};
 use super::keys::Channel;
-use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError};
+use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError, Reply};
 use super::{Backoff, Identity, Refused, Shared, Tell};
 use crate::client::Departed;
 use crate::config::ClusterConfig;
@@ -83,6 +84,7 @@ pub(super) struct Members {
     /// Held while the lease is renewed, and while it is given up.
     has_left: tokio::sync::Mutex<bool>,
     sweeps: Mutex<JoinSet<()>>,
+    leaving: AtomicBool,
     started_at: u64,
 }
 
@@ -129,6 +131,7 @@ impl Members {
             state: Mutex::default(),
             has_left: tokio::sync::Mutex::default(),
             sweeps: Mutex::default(),
+            leaving: AtomicBool::new(false),
             started_at: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
         }
     }
@@ -136,7 +139,7 @@ impl Members {
     /// Lives until `stop`; returns early when there is no place for this node.
     pub(super) async fn live(self: &Arc<Self>) -> Option<Refused> {
         let mut backoff = Backoff::up_to(self.ttl / 4);
-        let mut has_entered = false;
+        let (mut has_entered, mut last) = (false, None);
         loop {
             let connected = tokio::select! {
                 () = self.stop.cancelled() => return None,
@@ -157,11 +160,13 @@ impl Members {
                 let ip = super::lan_ip(&self.address).await;
                 self.change_identity(|identity| identity.lan.ip = ip);
             }
-            let named = connection.bear_the_name_of(&self.shared.identity().run).await;
-            let entered = match named {
-                Ok(()) => self.find_place(&connection).await,
-                Err(error) => Err(error),
+            let entered = async {
+                connection.bear_the_name_of(&self.shared.identity().run).await?;
+                // What was not answered is repeated, and shall not be done once more after that.
+                connection.take_over_from(&mut last).await?;
+                self.find_place(&connection).await
             };
+            let entered = entered.await;
             match entered {
                 Ok(Ok(entered @ (Entered::Renewed | Entered::Anew))) => {
                     backoff.begin();
@@ -245,8 +250,9 @@ impl Members {
     }
 
     fn next_port(&self) {
-        let port = &|port| if port == u16::MAX { self.first_port } else { port + 1 };
-        self.change_identity(|identity| identity.lan.port = port(identity.lan.port));
+        self.change_identity(|identity| {
+            identity.lan.port = identity.lan.port.checked_add(1).unwrap_or(self.first_port);
+        });
     }
 
     fn change_identity(&self, change: impl FnOnce(&mut Identity)) {
@@ -276,12 +282,12 @@ impl Members {
             .arg(TOMBSTONE.as_millis() as u64);
         let asked = Instant::now();
         let reply = connection.call(script).await?.list();
-        let number = |place: usize| reply.get(place).map_or(0, super::redis::Reply::number);
+        let number = |place: usize| reply.get(place).map_or(0, Reply::number);
         self.shared.clock.set(asked, number(1));
         let entered = match number(0) {
             1 => Entered::Renewed,
             2 => Entered::Anew,
-            4 => Entered::LanTaken(reply.get(3).cloned().and_then(super::redis::Reply::text).unwrap_or_default()),
+            4 => Entered::LanTaken(reply.get(3).cloned().and_then(Reply::text).unwrap_or_default()),
             5 => Entered::Swept,
             6 => Entered::BeingSwept,
             _ => Entered::NameTaken,
@@ -305,13 +311,13 @@ impl Members {
     fn is_member(&self, connection: &Connection, entered: &Entered, before: bool) {
         let other_server = {
             let mut state = self.state.lock();
-            let other = state.run_id != connection.run_id;
-            state.run_id = Arc::clone(&connection.run_id);
+            let other = state.run_id != connection.mark.run_id;
+            state.run_id = Arc::clone(&connection.mark.run_id);
             other
         };
         let identity = self.shared.identity();
         if before && (other_server || matches!(entered, Entered::Anew)) {
-            tracing::warn!("Redis was restarted, replaced or emptied");
+            tracing::warn!("Redis is another one, has lost data, or has a lease that this node did not know");
             self.directory.compare();
         }
         self.shared.link.set(Some(connection.clone()));
@@ -388,8 +394,7 @@ impl Members {
         let facts = facts.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
         let command = Command::hset(self.shared.keys.node(node_id)).args(facts);
         connection.call(command).await?;
-        let hello = Hello { id: node_id.clone(), run: identity.run.clone() };
-        let said = envelope::seal(Header::Node(hello), b"");
+        let said = envelope::seal(Header::Node(node_id.clone()), b"");
         let channel = self.shared.keys.channel(&Channel::Ask);
         connection.call(Command::publish(channel).arg(said)).await.map(drop)
     }
@@ -453,7 +458,7 @@ impl Members {
     fn sweep_apart(self: &Arc<Self>, connection: &Connection, run: String, name: Option<(String, u64)>) {
         let mut sweeps = self.sweeps.lock();
         while sweeps.try_join_next().is_some() {}
-        if !self.state.lock().sweeping.insert(run.clone()) {
+        if self.leaving.load(Ordering::Acquire) || !self.state.lock().sweeping.insert(run.clone()) {
             return;
         }
         let (members, connection) = (Arc::clone(self), connection.clone());
@@ -486,11 +491,8 @@ impl Members {
         let name = super::redis::connection_name(run);
         for line in list.lines() {
             let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
-            let Some(cut) = field("id").filter(|_| field("name") == Some(name.as_str())) else { continue };
-            match connection.call(Command::client("KILL").arg("ID").arg(cut)).await {
-                // It has ended by itself.
-                Ok(_) | Err(RedisError::Refused { .. }) => {}
-                Err(away) => return Err(away),
+            if let (Some(Ok(id)), true) = (field("id").map(str::parse), field("name") == Some(name.as_str())) {
+                connection.kill(id).await?;
             }
         }
         let swept = self.sweep_index(connection, run).await?;
@@ -557,8 +559,8 @@ impl Members {
             let scan = Command::hscan(index.as_str()).arg(cursor).arg("COUNT").arg(SWEPT_AT_ONCE as u64);
             let mut found = connection.call(scan).await?.list().into_iter();
             // Only the cursor says when it is over: of a large hash, what a step finds may be nothing.
-            cursor = found.next().and_then(super::redis::Reply::text).unwrap_or_else(|| "0".to_owned());
-            let pairs = found.next().map(super::redis::Reply::pairs).unwrap_or_default();
+            cursor = found.next().and_then(Reply::text).unwrap_or_else(|| "0".to_owned());
+            let pairs = found.next().map(Reply::pairs).unwrap_or_default();
             self.claim(connection, run, false).await?;
             let (entries, unreadable): (Vec<_>, Vec<_>) =
                 pairs.iter().map(|(id, value)| Entry::read(id, value).ok_or(id)).partition(Result::is_ok);
@@ -569,6 +571,9 @@ impl Members {
             }
             // A small hash is told all at once.
             for entries in entries.chunks(SWEPT_AT_ONCE) {
+                if self.leaving.load(Ordering::Acquire) {
+                    return Err(RedisError::Away("this node stops".to_owned()));
+                }
                 self.sweep_clients(connection, run, entries).await?;
                 swept += entries.len();
             }
@@ -602,10 +607,11 @@ impl Members {
         // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
         let out =
             entries.iter().flat_map(|entry| [Command::del(keys.client(entry.id)), Command::hdel(index).arg(entry.id)]);
-        let out = connection.pipeline(out.collect()).await?.into_iter().skip(1).step_by(2);
-        for ((entry, hash), out) in entries.iter().zip(hashes).zip(out) {
-            // Of two sweepers, the one that took it out tells.
-            if out?.number() == 0 {
+        let out = connection.pipeline(out.collect()).await;
+        for (place, (entry, hash)) in entries.iter().zip(hashes).enumerate() {
+            // Of two sweepers, the one that took it out tells; where that is not known, better both.
+            let is_taken = |out: &Vec<Result<Reply, RedisError>>| matches!(out.get(2 * place + 1), Some(Ok(out)) if out.number() > 0);
+            if !out.as_ref().map_or(true, is_taken) {
                 continue;
             }
             let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
@@ -616,7 +622,7 @@ impl Members {
                 self.tell.tell_now(Departed { id, uid, groups, session, close: Close::NODE }, untold);
             }
         }
-        Ok(())
+        out.map(drop)
     }
 
     // --- the end ---
@@ -662,6 +668,10 @@ impl Members {
     /// Leaves: what this node has written is gone, its name last.
     pub(super) async fn leave(&self) {
         let identity = self.shared.identity();
+        // Whom a sweep took out is told; what it leaves, another node takes.
+        self.leaving.store(true, Ordering::Release);
+        let mut sweeps = std::mem::take(&mut *self.sweeps.lock());
+        while sweeps.join_next().await.is_some() {}
         loop {
             self.tell.all_told().await;
             let quiet = self.hub.others().topics.count();
@@ -688,11 +698,11 @@ impl Members {
         }
         // No renewal is under way now, and none follows.
         let mut has_left = self.has_left.lock().await;
-        self.shared.member.send_replace(false);
         connection.call(Command::del(keys.node(&identity.node_id))).await?;
         let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
         connection.call(leave.arg(identity.node_id.as_str()).arg(identity.run.as_str())).await?;
         *has_left = true;
+        self.shared.member.send_replace(false);
         Ok(true)
     }
 }

@@ -36,7 +36,7 @@ use tokio_util::sync::CancellationToken;
 
 pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
 pub use directory::{Entry, Facts};
-pub use envelope::{Answer, Back, Do};
+pub use envelope::{Answer, Back, Do, MAX_PART};
 pub use keys::Channel;
 
 use crate::client::Departed;
@@ -46,7 +46,7 @@ use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Metrics;
 use bus::Bus;
 use directory::{Directory, Reader};
-use envelope::{Hello, MAGIC};
+use envelope::MAGIC;
 use keys::Keys;
 use members::Members;
 use redis::{Address, ConnectError, Connection, Link, RedisError};
@@ -138,11 +138,11 @@ struct Peers {
 }
 
 impl Peers {
-    fn heard(&self, hello: Hello) {
+    fn heard(&self, id: String) {
         let (now, mut heard) = (Instant::now(), self.heard.lock());
         // Somebody who makes up names shall not fill the memory.
-        if heard.len() < 10_000 || heard.contains_key(&hello.id) {
-            heard.entry(hello.id).or_insert((now, now)).1 = now;
+        if heard.len() < 10_000 || heard.contains_key(&id) {
+            heard.entry(id).or_insert((now, now)).1 = now;
         }
     }
 
@@ -258,22 +258,15 @@ pub struct Cluster {
 
 /// The tasks of a cluster; they end when this is dropped.
 pub struct ClusterTasks {
-    tasks: JoinSet<()>,
-    refused: watch::Receiver<Option<Refused>>,
+    /// With why there is no place for this node.
+    tasks: JoinSet<Option<Refused>>,
     members: Arc<Members>,
 }
 
 impl ClusterTasks {
-    /// Waits until it is clear that there is no place for this node.
-    pub async fn refused(&mut self) -> Refused {
-        loop {
-            if let Some(refused) = self.refused.borrow_and_update().clone() {
-                return refused;
-            }
-            if self.refused.changed().await.is_err() {
-                std::future::pending::<()>().await;
-            }
-        }
+    /// Waits until one ends, as none should before this node leaves: there is no place for it, and why; or it is broken.
+    pub async fn any_ended(&mut self) -> Option<Refused> {
+        self.tasks.join_next().await.and_then(Result::ok).flatten()
     }
 
     /// Leaves the others, with nothing left behind: its clients are gone.
@@ -321,18 +314,21 @@ impl Cluster {
         let directory = Arc::new(directory);
         let members =
             Members::new(config, &shared, &bus, &directory, Arc::clone(hub), address.clone(), tell, stop.clone());
-        let (members, refuse) = (Arc::new(members), watch::Sender::new(None));
-        let refused = refuse.subscribe();
-        let mut tasks = JoinSet::new();
-        tasks.spawn(Arc::clone(&bus).listen(address, Arc::clone(hub), stop));
-        tasks.spawn(Arc::clone(&directory).run());
-        let life = Arc::clone(&members);
+        let (members, mut tasks) = (Arc::new(members), JoinSet::new());
+        let (listening, writing) =
+            (Arc::clone(&bus).listen(address, Arc::clone(hub), stop), Arc::clone(&directory).run());
         tasks.spawn(async move {
-            let refused = Box::pin(life.live()).await;
-            refuse.send_replace(refused);
+            listening.await;
+            None
         });
+        tasks.spawn(async move {
+            writing.await;
+            None
+        });
+        let life = Arc::clone(&members);
+        tasks.spawn(async move { Box::pin(life.live()).await });
         let cluster = Self { shared, bus, directory };
-        Ok((cluster, Yield { inbox, departed }, ClusterTasks { tasks, refused, members }))
+        Ok((cluster, Yield { inbox, departed }, ClusterTasks { tasks, members }))
     }
 
     /// Whether this node is to get new clients.
@@ -398,6 +394,11 @@ impl Cluster {
     /// Answers an ask.
     pub async fn answer(&self, back: Back, done: Box<RawValue>) -> Result<(), Unavailable> {
         Ok(self.bus.answer(back, done).await?)
+    }
+
+    /// A node has asked for something that is not known here.
+    pub fn heard_unknown(&self) {
+        self.shared.peers.heard_unknown();
     }
 
     /// Whether Redis' clock says that this time, in ms, is over.

@@ -42,6 +42,9 @@ pub(super) const RING: usize = 8192;
 /// The ring of a connection that hears nothing.
 pub(super) const NO_RING: usize = 16;
 
+/// Commands that are on their way at once; each costs some kilobytes until it is answered.
+const PIPELINE: usize = 500;
+
 /// The oldest Redis that has all that is used.
 const OLDEST: (u32, u32) = (6, 2);
 
@@ -62,11 +65,6 @@ pub(super) enum RedisError {
 }
 
 impl RedisError {
-    /// Not known to be done.
-    fn is_away(&self) -> bool {
-        matches!(self, Self::Away(_))
-    }
-
     /// The server is a replica, be it since a moment ago.
     pub(super) fn is_of_a_replica(&self) -> bool {
         matches!(self, Self::Refused { error, .. } if error.contains("READONLY"))
@@ -77,7 +75,8 @@ impl RedisError {
         let words = ["OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOPERM", "NOAUTH"];
         match self {
             Self::Away(_) => true,
-            Self::Refused { error, .. } => words.iter().any(|word| error.starts_with(word)),
+            // Where a script was refused, older servers say so first.
+            Self::Refused { error, .. } => words.iter().any(|word| error.contains(word)),
         }
     }
 }
@@ -251,12 +250,20 @@ fn quoted(word: String) -> String {
     format!("\"{}\"", escaped.concat())
 }
 
+/// Which connection it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The server process behind it.
+    pub(super) run_id: Arc<str>,
+    /// Its number there.
+    id: u64,
+}
+
 /// One connection, checked.
 #[derive(Clone)]
 pub(super) struct Connection {
     client: Client,
-    /// The server process behind it.
-    pub(super) run_id: Arc<str>,
+    pub(super) mark: Mark,
     metrics: Arc<Metrics>,
 }
 
@@ -304,20 +311,43 @@ impl Connection {
             Err(_) => return Err(ConnectError::Away("no answer".to_owned())),
         };
         let alive = Alive(handle);
-        let mut opened = Self { client, run_id: "".into(), metrics: Arc::clone(metrics) };
+        let mark = Mark { run_id: "".into(), id: 0 };
+        let mut opened = Self { client, mark, metrics: Arc::clone(metrics) };
         let info = opened.call(Command { name: "INFO", args: Vec::new() }).await;
         let info = info.map_err(|error| match &error {
-            RedisError::Refused { error, .. } if error.starts_with("LOADING") => ConnectError::Away(error.clone()),
-            RedisError::Refused { error, .. } => ConnectError::Unfit(error.clone()),
-            RedisError::Away(_) => ConnectError::Away(error.to_string()),
+            RedisError::Refused { error, .. } if !["LOADING", "BUSY"].iter().any(|word| error.starts_with(word)) => {
+                ConnectError::Unfit(error.clone())
+            }
+            error => ConnectError::Away(error.to_string()),
         })?;
-        opened.run_id = check(&info.text().unwrap_or_default())?.into();
+        let run_id = check(&info.text().unwrap_or_default())?.into();
+        let id = opened.call(Command::client("ID")).await.map_err(|error| ConnectError::Away(error.to_string()))?;
+        opened.mark = Mark { run_id, id: id.number() };
         Ok((opened, alive))
     }
 
     /// Whoever sweeps after a run finds its connections by their name.
     pub(super) async fn bear_the_name_of(&self, run: &str) -> Result<(), RedisError> {
         self.call(Command::client("SETNAME").arg(connection_name(run))).await.map(drop)
+    }
+
+    /// Ends the last connection that was used in the place of this one, where Redis does not know yet that it has ended:
+    /// nobody hears through it any more, and what of it was not read is not done late.
+    pub(super) async fn take_over_from(&self, last: &mut Option<Mark>) -> Result<(), RedisError> {
+        if let Some(last) = last.as_ref().filter(|last| last.run_id == self.mark.run_id) {
+            self.kill(last.id).await?;
+        }
+        *last = Some(self.mark.clone());
+        Ok(())
+    }
+
+    /// Ends another connection; one that has ended already is fine.
+    pub(super) async fn kill(&self, id: u64) -> Result<(), RedisError> {
+        match self.call(Command::client("KILL").arg("ID").arg(id)).await {
+            Err(error @ RedisError::Refused { .. }) => tracing::error!(%error, "cannot end a connection that is over"),
+            done => drop(done?),
+        }
+        Ok(())
     }
 
     /// One command.
@@ -329,38 +359,38 @@ impl Connection {
         result.map(Reply).map_err(|error| redis_error(name, &error))
     }
 
-    /// Commands in one go, in order; one result for each.
+    /// Commands in order, some hundreds in one go; one result for each.
     ///
     /// The library's own pipeline writes each command to the socket by itself; commands that are all handed over before
     /// the first answer is waited for leave in one write (a third of the processor time of many small changes).
     pub(super) async fn pipeline(&self, commands: Vec<Command>) -> Result<Vec<Result<Reply, RedisError>>, RedisError> {
-        let started = Instant::now();
-        let (mut names, mut calls) = (Vec::with_capacity(commands.len()), Vec::with_capacity(commands.len()));
-        for command in commands {
-            names.push(command.name);
-            calls.push(maybe_done(self.start(command)));
-        }
-        poll_fn(|cx| {
-            for call in &mut calls {
-                // Answers that are there already stay in it.
-                let _there: Poll<()> = Pin::new(call).poll(cx);
+        let mut results = Vec::with_capacity(commands.len());
+        let mut commands = commands.into_iter().peekable();
+        while commands.peek().is_some() {
+            let started = Instant::now();
+            let (names, mut calls): (Vec<_>, Vec<_>) =
+                commands.by_ref().take(PIPELINE).map(|command| (command.name, maybe_done(self.start(command)))).unzip();
+            poll_fn(|cx| {
+                for call in &mut calls {
+                    // Answers that are there already stay in it.
+                    let _there: Poll<()> = Pin::new(call).poll(cx);
+                }
+                Poll::Ready(())
+            })
+            .await;
+            for (call, name) in calls.iter_mut().zip(names) {
+                let mut call = Pin::new(call);
+                call.as_mut().await;
+                let Some(result) = call.take_output() else { continue };
+                self.metrics.redis_commands.get_or_create(&RedisCommand { command: name }).inc();
+                match result.map_err(|error| redis_error(name, &error)) {
+                    Err(away @ RedisError::Away(_)) => return Err(away),
+                    result => results.push(result.map(Reply)),
+                }
             }
-            Poll::Ready(())
-        })
-        .await;
-        let mut results = Vec::with_capacity(calls.len());
-        for (call, name) in calls.iter_mut().zip(names) {
-            let mut call = Pin::new(call);
-            call.as_mut().await;
-            let Some(result) = call.take_output() else { continue };
-            self.metrics.redis_commands.get_or_create(&RedisCommand { command: name }).inc();
-            results.push(result.map_err(|error| redis_error(name, &error)).map(Reply));
+            self.metrics.redis_seconds.observe(started.elapsed().as_secs_f64());
         }
-        self.metrics.redis_seconds.observe(started.elapsed().as_secs_f64());
-        match results.iter().find_map(|result| result.as_ref().err().filter(|error| error.is_away())) {
-            Some(away) => Err(away.clone()),
-            None => Ok(results),
-        }
+        Ok(results)
     }
 
     /// A command on its way. What the library knows by name may share a write with others, what it does not is written by
@@ -476,7 +506,7 @@ fn connect_error(error: &Error) -> ConnectError {
             ConnectError::Unfit(details)
         }
         // A password where none is asked for, a command that an old server does not know.
-        _ if details.starts_with("ERR") && !details.contains("max number of clients") => ConnectError::Unfit(details),
+        _ if details.starts_with("ERR") => ConnectError::Unfit(details),
         _ => ConnectError::Away(details),
     }
 }

@@ -101,6 +101,16 @@ impl Gateway {
         Box::pin(async move {
             // Among other nodes Redis has said who they are when it took this one.
             let Single { order, others } = match self.cluster {
+                // It has not: the client has gone or has another uid by now, or all was written anew after a loss of data.
+                Some(_) if single.order == 0 => {
+                    let named = uid.clone();
+                    let has_it =
+                        move |shard: &mut Shard| shard.view(client_id).is_some_and(|client| client.uid == Some(&named));
+                    if self.hub.begin_at_client(client_id, has_it).await?.one().await? {
+                        return Err(Failure::RedisUnavailable("Redis lost data in the middle".to_owned()));
+                    }
+                    return Ok(());
+                }
                 Some(_) => single,
                 None => Single { order: u64::MAX, others: self.clients_of_uid(uid).await? },
             };

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::part::{Done, Job, Part, Started};
+use super::part::{Done, Job, NotAJob, Part, Started};
 use super::{ANSWER_TIME, Failure, Gateway};
 use crate::cluster::{Back, Channel, Departure, Do, Heard, Inbox, Said};
 use crate::command::{Command, MAX_BATCH};
@@ -92,6 +92,13 @@ impl Ear {
         }
         let mut job = match Job::read(part.get(), message) {
             Ok(job) => job,
+            Err(NotAJob::Unknown(word)) if target(channel).is_none() => {
+                self.lost("unknown", &word);
+                if let Some(cluster) = &self.gateway.cluster {
+                    cluster.heard_unknown();
+                }
+                return Ok(());
+            }
             Err(error) => {
                 self.lost("garbage", &error);
                 return Ok(());
@@ -125,8 +132,8 @@ impl Ear {
             match job {
                 Ok(job) if self.concerns_us(&job) => {
                     // Whom it replaces Redis says: those that were bound before must be there.
-                    if job.is_single() {
-                        while self.unfinished.join_next().await.is_some() {}
+                    if let Some(uid) = job.single_uid() {
+                        self.gateway.has_told_who_is_bound(uid).await?;
                     }
                     let started = self.gateway.begin(job).await?;
                     self.finish(started, None);
@@ -140,14 +147,8 @@ impl Ear {
 
     /// What is done with one client is done by its node.
     fn concerns_us(&self, job: &Job) -> bool {
-        let is_ours = |id: &ClientId| self.gateway.cluster.as_ref().is_some_and(|cluster| cluster.lan() == id.lan);
-        match &job.part {
-            Part::Change { client_id, .. }
-            | Part::Close { client_id, .. }
-            | Part::Destroy { client_id }
-            | Part::Replace { client_id, .. } => is_ours(client_id),
-            _ => true,
-        }
+        let is_ours = |id: ClientId| self.gateway.cluster.as_ref().is_some_and(|cluster| cluster.lan() == id.lan);
+        job.part.client_id().is_none_or(is_ours)
     }
 
     /// Finishes a job in its own time, and answers.

@@ -64,10 +64,19 @@ fn too_many() -> Failure {
 }
 
 impl Gateway {
+    /// Does not even begin to read what is too much for one answer.
+    async fn are_few(&self, window: &Window<ClientId>) -> Result<(), Failure> {
+        match window.limit {
+            None if self.client_count().await? > MAX_ITEMS as u64 => Err(too_many()),
+            _ => Ok(()),
+        }
+    }
+
     pub(super) async fn list(&self, query: Command) -> Result<Reply, Failure> {
         match query {
             Command::GetAllClientIdList(c) => {
                 let window = Window::new(c.limit, c.cursor.as_ref())?;
+                self.are_few(&window).await?;
                 let (ids, cursor) = window.choose(self.everyone().await?.into_iter().map(|entry| entry.id))?;
                 Ok(window.page(Reply::ClientIds(ids), cursor.as_ref()))
             }
@@ -78,6 +87,7 @@ impl Gateway {
             }
             Command::GetAllClientSessions(c) => {
                 let window = Window::new(c.limit, c.cursor.as_ref())?;
+                self.are_few(&window).await?;
                 let ids = self.everyone().await?.into_iter().map(|entry| entry.id).collect();
                 self.sessions(ids, &window).await
             }

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{Client, Departed, SendLimit};
-use crate::cluster::{Answer, Channel, Cluster, MAX_PAYLOAD, Readiness, Unavailable};
+use crate::cluster::{Answer, Channel, Cluster, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
 use crate::hub::{Hub, Stopped, Target, TooManyGroups, Topic};
@@ -329,12 +329,10 @@ impl Gateway {
     /// Does a job on the node that holds a client; none when there is no such node.
     async fn at_its_node(&self, id: ClientId, job: Job, deadline: Instant) -> Result<Option<Done>, Failure> {
         let Some(cluster) = &self.cluster else {
-            let single =
-                matches!(&job.part, Part::Change { changes, .. } if changes.iter().any(change::Change::is_single));
-            let _turn = if single { Some(self.single_binds.lock().await) } else { None };
+            let _turn = if job.single_uid().is_some() { Some(self.single_binds.lock().await) } else { None };
             return Ok(Some(self.finish(self.begin(job).await?, deadline).await?));
         };
-        let (part, message) = job.written();
+        let (part, message) = job.written()?;
         let within = deadline.saturating_duration_since(Instant::now());
         let (heard, answers) = cluster.ask(&Channel::Node(id.lan), part, &message, within).await?;
         match answers.first() {
@@ -349,7 +347,7 @@ impl Gateway {
         let Some(cluster) = &self.cluster else {
             return Ok(vec![self.finish(self.begin(job).await?, deadline).await?]);
         };
-        let (part, message) = job.written();
+        let (part, message) = job.written()?;
         let within = deadline.saturating_duration_since(Instant::now());
         let nodes = async { in_redis_time(deadline, cluster.nodes()).await };
         let asked = async { Ok(cluster.ask(&Channel::Ask, part, &message, within).await?) };
@@ -402,14 +400,11 @@ impl Gateway {
             },
         };
         let is_many = channel == Channel::Ask;
-        let payload = job.message.as_ref().map(Message::payload).unwrap_or_default();
-        if payload.len() > MAX_PAYLOAD {
-            return Err(Failure::TooLarge(format!("message: takes at most {MAX_PAYLOAD} bytes")));
-        }
+        let payload = job.payload()?;
         // As a foreign program would say it, if that says all.
         let says_all = plain && !Cluster::is_ambiguous(&payload) && *binary == std::str::from_utf8(&payload).is_err();
         if !confirm && !is_many {
-            let payload = if says_all { payload } else { Cluster::seal(job.written().0, &payload) };
+            let payload = if says_all { payload } else { Cluster::seal(job.written()?.0, &payload) };
             let nodes = match channel {
                 Channel::Client(id) => u64::from(cluster.publish_to_client(id, payload).await?),
                 channel => cluster.publish(&channel, payload).await?,
@@ -418,7 +413,7 @@ impl Gateway {
             return Ok(Delivered { nodes, held, clients: 0 });
         }
         let within = if confirm { ASK_TIME } else { ROLL_CALL };
-        let (part, message) = job.written();
+        let (part, message) = job.written()?;
         let (heard, answers) = cluster.ask(&channel, part, &message, within).await?;
         if confirm && (answers.len() as u64) < heard {
             return Err(unanswered(heard, answers.len()));

@@ -13,8 +13,8 @@ use serde_json::value::RawValue;
 use tokio::time::{Instant, timeout_at};
 
 use super::change::Change;
-use super::{Failure, Gateway};
-use crate::cluster::{Cluster, Unavailable};
+use super::{ANSWER_TIME, Failure, Gateway};
+use crate::cluster::{Cluster, MAX_PART, MAX_PAYLOAD, Unavailable};
 use crate::command::{self, Command};
 use crate::hub::{Begun, Delivering, Except, Receipt, Shard, Single, Stopped, Target, TooManyGroups, View};
 use crate::id::{ClientId, Group, Uid};
@@ -27,6 +27,17 @@ pub(super) struct Job {
     pub(super) part: Part,
     /// What is sent, or said before a close.
     pub(super) message: Option<Message>,
+}
+
+/// What another node says is no job.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(super) enum NotAJob {
+    /// A newer node's word.
+    #[error("{0}")]
+    Unknown(String),
+    /// Nobody's.
+    #[error(transparent)]
+    Damaged(#[from] Invalid),
 }
 
 /// What is to be done with a node's own clients.
@@ -98,6 +109,19 @@ pub(super) struct Done {
     pub(super) changes: Vec<Result<(), Failure>>,
 }
 
+impl Part {
+    /// The one client that it is about.
+    pub(super) fn client_id(&self) -> Option<ClientId> {
+        match self {
+            Self::Change { client_id, .. }
+            | Self::Close { client_id, .. }
+            | Self::Destroy { client_id }
+            | Self::Replace { client_id, .. } => Some(*client_id),
+            _ => None,
+        }
+    }
+}
+
 impl Job {
     /// The clients, on whatever node, that have the uids or the group that this is about.
     pub(super) async fn concerned(&self, cluster: &Cluster) -> Result<Vec<ClientId>, Unavailable> {
@@ -158,9 +182,13 @@ impl Job {
         .map_err(Failure::from))
     }
 
-    /// Whether it has a client be the only one of a uid.
-    pub(super) fn is_single(&self) -> bool {
-        matches!(&self.part, Part::Change { changes, .. } if changes.iter().any(Change::is_single))
+    /// The uid that it has a client be the only one of.
+    pub(super) fn single_uid(&self) -> Option<&Uid> {
+        let Part::Change { changes, .. } = &self.part else { return None };
+        changes.iter().find_map(|change| match change {
+            Change::Bind { uid, single: true } => Some(uid),
+            _ => None,
+        })
     }
 
     /// Takes a further change of the same client into the same step; gives it back if it is none.
@@ -182,17 +210,33 @@ impl Job {
         Self { part: Part::Send { to, except, binary, confirm }, message: Some(message) }
     }
 
-    /// The job as it is said to other nodes: its part in JSON, and the bytes of its message.
-    pub(super) fn written(&self) -> (Box<RawValue>, Bytes) {
+    /// The job as it is said to other nodes: its part in JSON, and the bytes of its message; neither larger than they take.
+    pub(super) fn written(&self) -> Result<(Box<RawValue>, Bytes), Failure> {
         // Our own structs of strings and numbers: this cannot fail.
         let part = serde_json::value::to_raw_value(&self.part).unwrap_or_default();
-        (part, self.message.as_ref().map(Message::payload).unwrap_or_default())
+        if part.get().len() > MAX_PART {
+            return Err(Failure::TooLarge(format!("without its message, a command takes at most {MAX_PART} bytes")));
+        }
+        Ok((part, self.payload()?))
+    }
+
+    /// The bytes of its message.
+    pub(super) fn payload(&self) -> Result<Bytes, Failure> {
+        let payload = self.message.as_ref().map(Message::payload).unwrap_or_default();
+        if payload.len() > MAX_PAYLOAD {
+            return Err(Failure::TooLarge(format!("message: takes at most {MAX_PAYLOAD} bytes")));
+        }
+        Ok(payload)
     }
 
     /// A job as it was heard: its part in JSON, and the bytes of its message.
-    pub(super) fn read(part: &str, message: &[u8]) -> Result<Self, Invalid> {
-        let part: Part = serde_json::from_str(part).map_err(|error| Invalid::request(crate::json::words(&error)))?;
-        let as_message = |binary: bool| {
+    pub(super) fn read(part: &str, message: &[u8]) -> Result<Self, NotAJob> {
+        let part: Part = serde_json::from_str(part).map_err(|error| {
+            let words = crate::json::words(&error);
+            // serde's own words: it has no other way to tell.
+            if words.starts_with("unknown variant") { NotAJob::Unknown(words) } else { Invalid::request(words).into() }
+        })?;
+        let as_message = |binary: bool| -> Result<Message, Invalid> {
             if binary {
                 return Ok(Message::binary(message));
             }
@@ -378,6 +422,18 @@ impl Gateway {
             }
         }
         Ok(done)
+    }
+}
+
+impl Gateway {
+    /// Waits until Redis knows who of this node's clients has this uid by now.
+    pub(super) async fn has_told_who_is_bound(&self, uid: &Uid) -> Result<(), Stopped> {
+        let (named, deadline) = (uid.clone(), Instant::now() + ANSWER_TIME);
+        for receipt in self.hub.at_all(move |shard| shard.receipt(of_uid(shard, &named))).await? {
+            // Where it cannot be told, this one will not be told either.
+            told(receipt, deadline).await.ok();
+        }
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! What a node must hear of, as it changes: the targets that have clients here.
 
+use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
@@ -18,11 +19,10 @@ pub enum Topic {
     Group(Group),
 }
 
-/// Topics whose first client came or whose last one left, in order. One that does both in short order is listed twice:
-/// the hub says what holds.
+/// Topics whose first client came or whose last one left; which of both, or both, the hub says.
 #[derive(Debug)]
 pub struct Topics {
-    changed: Mutex<Vec<Topic>>,
+    changed: Mutex<HashSet<Topic>>,
     count: AtomicU64,
     notify: Notify,
 }
@@ -37,14 +37,14 @@ impl Default for Topics {
 impl Topics {
     pub(super) fn changed(&self, topic: Topic) {
         let mut changed = self.changed.lock();
-        changed.push(topic);
+        changed.insert(topic);
         self.count.fetch_add(1, Ordering::Release);
         drop(changed);
         self.notify.notify_one();
     }
 
     /// Takes those that have changed, and says how many there were in all.
-    pub fn take(&self) -> (u64, Vec<Topic>) {
+    pub fn take(&self) -> (u64, HashSet<Topic>) {
         let mut changed = self.changed.lock();
         (self.count(), std::mem::take(&mut *changed))
     }

@@ -35,9 +35,9 @@ async fn a_half_open_subscriber_is_noticed_in_three_seconds_repaired_and_counted
     let ear = Ear::member(&node, "u", &["g"]).await;
     assert_eq!(node.metric("moongate_bus_gaps_total").await, 0.0);
 
-    proxy.swallow_first(subscriber, Direction::FromTarget);
+    proxy.swallow_first(subscriber, Direction::Both);
     let deaf = Instant::now();
-    // Redis takes it for a hearer all the same.
+    // Redis takes it for a hearer all the same, and does not hear of its end.
     assert_eq!(redis.publish("mg:uid:u", "lost").await, 1);
     within(Duration::from_millis(3500), "it is noticed", async || node.metric("moongate_bus_deaf_total").await == 1.0)
         .await;

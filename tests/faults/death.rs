@@ -140,6 +140,32 @@ async fn of_a_dead_node_with_very_many_clients_nothing_is_left_either() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_a_dead_node_whose_clients_had_very_many_groups_nothing_is_left_either() {
+    let redis = Redis::start().await;
+    let run = haunt(&redis, "ghost", 0).await;
+    let mut connection = redis.connection().await;
+    for client in 0..250 {
+        let names: Vec<Option<String>> =
+            (0..500_usize).map(|group| group.checked_sub(1).map(|group| format!("{client}-{group}"))).collect();
+        connection
+            .send(&[
+                "HSET",
+                &format!("mg:clients:{run}"),
+                &format!("7f0000017777{client:08x}"),
+                &json!(names).to_string(),
+            ])
+            .await;
+    }
+    for _ in 0..250 {
+        connection.reply().await;
+    }
+    let node = node(&redis.url(), &[]).await;
+    within(SWEPT, "its name goes last", async || !nodes(&redis).await.contains("ghost")).await;
+    assert_eq!(traces_of(&redis, "ghost", &run).await, BTreeSet::new());
+    end(&redis, vec![node], vec![]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_sweep_that_takes_longer_than_a_lease_costs_the_sweeper_nothing() {
     const CLIENTS: usize = 3000;
     const LEASE: Duration = Duration::from_secs(2);
@@ -302,6 +328,28 @@ async fn a_node_that_was_cut_off_and_swept_is_ready_again_when_it_hears_as_a_new
     };
     assert!(runs.len() == 2 && runs.iter().all(listen), "{runs:?}: {connections}");
     end(&redis, vec![survivor, cut_off], vec![]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_a_single_bind_waits_for_a_frozen_node_others_are_done_and_heard() {
+    let redis = Redis::start().await;
+    let ttl = [("MOONGATE_NODE_TTL", "15s")];
+    let (sleeper, awake) = (Process::ready(&redis.url(), &ttl).await, node(&redis.url(), &ttl).await);
+    let old = Ear::member(&sleeper, "u", &["room"]).await;
+    let (waits, mut other) = (Ear::member(&awake, "w", &["room"]).await, awake.member("o", "room").await);
+    sleeper.freeze().await;
+    for (id, uid) in [(&waits.id, "u"), (&other.id, "v")] {
+        let bind = json!({"op": "bindUid", "client_id": id, "uid": uid, "single": true});
+        redis.publish("mg:cmd", &bind.to_string()).await;
+    }
+    redis.publish(&format!("mg:client:{}", other.id), "hello").await;
+    let heard = tokio::time::timeout(Duration::from_secs(1), other.text()).await;
+    assert_eq!(heard.as_deref(), Ok("hello"), "the node of the old client has two seconds to answer");
+    within(TTL, "it is bound", async || redis.publish("mg:uid:v", "bound").await == 1).await;
+    assert_eq!(other.text().await, "bound");
+    sleeper.thaw();
+    drop((old, waits, other));
+    end(&redis, vec![awake], vec![sleeper]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,6 +86,25 @@ async fn what_concerns_a_node_that_cannot_be_reached_is_not_called_done() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_takes_its_time_counts() {
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let (here, slow) = (node(&redis.url(), &[]).await, node(&proxy.url(), &[]).await);
+    let mut client = slow.member("u", "g").await;
+    proxy.slow(Duration::from_millis(150));
+    for (op, fields) in [
+        ("sendToClient", json!({"client_id": client.id, "message": "x", "confirm": true})),
+        ("sendToGroup", json!({"group": "g", "message": "x", "confirm": true})),
+    ] {
+        assert_eq!(here.ask(op, fields).await, json!({"nodes": 1, "clients": 1}), "{op}");
+        assert_eq!(client.text().await, "x");
+    }
+    proxy.pass();
+    drop(client);
+    end(&redis, vec![here, slow], vec![]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_is_emptied_has_all_again() {
     let redis = Redis::start().await;
     let (here, there) = (node(&redis.url(), &[]).await, node(&redis.url(), &[]).await);
@@ -140,12 +159,14 @@ async fn a_node_that_does_not_hear_its_own_heartbeat_subscribes_anew_and_counts_
     let subscriber = proxy.accepted();
     redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).await;
     eventually("commands go on", async || proxy.accepted() > subscriber && is_in_touch(&node).await).await;
-    proxy.swallow_first(subscriber, Direction::FromTarget);
+    proxy.swallow_first(subscriber, Direction::Both);
     assert_eq!(redis.publish("mg:uid:u", "lost").await, 1);
     eventually("it hears again", async || node.metric("moongate_bus_gaps_total").await == 1.0).await;
     assert_eq!(node.metric("moongate_bus_deaf_total").await, 1.0);
     let gap = node.metric("moongate_bus_gap_seconds_total").await;
     assert!((1.0..4.0).contains(&gap), "{gap}");
+    assert_eq!(redis.publish("mg:all", "once").await, 1, "nobody hears through the old one");
+    assert_eq!(client.text().await, "once");
     hears(&node, &mut client, "heard").await;
     drop(client);
     end(&redis, vec![node], vec![]).await;

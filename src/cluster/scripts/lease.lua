@@ -20,7 +20,9 @@ local lease = tonumber(redis.call('ZSCORE', KEYS[1], id) or 0)
 local owner = redis.call('HGET', KEYS[2], id)
 if owner and owner ~= run and lease > 0 then
     if last > 0 and lease <= now then
+        redis.call('ZREMRANGEBYSCORE', KEYS[4], '-inf', now)
         redis.call('ZADD', KEYS[4], now + ARGV[6], owner)
+        redis.call('PEXPIRE', KEYS[4], ARGV[6])
     else
         return {redis.call('ZSCORE', KEYS[4], owner) and 6 or 3, now, lease, owner}
     end
