@@ -7,7 +7,7 @@
 //! | `envelope` | what nodes say to each other |
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
-//! | `members` | the life of a node among the nodes: lease, judging and sweeping the dead |
+//! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
 //! | `scripts/` | Lua, one file per atomic step |
 //!
 //! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,

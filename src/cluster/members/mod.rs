@@ -1,4 +1,4 @@
-//! The life of a node among the nodes: entering, its lease, judging and sweeping the dead, leaving.
+//! The life of a node among the nodes: entering, its lease, leaving; judging and sweeping the dead is in `sweep`.
 //!
 //! One task owns the connection for commands. It connects, checks what answers, enters or confirms its lease, and only
 //! then lets others use the connection; when that ends, it begins anew. A node whose lease was not renewed for its whole
@@ -6,6 +6,8 @@
 //! tombstone, has Redis cut the dead node's connections, so that nothing more of it can arrive, and then takes its clients
 //! out of everything, its name last. Every step may be repeated, by this node or another. Tombstones stand for a day,
 //! and a run that has one can enter no more: it closes its clients and goes on as a new run.
+
+mod sweep;
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -18,28 +20,20 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::bus::{BEAT, Bus};
-use super::directory::{Directory, Entry, read_facts, removal};
+use super::directory::Directory;
 use super::envelope::{self, Header};
 use super::keys::Channel;
 use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError, Reply};
 use super::{Backoff, Identity, Refused, Shared, Tell};
-use crate::client::Departed;
 use crate::config::ClusterConfig;
 use crate::hub::Hub;
 use crate::message::Close;
-use crate::metrics::Reason;
 
 /// A judge that lost Redis for longer begins to watch anew.
 const IN_TOUCH: Duration = Duration::from_secs(2);
 
 /// Tombstones stand for so long: longer than any frozen process is worth waiting for.
 const TOMBSTONE: Duration = Duration::from_hours(24);
-
-/// A sweeper that has not renewed its claim for so long has died itself.
-const SWEEPER: Duration = Duration::from_secs(3);
-
-/// Clients swept in one go.
-const SWEPT_AT_ONCE: usize = 500;
 
 /// The public facts of a node are written this often.
 pub(super) const FACTS: Duration = Duration::from_secs(5);
@@ -271,8 +265,10 @@ impl Members {
         }
         let identity = self.shared.identity();
         let (keys, last) = (&self.shared.keys, self.state.lock().lease);
-        let script =
-            Command::script(include_str!("scripts/lease.lua"), [keys.nodes(), keys.runs(), keys.lan(), keys.swept()]);
+        let script = Command::script(
+            include_str!("../scripts/lease.lua"),
+            [keys.nodes(), keys.runs(), keys.lan(), keys.swept()],
+        );
         let script = script
             .arg(identity.node_id.as_str())
             .arg(identity.run.as_str())
@@ -399,232 +395,6 @@ impl Members {
         connection.call(Command::publish(channel).arg(said)).await.map(drop)
     }
 
-    // --- the others ---
-
-    /// Looks whether others renew their leases, and sweeps after those that do not.
-    async fn judge(self: &Arc<Self>, connection: &Connection) -> Result<(), RedisError> {
-        let keys = &self.shared.keys;
-        let look =
-            vec![Command::zrange(keys.nodes()).arg(0).arg("-1").arg("WITHSCORES"), Command::hgetall(keys.runs())];
-        let mut replies = connection.pipeline(look).await?.into_iter();
-        let mut next = || replies.next().unwrap_or_else(|| Err(RedisError::Away("no answer".to_owned())));
-        let leases = next()?.scores();
-        let runs: HashMap<String, String> = next()?.pairs().into_iter().collect();
-        let own = self.shared.identity();
-        let now = self.shared.clock.now().unwrap_or_default();
-        let known: HashSet<&str> = leases.iter().map(|(id, _)| id.as_str()).collect();
-        for foreign in self.shared.peers.foreign(|id| known.contains(id), self.ttl) {
-            tracing::error!(
-                node = foreign,
-                "a foreign node speaks under this MOONGATE_PREFIX: it is in another database of the same Redis, and hears all we say"
-            );
-            self.shared.metrics.foreign_nodes.inc();
-        }
-        let dead: Vec<(String, u64)> = {
-            let mut state = self.state.lock();
-            // While Redis takes no writes, nobody can renew.
-            if [state.last_look, state.last_entered].iter().any(|at| at.is_none_or(|at| at.elapsed() > IN_TOUCH)) {
-                state.watched.clear();
-            }
-            state.last_look = Some(Instant::now());
-            state.watched.retain(|id, _| known.contains(id.as_str()));
-            let others = leases.iter().filter(|(id, _)| runs.get(id) != Some(&own.run));
-            let mut dead = Vec::new();
-            for (id, lease) in others {
-                let seen = state.watched.entry(id.clone()).or_insert_with(|| Seen {
-                    lease: *lease,
-                    since: Instant::now(),
-                    renewed: false,
-                });
-                if seen.lease != *lease {
-                    *seen = Seen { lease: *lease, since: Instant::now(), renewed: true };
-                }
-                if seen.since.elapsed() >= self.ttl && now > *lease {
-                    dead.push((id.clone(), *lease));
-                }
-            }
-            dead
-        };
-        self.shared.metrics.nodes.set(i64::try_from(leases.len()).unwrap_or(i64::MAX));
-        for (id, lease) in dead {
-            let run = runs.get(&id).cloned().unwrap_or_default();
-            self.sweep_apart(connection, run, Some((id, lease)));
-        }
-        self.second_pass(connection).await
-    }
-
-    /// Sweeps in a task of its own, as it may take longer than our own lease; one for each run. Without a name, what a run
-    /// that was swept has written late.
-    fn sweep_apart(self: &Arc<Self>, connection: &Connection, run: String, name: Option<(String, u64)>) {
-        let mut sweeps = self.sweeps.lock();
-        while sweeps.try_join_next().is_some() {}
-        if self.leaving.load(Ordering::Acquire) || !self.state.lock().sweeping.insert(run.clone()) {
-            return;
-        }
-        let (members, connection) = (Arc::clone(self), connection.clone());
-        sweeps.spawn(async move {
-            let swept = match &name {
-                Some((id, lease)) => members.sweep(&connection, id, &run, *lease).await,
-                None => members.sweep_late(&connection, &run).await,
-            };
-            if let Err(error) = swept {
-                tracing::warn!(%error, run, "cannot sweep after a dead node; trying again");
-            }
-            members.state.lock().sweeping.remove(&run);
-        });
-    }
-
-    /// Takes a dead node out of everything.
-    async fn sweep(&self, connection: &Connection, id: &str, run: &str, lease: u64) -> Result<(), RedisError> {
-        let keys = &self.shared.keys;
-        if !self.claim(connection, run, true).await? {
-            return Ok(());
-        }
-        let fence = Command::script(include_str!("scripts/fence.lua"), [keys.nodes(), keys.runs(), keys.swept()]);
-        let fence = fence.arg(id).arg(run).arg(lease).arg(TOMBSTONE.as_millis() as u64);
-        if !run.is_empty() && connection.call(fence).await?.number() == 0 {
-            return Ok(());
-        }
-        tracing::warn!(node = id, "a node is dead: sweeping after it");
-        // Nothing more of it shall arrive: its connections bear its run for a name, from their first moment on.
-        let list = connection.call(Command::client("LIST")).await?.text().unwrap_or_default();
-        let name = super::redis::connection_name(run);
-        for line in list.lines() {
-            let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
-            if let (Some(Ok(id)), true) = (field("id").map(str::parse), field("name") == Some(name.as_str())) {
-                connection.kill(id).await?;
-            }
-        }
-        let swept = self.sweep_index(connection, run).await?;
-        connection.call(Command::del(keys.node(id))).await?;
-        let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
-        let gone = if run.is_empty() {
-            // Remnants that no script made: a name without a run.
-            connection.call(Command::zrem(keys.nodes()).arg(id)).await?
-        } else {
-            connection.call(leave.arg(id).arg(run)).await?
-        };
-        connection.call(Command::del(keys.sweeper(run))).await?;
-        // Of two sweepers, the one that took the name out counts it.
-        if gone.number() > 0 {
-            self.shared.metrics.swept_nodes.inc();
-        }
-        tracing::warn!(node = id, clients = swept, "swept after a dead node");
-        Ok(())
-    }
-
-    /// What came late: a node that was cut off between two writes, or frozen in the middle of one.
-    async fn second_pass(self: &Arc<Self>, connection: &Connection) -> Result<(), RedisError> {
-        {
-            let mut state = self.state.lock();
-            if state.last_second_pass.is_some_and(|at| at.elapsed() < self.ttl) {
-                return Ok(());
-            }
-            state.last_second_pass = Some(Instant::now());
-        }
-        let keys = &self.shared.keys;
-        let tombstones = Command::zrange(keys.swept()).arg(0).arg("-1").arg("WITHSCORES");
-        let runs: Vec<String> = connection.call(tombstones).await?.scores().into_iter().map(|(run, _)| run).collect();
-        let indexes: Vec<Command> = runs.iter().map(|run| Command::exists(keys.index(run))).collect();
-        for (run, exists) in runs.into_iter().zip(connection.pipeline(indexes).await?) {
-            if exists?.number() > 0 {
-                self.sweep_apart(connection, run, None);
-            }
-        }
-        Ok(())
-    }
-
-    async fn sweep_late(&self, connection: &Connection, run: &str) -> Result<(), RedisError> {
-        if self.claim(connection, run, true).await? {
-            let clients = self.sweep_index(connection, run).await?;
-            connection.call(Command::del(self.shared.keys.sweeper(run))).await?;
-            tracing::warn!(clients, "swept what a dead node wrote late");
-        }
-        Ok(())
-    }
-
-    /// Claims the right to sweep after a run; or renews the claim.
-    async fn claim(&self, connection: &Connection, run: &str, first: bool) -> Result<bool, RedisError> {
-        let claim = Command::set(self.shared.keys.sweeper(run)).arg(self.shared.identity().run.as_str());
-        let claim = claim.arg(if first { "NX" } else { "XX" }).arg("PX").arg(SWEEPER.as_millis() as u64);
-        Ok(connection.call(claim).await?.text().is_some())
-    }
-
-    /// Takes the clients in a dead run's index out of everything, the index last; returns how many there were.
-    async fn sweep_index(&self, connection: &Connection, run: &str) -> Result<usize, RedisError> {
-        let keys = &self.shared.keys;
-        let index = keys.index(run);
-        let (mut swept, mut cursor) = (0, "0".to_owned());
-        loop {
-            let scan = Command::hscan(index.as_str()).arg(cursor).arg("COUNT").arg(SWEPT_AT_ONCE as u64);
-            let mut found = connection.call(scan).await?.list().into_iter();
-            // Only the cursor says when it is over: of a large hash, what a step finds may be nothing.
-            cursor = found.next().and_then(Reply::text).unwrap_or_else(|| "0".to_owned());
-            let pairs = found.next().map(Reply::pairs).unwrap_or_default();
-            self.claim(connection, run, false).await?;
-            let (entries, unreadable): (Vec<_>, Vec<_>) =
-                pairs.iter().map(|(id, value)| Entry::read(id, value).ok_or(id)).partition(Result::is_ok);
-            let entries: Vec<Entry> = entries.into_iter().flatten().collect();
-            for id in unreadable.into_iter().filter_map(Result::err) {
-                tracing::error!(client = id, "a dead node's index is damaged here");
-                connection.call(Command::hdel(index.as_str()).arg(id.as_str())).await?;
-            }
-            // A small hash is told all at once.
-            for entries in entries.chunks(SWEPT_AT_ONCE) {
-                if self.leaving.load(Ordering::Acquire) {
-                    return Err(RedisError::Away("this node stops".to_owned()));
-                }
-                self.sweep_clients(connection, run, entries).await?;
-                swept += entries.len();
-            }
-            if cursor == "0" {
-                return Ok(swept);
-            }
-        }
-    }
-
-    async fn sweep_clients(&self, connection: &Connection, run: &str, entries: &[Entry]) -> Result<(), RedisError> {
-        let keys = &self.shared.keys;
-        let index = keys.index(run);
-        let index = index.as_str();
-        // What they had, for their farewell.
-        let hashes = entries.iter().map(|entry| Command::hgetall(keys.client(entry.id))).collect();
-        let hashes = connection.pipeline(hashes).await?;
-        // A key of a wrong type is somebody else's doing; the others go on.
-        for refused in connection.pipeline(removal(keys, entries)).await?.into_iter().filter_map(Result::err) {
-            if refused.is_server_wide() {
-                return Err(refused);
-            }
-            tracing::error!(error = %refused, "sweeping after a dead node");
-        }
-        // There is room for all of them before the first is taken out: what was taken out is told.
-        let mut room = loop {
-            tokio::select! {
-                room = self.tell.room(entries.len()) => break room,
-                () = sleep(SWEEPER / 3) => drop(self.claim(connection, run, false).await?),
-            }
-        };
-        // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
-        let out =
-            entries.iter().flat_map(|entry| [Command::del(keys.client(entry.id)), Command::hdel(index).arg(entry.id)]);
-        let out = connection.pipeline(out.collect()).await;
-        for (place, (entry, hash)) in entries.iter().zip(hashes).enumerate() {
-            // Of two sweepers, the one that took it out tells; where that is not known, better both.
-            let is_taken = |out: &Vec<Result<Reply, RedisError>>| matches!(out.get(2 * place + 1), Some(Ok(out)) if out.number() > 0);
-            if !out.as_ref().map_or(true, is_taken) {
-                continue;
-            }
-            let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
-            let Entry { id, uid, groups } = entry.clone();
-            self.shared.metrics.closed.get_or_create(&Reason { reason: "node" }).inc();
-            // Nobody listens when this node stops.
-            if let Some(untold) = room.as_mut().and_then(|room| room.split(1)) {
-                self.tell.tell_now(Departed { id, uid, groups, session, close: Close::NODE }, untold);
-            }
-        }
-        out.map(drop)
-    }
-
     // --- the end ---
 
     /// This run was swept: its clients are gone for all others, and are told so.
@@ -699,7 +469,7 @@ impl Members {
         // No renewal is under way now, and none follows.
         let mut has_left = self.has_left.lock().await;
         connection.call(Command::del(keys.node(&identity.node_id))).await?;
-        let leave = Command::script(include_str!("scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
+        let leave = Command::script(include_str!("../scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
         connection.call(leave.arg(identity.node_id.as_str()).arg(identity.run.as_str())).await?;
         *has_left = true;
         self.shared.member.send_replace(false);
