@@ -160,7 +160,7 @@ async fn of_a_dead_node_whose_clients_had_very_many_groups_nothing_is_left_eithe
         connection.reply().await;
     }
     let node = node(&redis.url(), &[]).await;
-    within(SWEPT, "its name goes last", async || !nodes(&redis).await.contains("ghost")).await;
+    within(SWEPT * 3, "its name goes last", async || !nodes(&redis).await.contains("ghost")).await;
     assert_eq!(traces_of(&redis, "ghost", &run).await, BTreeSet::new());
     end(&redis, vec![node], vec![]).await;
 }

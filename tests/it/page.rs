@@ -13,6 +13,7 @@ use serde_json::{Value, json};
 
 use crate::browser::{Browser, Page};
 use crate::harness::Node;
+use crate::redis::Redis;
 
 /// A page whose socket is open and whose client id is known.
 async fn visit(browser: &Browser, node: &Node) -> Page {
@@ -103,6 +104,24 @@ async fn a_visitor_connects_binds_joins_and_sees_what_is_pushed() {
     arrives(&page, "text", r#"{"n":1}"#).await;
 
     assert_eq!(count(&page, "into the night").await, 0);
+    is_quiet(&page);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_visitor_of_one_node_sees_what_is_pushed_through_another_and_through_redis() {
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let settings = [("MOONGATE_REDIS_URL", &*url)];
+    let here = Node::start_with(&settings).await.until_ready().await;
+    let there = Node::start_with(&settings).await.until_ready().await;
+    let browser = Browser::start().await;
+    let page = visit(&browser, &here).await;
+    bind(&page, "alice").await;
+    join(&page, "room 7").await;
+    assert_eq!(there.ask("sendToUid", json!({"uid": "alice", "message": "from the other node"})).await["nodes"], 1);
+    arrives(&page, "text", "from the other node").await;
+    assert_eq!(redis.publish("mg:group:room 7", "from Redis").await, 1);
+    arrives(&page, "text", "from Redis").await;
     is_quiet(&page);
 }
 
