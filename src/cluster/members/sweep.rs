@@ -170,6 +170,14 @@ impl Members {
         Ok(connection.call(claim).await?.text().is_some())
     }
 
+    /// A node that stops leaves the rest to others.
+    fn may_go_on(&self) -> Result<(), RedisError> {
+        if self.leaving.load(Ordering::Acquire) {
+            return Err(RedisError::Away("this node stops".to_owned()));
+        }
+        Ok(())
+    }
+
     /// Takes the clients in a dead run's index out of everything, the index last; returns how many there were.
     async fn sweep_index(&self, connection: &Connection, run: &str) -> Result<usize, RedisError> {
         let keys = &self.shared.keys;
@@ -191,9 +199,7 @@ impl Members {
             }
             // A small hash is told all at once.
             for entries in entries.chunks(SWEPT_AT_ONCE) {
-                if self.leaving.load(Ordering::Acquire) {
-                    return Err(RedisError::Away("this node stops".to_owned()));
-                }
+                self.may_go_on()?;
                 self.sweep_clients(connection, run, entries).await?;
                 swept += entries.len();
             }
@@ -221,7 +227,10 @@ impl Members {
         let mut room = loop {
             tokio::select! {
                 room = self.tell.room(entries.len()) => break room,
-                () = sleep(SWEEPER / 3) => drop(self.claim(connection, run, false).await?),
+                () = sleep(SWEEPER / 3) => {
+                    self.may_go_on()?;
+                    self.claim(connection, run, false).await?;
+                }
             }
         };
         // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
