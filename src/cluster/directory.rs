@@ -9,7 +9,7 @@
 //!
 //! **Reading.** Queries are answered from Redis alone, never by asking nodes: they need no node to be well.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, hash_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -166,7 +166,7 @@ impl Directory {
             }
             if self.compare.swap(false, Ordering::AcqRel) {
                 self.indexed.lock().clients = None;
-                match self.difference(&connection).await {
+                match self.difference(&connection, stuck_lot.as_deref().unwrap_or_default()).await {
                     Ok(lot) => (stuck_lot, again) = (Some(lot), true),
                     Err(error) => {
                         tracing::warn!(%error, "cannot compare with Redis yet");
@@ -191,6 +191,12 @@ impl Directory {
                 stuck = Some((run, lot));
                 continue;
             };
+            // The connection may be to another server by now. In an index that stands there from earlier nothing may be
+            // written over before it was compared: it says what has to be removed.
+            if self.compare.load(Ordering::Acquire) {
+                stuck = Some((run, lot));
+                continue;
+            }
             match self.write(&connection, &lot, again).await {
                 Ok(told) => self.told(told).await,
                 Err(error) => {
@@ -245,8 +251,9 @@ impl Directory {
         lot
     }
 
-    /// All that the hub holds, and what stands in our index and is not held.
-    async fn difference(&self, connection: &Connection) -> Result<Lot, RedisError> {
+    /// All that the hub holds, and what stands in our index and is not held. Of the lot that is `stuck` a part may have
+    /// been written, before Redis lost what it had, or after: what it takes back is taken back again.
+    async fn difference(&self, connection: &Connection, stuck: &[(ClientId, Change)]) -> Result<Lot, RedisError> {
         let reader = Reader { keys: &self.shared.keys, connection: connection.clone() };
         let mut index: HashMap<ClientId, Entry> = HashMap::new();
         reader
@@ -254,23 +261,22 @@ impl Directory {
                 index.extend(Entry::read(&id, &value).map(|entry| (entry.id, entry)));
             })
             .await?;
-        let (mut lot, indexed) = (Lot::new(), index.len());
-        for shard in 0..self.hub.shards() {
-            lot.extend(self.hub.at_shard(shard, crate::hub::Shard::take_everything).await.unwrap_or_default());
-        }
-        for (id, change) in &mut lot {
-            if let Some(entry) = index.remove(id) {
-                change.uid_was = entry.uid;
-                change.left = entry.groups.into_iter().filter(|group| !change.groups.contains(group)).collect();
+        // A stopping hub holds nobody.
+        let held = self.hub.at_all(crate::hub::Shard::take_everything).await.unwrap_or_default();
+        let mut lot: HashMap<ClientId, Change> = held.into_iter().flatten().collect();
+        tracing::warn!(held = lot.len(), indexed = index.len(), "compared with Redis: writing what is held");
+        let indexed = index.into_values().map(|entry| {
+            let uids_were = entry.uid.into_iter().collect();
+            (entry.id, Change { gone: true, uids_were, left: entry.groups, ..Change::default() })
+        });
+        for (id, earlier) in indexed.chain(stuck.iter().cloned()) {
+            match lot.entry(id) {
+                hash_map::Entry::Occupied(mut change) => change.get_mut().repeat(&earlier),
+                hash_map::Entry::Vacant(place) => drop(place.insert(Change { gone: true, ..earlier })),
             }
         }
-        tracing::warn!(held = lot.len(), indexed, departed = index.len(), "compared with Redis: writing what is held");
-        lot.extend(index.into_values().map(|entry| {
-            let gone = Change { gone: true, uid_was: entry.uid, left: entry.groups, ..Change::default() };
-            (entry.id, gone)
-        }));
         self.shared.metrics.directory_compared.inc();
-        Ok(lot)
+        Ok(lot.into_iter().collect())
     }
 
     /// Writes a lot. `again`: it may have been written before, so nobody can tell by now who of a uid was first.
@@ -388,7 +394,7 @@ impl Writes {
         let (mut removed, mut indexed, mut facts, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for (id, change) in lot {
             let id = *id;
-            if let Some(uid) = change.uid_was.as_ref().filter(|uid| change.gone || change.uid.as_ref() != Some(uid)) {
+            for uid in change.uids_were.iter().filter(|uid| change.gone || change.uid.as_ref() != Some(uid)) {
                 left.entry(keys.uid_clients(uid)).or_default().push(id);
             }
             for group in &change.left {
@@ -403,7 +409,7 @@ impl Writes {
                 let command = Command::srem(keys.client_groups(id));
                 removed.push((command.args(change.left.iter().map(Group::as_str)), id, What::Else));
             }
-            let (bound, unbound) = (change.bound, change.uid.is_none() && change.uid_was.is_some());
+            let (bound, unbound) = (change.bound, change.uid.is_none() && !change.uids_were.is_empty());
             if change.arrived.is_some() || bound || unbound || !change.joined.is_empty() || !change.left.is_empty() {
                 indexed.push((id, index_value(change.uid.as_ref(), &change.groups)));
             }

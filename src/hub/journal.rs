@@ -24,8 +24,8 @@ pub struct Change {
     pub arrived: Option<Arrival>,
     /// It has left.
     pub gone: bool,
-    /// The uid that was told before.
-    pub uid_was: Option<Uid>,
+    /// The uid that was told before; several, where it is not known what of it was told.
+    pub uids_were: Vec<Uid>,
     /// Its uid now.
     pub uid: Option<Uid>,
     /// It was bound, be it to the uid it had: it may be that this was not written.
@@ -40,6 +40,14 @@ pub struct Change {
     pub groups: Vec<Group>,
     /// Its session, when that has changed.
     pub session: Option<Session>,
+}
+
+impl Change {
+    /// It is not known what of an earlier change was told: what that took back is taken back again.
+    pub fn repeat(&mut self, earlier: &Self) {
+        self.uids_were.extend(earlier.uids_were.iter().cloned());
+        self.left.extend(earlier.left.iter().filter(|group| !self.groups.contains(group)).cloned());
+    }
 }
 
 /// How a lot of changes was told.
@@ -286,7 +294,8 @@ impl Pending {
     fn change(self, now: Option<Now<'_>>) -> Option<Change> {
         if self.gone {
             let left = self.groups.into_iter().filter_map(|(group, member)| member.was.then_some(group)).collect();
-            return Some(Change { gone: true, uid_was: self.uid.flatten(), left, ..Change::default() });
+            let uids_were = self.uid.flatten().into_iter().collect();
+            return Some(Change { gone: true, uids_were, left, ..Change::default() });
         }
         let now = now?;
         let is_in = |group: &Group| now.groups.contains(group);
@@ -305,7 +314,7 @@ impl Pending {
         Some(Change {
             arrived: self.arrived.then_some(now.arrival),
             gone: false,
-            uid_was: self.uid.unwrap_or_else(|| now.uid.cloned()),
+            uids_were: self.uid.unwrap_or_else(|| now.uid.cloned()).into_iter().collect(),
             uid: now.uid.cloned(),
             bound: self.bound,
             single: self.single,

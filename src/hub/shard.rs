@@ -367,13 +367,18 @@ impl Shard {
         changes
     }
 
-    /// Takes all there is, as if nothing had been told ever.
+    /// Takes all there is, as if nothing had been told ever; and what was to be taken back.
     pub fn take_everything(&mut self) -> Vec<(ClientId, Change)> {
-        if let Some(journal) = &mut self.journal {
-            journal.begin();
-        }
+        let mut changes: HashMap<ClientId, Change> = self.take_changes().unwrap_or_default().into_iter().collect();
         let ids: Vec<ClientId> = self.all().map(|client| client.id).collect();
-        ids.into_iter().filter_map(|id| Some((id, self.now(id)?.everything()))).collect()
+        for id in ids {
+            let Some(mut everything) = self.now(id).map(|now| now.everything()) else { continue };
+            if let Some(change) = changes.get(&id) {
+                everything.repeat(change);
+            }
+            changes.insert(id, everything);
+        }
+        changes.into_iter().collect()
     }
 
     /// What was taken is told; returns what those had who have left with it.
