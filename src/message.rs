@@ -97,6 +97,8 @@ impl Close {
     pub const IDLE: Self = Self::new(4002, "idle");
     /// This node stops.
     pub const DRAIN: Self = Self::new(1012, "node stops, please reconnect");
+    /// This node was cut off and taken for dead, and goes on as a new one.
+    pub const FENCED: Self = Self::new(1012, "node was cut off, please reconnect");
     /// More unsent bytes than `SEND_BUFFER`.
     pub const SLOW: Self = Self::new(1013, "slow consumer");
     /// RFC 6455 violated.

@@ -296,6 +296,7 @@ impl Bus {
         let mut last = None;
         while !stop.is_cancelled() {
             let heard = tokio::select! {
+                biased;
                 () = stop.cancelled() => break,
                 heard = Box::pin(self.listen_once(&address, &hub, &mut gap, &mut last)) => heard,
             };

@@ -293,7 +293,7 @@ impl Cluster {
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
     ) -> Result<(Self, Yield, ClusterTasks), Refused> {
-        let address = Address::read(&config.redis_url).map_err(|error| refused_url(&error))?;
+        let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
         let run = uuid::Uuid::new_v4().to_string();
         // Where it is not set, it is known when Redis is found.
         let lan = LanAddress { ip: config.lan_ip.unwrap_or(Ipv4Addr::UNSPECIFIED), port: config.lan_port };
@@ -468,13 +468,17 @@ impl Cluster {
 
 /// Connects once, and checks what answers.
 pub async fn check(config: &ClusterConfig) -> Result<(), Refused> {
-    let address = Address::read(&config.redis_url).map_err(|error| refused_url(&error))?;
+    let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
     let metrics = Arc::new(Metrics::new());
-    Connection::open(&address, &metrics, redis::NO_RING).await.map(drop).map_err(|error| refused_url(&error))
+    Connection::open(&address, &metrics, redis::NO_RING)
+        .await
+        .map(drop)
+        .map_err(|error| refused_url(Some(&address), &error))
 }
 
-fn refused_url(error: &ConnectError) -> Refused {
-    Refused { variable: "MOONGATE_REDIS_URL", why: error.to_string() }
+fn refused_url(address: Option<&Address>, error: &ConnectError) -> Refused {
+    let host = address.and_then(Address::host).map_or_else(String::new, |(host, port)| format!("{host}:{port}: "));
+    Refused { variable: "MOONGATE_REDIS_URL", why: format!("{host}{error}") }
 }
 
 /// This machine's address on the way to Redis; loopback when Redis is here. Without IPv4 on that way, an address that no

@@ -482,7 +482,10 @@ fn custom(name: &'static str) -> CustomCommand {
 /// The library writes errors of the operating system as Rust does; their message is for people.
 fn words(error: &Error) -> String {
     let details = error.details();
-    let message = details.split_once("message: \"").and_then(|(_, rest)| rest.split_once('"'));
+    if details.starts_with("Decode Error") {
+        return "what answers there is no Redis".to_owned();
+    }
+    let message = ["message: \"", "error: \""].iter().find_map(|before| details.split_once(before)?.1.split_once('"'));
     message.map_or(details, |(message, _)| message).to_owned()
 }
 
@@ -502,9 +505,8 @@ fn connect_error(error: &Error) -> ConnectError {
         ErrorKind::Auth | ErrorKind::Config | ErrorKind::Url | ErrorKind::InvalidArgument => {
             ConnectError::Unfit(details)
         }
-        _ if ["WRONGPASS", "NOAUTH", "NOPERM"].iter().any(|word| details.starts_with(word)) => {
-            ConnectError::Unfit(details)
-        }
+        _ if details.starts_with("NOAUTH") => ConnectError::Unfit("Redis asks for a password".to_owned()),
+        _ if ["WRONGPASS", "NOPERM"].iter().any(|word| details.starts_with(word)) => ConnectError::Unfit(details),
         // A password where none is asked for, a command that an old server does not know.
         _ if details.starts_with("ERR") => ConnectError::Unfit(details),
         _ => ConnectError::Away(details),

@@ -141,7 +141,9 @@ impl Members {
             };
             let (connection, alive) = match connected {
                 Ok(connected) => connected,
-                Err(error @ ConnectError::Unfit(_)) if !has_entered => return Some(super::refused_url(&error)),
+                Err(error @ ConnectError::Unfit(_)) if !has_entered => {
+                    return Some(super::refused_url(Some(&self.address), &error));
+                }
                 Err(error) => {
                     if backoff.attempts().is_multiple_of(20) {
                         tracing::warn!(%error, "no connection to Redis; trying again");
@@ -191,6 +193,7 @@ impl Members {
     async fn find_place(self: &Arc<Self>, connection: &Connection) -> Result<Result<Entered, Refused>, RedisError> {
         let is_member = *self.shared.member.borrow();
         let mut since = Instant::now();
+        let mut waits = false;
         loop {
             match self.enter(connection).await? {
                 entered @ (Entered::Renewed | Entered::Anew | Entered::Swept) => return Ok(Ok(entered)),
@@ -206,6 +209,14 @@ impl Members {
                 // A dead one is waited for until it is swept: by this node, if need be. So it is where a snapshot has
                 // brought back an earlier life of ours.
                 _ => {}
+            }
+            if !std::mem::replace(&mut waits, true) {
+                let Identity { node_id, lan, .. } = &*self.shared.identity();
+                tracing::warn!(
+                    node = node_id,
+                    lan = %format_args!("{}:{}", lan.ip, lan.port),
+                    "another node has this name or LAN address: waiting until it is dead and swept"
+                );
             }
             self.judge(connection).await?;
             self.pause(BEAT / 2).await;
@@ -281,8 +292,9 @@ impl Members {
         let number = |place: usize| reply.get(place).map_or(0, Reply::number);
         self.shared.clock.set(asked, number(1));
         let entered = match number(0) {
-            1 => Entered::Renewed,
-            2 => Entered::Anew,
+            2 if last > 0 => Entered::Anew,
+            // Or entered for the first time.
+            1 | 2 => Entered::Renewed,
             4 => Entered::LanTaken(reply.get(3).cloned().and_then(Reply::text).unwrap_or_default()),
             5 => Entered::Swept,
             6 => Entered::BeingSwept,
@@ -410,7 +422,7 @@ impl Members {
         self.shared.link.set(None);
         self.directory.may_write(None);
         loop {
-            let close = |shard: &mut crate::hub::Shard| shard.close_some(usize::MAX, &Close::DRAIN);
+            let close = |shard: &mut crate::hub::Shard| shard.close_some(usize::MAX, &Close::FENCED);
             // Nobody is told any more: others have told it.
             if self.hub.at_all(close).await.is_err()
                 || self.hub.at_all(crate::hub::Shard::forget_changes).await.is_err()
@@ -472,7 +484,6 @@ impl Members {
         let leave = Command::script(include_str!("../scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
         connection.call(leave.arg(identity.node_id.as_str()).arg(identity.run.as_str())).await?;
         *has_left = true;
-        self.shared.member.send_replace(false);
         Ok(true)
     }
 }
