@@ -14,7 +14,7 @@ use moongate::client::{Arrival, Client, SendLimit};
 use moongate::config::SlowConsumer;
 use moongate::hub::{Hub, ShardTasks, Target};
 use moongate::id::{ClientId, ConnectionIds, Group, LanAddress};
-use moongate::message::Message;
+use moongate::message::{Message, Protocol};
 use moongate::metrics::Metrics;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::{Builder, Runtime};
@@ -87,7 +87,7 @@ impl Crowd {
                 let lan = LanAddress { ip: Ipv4Addr::LOCALHOST, port: 2900 };
                 let id = ClientId { lan, connection: ids.next() };
                 let arrival = Arrival { ip: Ipv4Addr::LOCALHOST.into(), connected_at: 0 };
-                let client = Client::new(id, arrival, socket, None, Arc::clone(&limit));
+                let client = Client::new(id, arrival, Protocol::WebSocket, socket, None, Arc::clone(&limit));
                 client.open(None);
                 hub.insert(client).await.unwrap();
                 let joined = Arc::clone(&group);

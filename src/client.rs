@@ -31,7 +31,7 @@ use tokio::net::TcpStream;
 
 use crate::config::SlowConsumer;
 use crate::id::{ClientId, Group, Uid};
-use crate::message::{Close, Message};
+use crate::message::{Close, Message, Protocol};
 use crate::session::Session;
 
 /// What is gathered for one write at the most. The kernel's own default send buffer is of this order.
@@ -110,6 +110,7 @@ pub struct LetGo {
 pub struct Client {
     outbox: Mutex<Outbox>,
     socket: TcpStream,
+    protocol: Protocol,
     id: ClientId,
     arrival: Arrival,
     /// A sign of life since the last heartbeat tick.
@@ -153,6 +154,7 @@ impl Client {
     pub fn new(
         id: ClientId,
         arrival: Arrival,
+        protocol: Protocol,
         socket: TcpStream,
         tls: Option<Box<ServerConnection>>,
         limit: Arc<SendLimit>,
@@ -169,7 +171,8 @@ impl Client {
             owner: None,
             tls,
         };
-        Arc::new(Self { id, arrival, socket, outbox: Mutex::new(outbox), heard: AtomicBool::new(false), limit })
+        let (outbox, heard) = (Mutex::new(outbox), AtomicBool::new(false));
+        Arc::new(Self { outbox, socket, protocol, id, arrival, heard, limit })
     }
 
     /// Its name in the cluster.
@@ -180,6 +183,11 @@ impl Client {
     /// Where it came from, and when.
     pub fn arrival(&self) -> Arrival {
         self.arrival
+    }
+
+    /// What it speaks.
+    pub(crate) fn protocol(&self) -> Protocol {
+        self.protocol
     }
 
     /// Has the processor fetch what a delivery will need, so that it need not wait for one client after the other.
@@ -193,7 +201,8 @@ impl Client {
         if outbox.stage != Stage::Open || outbox.overflowed {
             return Pushed::Closed;
         }
-        let frame = message.frame();
+        let Some(frame) = message.encoded(self.protocol) else { return Pushed::Taken };
+        let frame = &*frame;
         if outbox.waiting.is_empty() && !outbox.blocked && outbox.tls.is_none() {
             match write_now(&self.socket, frame) {
                 Ok(written) if written == frame.len() => return Pushed::Taken,
@@ -219,7 +228,8 @@ impl Client {
         if outbox.stage != Stage::Open || outbox.overflowed {
             return Pushed::Closed;
         }
-        match self.admit(outbox, message.frame()) {
+        let Some(frame) = message.encoded(self.protocol) else { return Pushed::Taken };
+        match self.admit(outbox, &frame) {
             Pushed::Taken if !outbox.blocked && !outbox.dirty => {
                 outbox.dirty = true;
                 Pushed::TakenFirst
@@ -243,9 +253,9 @@ impl Client {
         if outbox.stage == Stage::Gone {
             return;
         }
-        if let Some(first) = first {
-            outbox.bytes += first.frame().len() + OVERHEAD;
-            outbox.waiting.push_front(first.frame().clone());
+        if let Some(first) = first.and_then(|first| first.encoded(self.protocol)) {
+            outbox.bytes += first.len() + OVERHEAD;
+            outbox.waiting.push_front(first.into_owned());
         }
         outbox.blocked = false;
         self.drain(outbox);
@@ -256,14 +266,14 @@ impl Client {
         self.outbox.lock().stage == Stage::Open
     }
 
-    /// Ends the connection in order: what is queued, `last`, then a close frame. False when it is ending already.
+    /// Ends the connection in order: what is queued, `last`, then, on a WebSocket, a close frame. False when it is ending already.
     pub fn close(&self, last: Option<&Message>, close: Close) -> bool {
         let outbox = &mut *self.outbox.lock();
         if outbox.stage != Stage::Open {
             return false;
         }
-        if let Some(last) = last {
-            outbox.push(last.frame().clone());
+        if let Some(last) = last.and_then(|last| last.encoded(self.protocol)) {
+            outbox.push(last.into_owned());
         }
         self.start_closing(outbox, close);
         true
@@ -325,7 +335,9 @@ impl Client {
     }
 
     fn start_closing(&self, outbox: &mut Outbox, close: Close) {
-        outbox.push(close.to_message().frame().clone());
+        if self.protocol == Protocol::WebSocket {
+            outbox.push(close.to_message().frame().clone());
+        }
         outbox.close = Some(close);
         outbox.stage = Stage::Closing;
         if !outbox.blocked {

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
 use crate::id::LanAddress;
+use crate::message::Protocol;
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "MOONGATE_";
@@ -61,6 +62,9 @@ settings! {
     redis_url "REDIS_URL" url,
     prefix "PREFIX",
     listen "LISTEN",
+    text_listen "TEXT_LISTEN",
+    frame_listen "FRAME_LISTEN",
+    tcp_listen "TCP_LISTEN",
     tls_cert "TLS_CERT",
     tls_key "TLS_KEY",
     api_listen "API_LISTEN",
@@ -93,6 +97,8 @@ settings! {
 pub struct Config {
     /// Where clients connect.
     pub listen: SocketAddr,
+    /// Where clients connect without WebSocket.
+    pub streams: Vec<StreamListener>,
     /// wss on `listen`, when set.
     pub tls: Option<TlsFiles>,
     /// The HTTP API.
@@ -109,6 +115,17 @@ pub struct Config {
     pub log: LogConfig,
     /// `TZ`: what `{time}` in templates is written in.
     pub time_zone: TimeZone,
+}
+
+/// A listener for clients without WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StreamListener {
+    /// What they speak.
+    pub protocol: Protocol,
+    /// The setting, with its prefix.
+    pub variable: &'static str,
+    /// Its value.
+    pub listen: SocketAddr,
 }
 
 /// Settings of a node among others.
@@ -164,6 +181,8 @@ pub struct ClientConfig {
     pub ping_interval: Duration,
     /// Unanswered heartbeats after which a client is cut; 0 never.
     pub ping_not_response_limit: u32,
+    /// It was set: it counts for clients that nothing is sent to, too.
+    pub ping_not_response_limit_is_set: bool,
     /// What a heartbeat sends; empty: a WebSocket ping.
     pub ping_data: String,
     /// For TLS and the request head.
@@ -301,6 +320,20 @@ impl Reader<'_> {
             let range = Duration::from_secs(2)..=Duration::from_hours(1);
             parse_duration(text).filter(|ttl| range.contains(ttl))
         });
+        let streams = [
+            (Protocol::Text, "TEXT_LISTEN", "MOONGATE_TEXT_LISTEN", raw.text_listen),
+            (Protocol::Frame, "FRAME_LISTEN", "MOONGATE_FRAME_LISTEN", raw.frame_listen),
+            (Protocol::Tcp, "TCP_LISTEN", "MOONGATE_TCP_LISTEN", raw.tcp_listen),
+        ]
+        .into_iter()
+        .filter_map(|(protocol, name, variable, value)| {
+            let optional = |text: &str| if text.is_empty() { Some(None) } else { parse(text).map(Some) };
+            let listen = self.take(name, value, address, "", optional)?;
+            Some(StreamListener { protocol, variable, listen })
+        })
+        .collect();
+        let ping_not_response_limit_is_set =
+            raw.ping_not_response_limit.as_ref().is_some_and(|limit| !limit.is_empty());
         let lan_port_is_set = raw.lan_port.as_ref().is_some_and(|port| !port.is_empty());
         let ip = self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip);
         let port = self.take("LAN_PORT", raw.lan_port, "takes a port from 1 to 65535", "2900", |text| {
@@ -308,6 +341,7 @@ impl Reader<'_> {
         });
         Config {
             listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
+            streams,
             tls,
             api: ApiConfig {
                 listen: api_listen,
@@ -339,6 +373,7 @@ impl Reader<'_> {
                     "1",
                     |text| parse(text).filter(|limit| *limit <= 1000),
                 ),
+                ping_not_response_limit_is_set,
                 ping_data: raw.ping_data.unwrap_or_default(),
                 handshake_timeout: self.take(
                     "HANDSHAKE_TIMEOUT",

@@ -12,15 +12,17 @@ pub struct Tick {
     pub limit: u32,
     /// What is sent to a silent client, if anything.
     pub ping: Option<Message>,
+    /// Clients without WebSocket take part: they can answer what is sent, or were asked to speak by themselves.
+    pub for_streams: bool,
     /// Time between two ticks of one client.
     pub period: Duration,
 }
 
 impl Tick {
     /// The ticks of an interval: two an interval when somebody can be cut.
-    pub fn new(interval: Duration, limit: u32, ping: Option<Message>) -> Option<Self> {
+    pub fn new(interval: Duration, limit: u32, ping: Option<Message>, for_streams: bool) -> Option<Self> {
         let period = if limit > 0 { interval / 2 } else { interval };
-        (!period.is_zero()).then_some(Self { limit, ping, period })
+        (!period.is_zero()).then_some(Self { limit, ping, for_streams, period })
     }
 }
 
@@ -70,7 +72,7 @@ mod tests {
 
     /// What `GatewayWorker` did at each tick: `.` nothing, `s` send, `x` cut; `heard` before tick n when the mask's bit n is set.
     fn run(limit: u32, ping: bool, heard: impl Fn(usize) -> bool) -> String {
-        let tick = Tick::new(Duration::from_secs(10), limit, ping.then(Message::ping)).unwrap();
+        let tick = Tick::new(Duration::from_secs(10), limit, ping.then(Message::ping), false).unwrap();
         let mut client = Heartbeat::default();
         let mut seen = String::new();
         for number in 0..12 {
@@ -104,6 +106,6 @@ mod tests {
 
     #[test]
     fn an_interval_of_zero_is_off() {
-        assert!(Tick::new(Duration::ZERO, 1, None).is_none());
+        assert!(Tick::new(Duration::ZERO, 1, None, false).is_none());
     }
 }

@@ -11,7 +11,7 @@
 //! | `main` | command line, settings, log, signals | |
 //! | [`config`] | every setting, its default, its check; the only reader of the environment | binds a port |
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
-//! | [`edge`] | the clients' door: accept loop, handshake, TLS, WebSocket connections | carries out a command |
+//! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
 //! | [`gateway`] | the one place where a command is carried out | knows a socket or a door |
 //! | [`cluster`] | this node among the others, through Redis: bus, directory, members | touches a client |
@@ -22,8 +22,8 @@
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
 //! Arrows go one way: `main → server → doors (edge, http) → gateway → cluster → hub → client → message, id`. Doors do not
-//! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static` but one
-//! scratch buffer per thread: two nodes live in one process, and do in the tests.
+//! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static` but
+//! scratch buffers of threads: two nodes live in one process, and do in the tests.
 //!
 //! **The hub is the truth about its clients; Redis is an index of that truth**, written by the node that holds the client,
 //! and by whoever sweeps after its death. A node without `REDIS_URL` is the same house without [`cluster`]: an absence,
@@ -67,7 +67,7 @@
 //!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), connections to the
 //!   API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.
-//! - Nothing per client is allocated or encoded on the way of a message.
+//! - Nothing per client is allocated or encoded on the way of a message to a WebSocket.
 //! - Outside input cannot panic: `unwrap`, `expect`, `panic` and indexing are denied outside tests.
 
 mod accept;

@@ -13,6 +13,19 @@ const PING: u8 = 0x9;
 /// The FIN bit: the server never fragments.
 const FIN: u8 = 0x80;
 
+/// What clients of a listener speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// RFC 6455.
+    WebSocket,
+    /// `GatewayWorker`'s `text`: lines, each ended by a newline.
+    Text,
+    /// `GatewayWorker`'s `frame`: four bytes of length, big-endian, these four included; then the message.
+    Frame,
+    /// `GatewayWorker`'s `tcp`: what one read brings is a message.
+    Tcp,
+}
+
 /// A message ready to be written to any number of sockets: one whole, unmasked WebSocket frame. Cheap to clone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
@@ -54,6 +67,25 @@ impl Message {
     /// The bytes as they go to a WebSocket.
     pub fn frame(&self) -> &Bytes {
         &self.frame
+    }
+
+    /// The bytes as they go to a client: on a WebSocket as they are, else made anew for each. None where its protocol has
+    /// no such thing, as a WebSocket ping.
+    pub fn encoded(&self, protocol: Protocol) -> Option<Cow<'_, Bytes>> {
+        if protocol == Protocol::WebSocket {
+            return Some(Cow::Borrowed(&self.frame));
+        }
+        if self.frame.first() == Some(&(FIN | PING)) {
+            return None;
+        }
+        let payload = self.payload();
+        let around = |before: &[u8], after: &[u8]| Bytes::from([before, &payload, after].concat());
+        Some(Cow::Owned(match protocol {
+            Protocol::Text => around(b"", b"\n"),
+            // No payload comes near four gigabytes.
+            Protocol::Frame => around(&(payload.len() as u32 + 4).to_be_bytes(), b""),
+            Protocol::WebSocket | Protocol::Tcp => payload,
+        }))
     }
 
     fn encode(opcode: u8, payload: &[u8]) -> Self {

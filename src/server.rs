@@ -13,14 +13,14 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{Cluster, Refused};
-use crate::config::Config;
+use crate::config::{Config, StreamListener};
 use crate::edge::tls::{Certificates, TlsError};
 use crate::edge::{ConnectionSettings, Edge};
 use crate::gateway::Gateway;
 use crate::heartbeat::Tick;
 use crate::http::{self, Api};
 use crate::hub::{Hub, Others};
-use crate::message::{Close, Message};
+use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
 
 /// The first part of a drain, in which balancers notice, is at most this long.
@@ -74,6 +74,8 @@ pub struct Server {
     api: TcpListener,
     clients_address: SocketAddr,
     api_address: SocketAddr,
+    /// Where clients connect without WebSocket.
+    streams: Vec<(Protocol, TcpListener, SocketAddr)>,
     certificates: Option<Certificates>,
 }
 
@@ -83,12 +85,22 @@ impl Server {
         let certificates = config.tls.as_ref().map(Certificates::load).transpose()?;
         let (clients, clients_address) = listen("MOONGATE_LISTEN", config.listen)?;
         let (api, api_address) = listen("MOONGATE_API_LISTEN", config.api.listen)?;
-        Ok(Self { config, clients, api, clients_address, api_address, certificates })
+        let mut streams = Vec::new();
+        for StreamListener { protocol, variable, listen: address } in &config.streams {
+            let (listener, bound) = listen(variable, *address)?;
+            streams.push((*protocol, listener, bound));
+        }
+        Ok(Self { config, clients, api, clients_address, api_address, streams, certificates })
     }
 
     /// Where clients connect.
     pub fn clients_address(&self) -> SocketAddr {
         self.clients_address
+    }
+
+    /// Where clients connect without WebSocket, and what they speak.
+    pub fn stream_addresses(&self) -> Vec<(Protocol, SocketAddr)> {
+        self.streams.iter().map(|(protocol, _, address)| (*protocol, *address)).collect()
     }
 
     /// Where the API is.
@@ -98,13 +110,15 @@ impl Server {
 
     /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, Ended> {
-        let Self { config, clients, api, clients_address, certificates, .. } = self;
+        let Self { config, clients, api, clients_address, streams, certificates, .. } = self;
         let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
             "" => Message::ping(),
             data => Message::text(data),
         };
-        let tick = Tick::new(config.clients.ping_interval, config.clients.ping_not_response_limit, Some(ping));
+        let for_streams = !config.clients.ping_data.is_empty() || config.clients.ping_not_response_limit_is_set;
+        let limit = config.clients.ping_not_response_limit;
+        let tick = Tick::new(config.clients.ping_interval, limit, Some(ping), for_streams);
         let shards = std::thread::available_parallelism().map_or(1, NonZero::get);
         let others = config.cluster.is_some().then(Others::default);
         let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others);
@@ -144,7 +158,13 @@ impl Server {
             refusing: refusing.clone(),
             closed: closed.clone(),
         };
-        services.spawn(Arc::new(edge).run(clients));
+        let edge = Arc::new(edge);
+        services.spawn(Arc::clone(&edge).run(Protocol::WebSocket, clients));
+        for (protocol, listener, _) in streams {
+            services.spawn(Arc::clone(&edge).run(protocol, listener));
+        }
+        // The loops have it, and end with it.
+        drop(edge);
         let router = Api {
             gateway: Arc::clone(&gateway),
             config: config.api.clone(),

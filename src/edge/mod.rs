@@ -1,9 +1,11 @@
-//! What clients speak: the accept loop of `LISTEN`, the handshake, and the connection itself.
+//! What clients speak: the accept loops, the handshake, and the connection itself.
 //!
 //! Slow peers hold up nobody: the loop only accepts; TLS and request head are read in the connection's own task, under
 //! one deadline. After the handshake the long-lived task is spawned anew, so that it is no larger than it needs to be.
 
+mod connection;
 mod handshake;
+mod stream;
 pub mod tls;
 mod websocket;
 
@@ -16,6 +18,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::accept::AcceptFailures;
 use crate::gateway::Gateway;
+use crate::message::Protocol;
 use crate::metrics::Reason;
 use tls::Certificates;
 
@@ -50,7 +53,7 @@ pub struct ConnectionSettings {
 
 impl Edge {
     /// Accepts until `closed`.
-    pub async fn run(self: Arc<Self>, listener: TcpListener) {
+    pub async fn run(self: Arc<Self>, protocol: Protocol, listener: TcpListener) {
         let mut failures = AcceptFailures::default();
         loop {
             let accepted = tokio::select! {
@@ -58,6 +61,7 @@ impl Edge {
                 accepted = listener.accept() => accepted,
             };
             match accepted {
+                Ok((socket, _)) if protocol != Protocol::WebSocket => self.let_in(protocol, socket),
                 Ok((socket, _)) => {
                     let edge = Arc::clone(&self);
                     self.handshakes.spawn(async move {
@@ -99,6 +103,17 @@ impl Edge {
         };
         if let Some((socket, session, ahead)) = shaken {
             websocket::spawn(self, socket, session, &ahead);
+        }
+    }
+
+    /// Without a handshake there is nothing to say to whoever is not let in.
+    fn let_in(self: &Arc<Self>, protocol: Protocol, socket: TcpStream) {
+        if self.refusing.is_cancelled() {
+            self.refuse("draining");
+        } else if !self.gateway.has_place() {
+            self.refuse("not_ready");
+        } else if socket.set_nodelay(true).is_ok() {
+            stream::spawn(self, protocol, socket);
         }
     }
 

@@ -1,18 +1,14 @@
 //! One WebSocket connection: the task that owns its socket.
 //!
 //! tungstenite parses what the client says; what goes out passes it by (see `client`). One poll looks at both sides.
-//! Whatever ends the connection, the same tail runs: the client leaves the hub, then its close is told.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr};
-use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::{FutureExt as _, Stream as _};
+use futures_util::Stream as _;
 use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -21,42 +17,25 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
+use super::connection::{self, CLOSE_TIME, End, READ_BATCH};
 use super::{ConnectionSettings, Edge};
-use crate::client::{Arrival, Client, LetGo};
+use crate::client::Client;
 use crate::gateway::Gateway;
-use crate::hub::Stopped;
-use crate::message::Close;
+use crate::message::{Close, Protocol};
 
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
 /// with the default of 128 KiB an idle connection would need seventy times its memory.
 const READ_BUFFER: usize = 512;
 
-/// So long we try to get out what is queued and the close frame, and wait for the client's own.
-const CLOSE_TIME: Duration = Duration::from_secs(5);
-
-/// After the last byte the socket is read to its end for so long; closed with input unread, it would be reset, and the
-/// reset would eat the close code.
-const LINGER: Duration = Duration::from_secs(1);
-
-/// What a client may say at once before others are looked at.
-const READ_BATCH: usize = 64;
-
 /// Takes a socket over after its handshake; `ahead` came behind the request.
 pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: &Bytes) {
-    let (gateway, settings) = (Arc::clone(&edge.gateway), edge.connection);
-    // Lost just now; the socket is closed.
-    let Some(id) = gateway.next_client_id() else { return };
-    let ip = socket.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
-    let connected_at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
-    let client = Client::new(id, Arrival { ip, connected_at }, socket, session, gateway.send_limit());
-    edge.connections.spawn(own(gateway, client, settings, ahead.to_vec()));
+    let Some(client) = connection::client(&edge.gateway, Protocol::WebSocket, socket, session) else { return };
+    edge.connections.spawn(own(Arc::clone(&edge.gateway), client, edge.connection, ahead.to_vec()));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
 async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSettings, ahead: Vec<u8>) {
-    // Boxed, as is all that is awaited only at the ends of a connection's life: the task keeps room for its largest await.
-    if Box::pin(gateway.connected(Arc::clone(&client))).await.is_err() {
-        client.release();
+    if !connection::begin(&gateway, &client).await {
         return;
     }
     let config = WebSocketConfig::default()
@@ -68,42 +47,10 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
     let mut socket = Box::pin(stream).await;
 
     let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket));
-    let end = AssertUnwindSafe(talk).catch_unwind().await.unwrap_or_else(|_| {
-        tracing::error!(client_id = %client.id(), "a connection's task panicked");
-        client.destroy();
-        End::Lost
-    });
-    let (goodbye, violation) = (matches!(end, End::Peer(_)), matches!(end, End::Violation(_)));
-    let close = match end {
-        End::Peer(close) | End::Violation(close) => close,
-        End::Ours | End::Lost => client.our_close().unwrap_or(Close::LOST),
-    };
-    Box::pin(async {
-        // First it leaves: whoever sees a close frame of ours finds that the client has left.
-        let let_go = leave(&gateway, &client, close.clone()).await;
-        if violation {
-            client.close(None, close);
-        }
-        let told = async {
-            // A stopping node's hub answers no more; then nobody listens either.
-            if let Ok(LetGo { close, departed }) = let_go.map(|let_go| *let_go) {
-                gateway.ended(&close);
-                if let Some(departed) = departed {
-                    gateway.departed(&departed).await;
-                }
-            }
-        };
-        // That is told without waiting for a slow peer.
-        tokio::join!(told, finish(&client, &mut socket, goodbye));
-    })
-    .await;
-    client.release();
-}
-
-/// Has the client leave the hub, if it is not the hub that let it go; returns what it had.
-async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<Box<LetGo>, Stopped> {
-    gateway.hub().ended(client.id(), close).await?;
-    Ok(std::future::poll_fn(|cx| client.poll_let_go(cx)).await)
+    let end = connection::talk(&client, talk).await;
+    let goodbye = matches!(end, End::Peer(_));
+    // Boxed, as is all that is awaited only at the ends of a connection's life: the task keeps room for its largest await.
+    Box::pin(connection::end(&gateway, &client, end, finish(&client, &mut socket, goodbye))).await;
 }
 
 /// Gets the close frame out, waits for the peer's, and ends the socket without a reset. `goodbye`: the peer's close
@@ -142,24 +89,7 @@ async fn finish(client: &Client, socket: &mut WebSocketStream<Io>, mut goodbye: 
         // Behind its close frame a peer says nothing (RFC 6455, 5.5.1): nothing unread is left to cause a reset.
         return;
     }
-    let linger = timeout(LINGER, async {
-        let mut rest = [0; 256];
-        while let Ok(1..) = std::future::poll_fn(|cx| client.poll_read(cx, &mut rest)).await {}
-    });
-    // A peer that goes on talking is cut all the same.
-    drop(linger.await);
-}
-
-/// How a conversation ended.
-enum End {
-    /// The peer's close frame. The answer goes out when the socket is next polled: after the client has left.
-    Peer(Close),
-    /// We are closing it.
-    Ours,
-    /// The peer broke the protocol, or does not read: it is told so.
-    Violation(Close),
-    /// No close frame came, and none can go.
-    Lost,
+    connection::linger(client).await;
 }
 
 fn poll_talk(

@@ -25,7 +25,7 @@ use super::topics::{Topic, Topics};
 use crate::client::{Client, Departed, LetGo, Pushed};
 use crate::heartbeat::{Beat, Heartbeat, Tick};
 use crate::id::{ClientId, Group, Uid};
-use crate::message::{Close, Message};
+use crate::message::{Close, Message, Protocol};
 use crate::session::Session;
 
 /// How many sockets are written before the inbox is looked at again: about 4 ms.
@@ -747,6 +747,9 @@ impl Shard {
             let (Some(Some(client)), Some(Some(facts))) = (self.clients.get(place), self.facts.get_mut(place)) else {
                 continue;
             };
+            if client.protocol() != Protocol::WebSocket && !tick.for_streams {
+                continue;
+            }
             match facts.heartbeat.tick(tick, client.take_heard()) {
                 Beat::Nothing => {}
                 Beat::Send => {

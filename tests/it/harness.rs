@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::{SinkExt as _, StreamExt as _};
 use moongate::config::Config;
+use moongate::message::Protocol;
 use moongate::server::Server;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
@@ -67,6 +68,8 @@ pub async fn nothing_is_left<F: Future<Output = BTreeSet<String>>>(what: &str, m
 pub struct Node {
     pub clients: SocketAddr,
     pub api: SocketAddr,
+    /// Where clients connect without WebSocket.
+    pub streams: Vec<(Protocol, SocketAddr)>,
     token: Option<String>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<usize, moongate::server::Ended>>>,
@@ -86,17 +89,17 @@ impl Node {
         let config =
             Config::read(variables.map(|(name, value)| (OsString::from(name), OsString::from(value)))).unwrap();
         let server = Server::bind(config).unwrap();
-        let (clients, api) = (server.clients_address(), server.api_address());
+        let (clients, api, streams) = (server.clients_address(), server.api_address(), server.stream_addresses());
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(stop.clone()));
         let token =
             settings.iter().find(|(name, _)| *name == "MOONGATE_API_TOKEN").map(|(_, token)| (*token).to_owned());
-        Self { clients, api, token, stop, running: Some(running) }
+        Self { clients, api, streams, token, stop, running: Some(running) }
     }
 
     /// A node that runs elsewhere, such as in a process of its own, as its clients and applications know it.
     pub fn elsewhere(clients: SocketAddr, api: SocketAddr) -> Self {
-        Self { clients, api, token: None, stop: CancellationToken::new(), running: None }
+        Self { clients, api, streams: Vec::new(), token: None, stop: CancellationToken::new(), running: None }
     }
 
     pub fn api_url(&self, path: &str) -> String {

@@ -27,6 +27,7 @@ mod page;
 mod process;
 mod proxy;
 mod redis;
+mod streams;
 mod tls;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]

@@ -1,0 +1,111 @@
+//! What all connections have in common, whatever their clients speak: how they begin, and the tail that runs whatever ends
+//! them: the client leaves the hub, then its close is told.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use rustls::ServerConnection;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use crate::client::{Arrival, Client, LetGo};
+use crate::gateway::Gateway;
+use crate::hub::Stopped;
+use crate::message::{Close, Protocol};
+
+/// So long we try to get out what is queued and the close frame, and wait for the client's own.
+pub(super) const CLOSE_TIME: Duration = Duration::from_secs(5);
+
+/// After the last byte the socket is read to its end for so long; closed with input unread, it would be reset, and the
+/// reset would eat the close code.
+const LINGER: Duration = Duration::from_secs(1);
+
+/// What a client may say at once before others are looked at.
+pub(super) const READ_BATCH: usize = 64;
+
+/// How a conversation ended.
+pub(super) enum End {
+    /// The peer's close frame. The answer goes out when the socket is next polled: after the client has left.
+    Peer(Close),
+    /// We are closing it.
+    Ours,
+    /// The peer broke the protocol, or does not read: it is told so, where that can be said.
+    Violation(Close),
+    /// No close frame came, and none can go.
+    Lost,
+}
+
+/// A client over a socket; none, and the socket is closed, when this node has just lost its place among the others.
+pub(super) fn client(
+    gateway: &Gateway,
+    protocol: Protocol,
+    socket: TcpStream,
+    session: Option<Box<ServerConnection>>,
+) -> Option<Arc<Client>> {
+    let id = gateway.next_client_id()?;
+    let ip = socket.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
+    let connected_at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+    Some(Client::new(id, Arrival { ip, connected_at }, protocol, socket, session, gateway.send_limit()))
+}
+
+/// The client is there; false when this node stops.
+pub(super) async fn begin(gateway: &Gateway, client: &Arc<Client>) -> bool {
+    let begun = Box::pin(gateway.connected(Arc::clone(client))).await.is_ok();
+    if !begun {
+        client.release();
+    }
+    begun
+}
+
+/// Has it talk; a panic of ours is its end, too.
+pub(super) async fn talk(client: &Client, talk: impl Future<Output = End>) -> End {
+    AssertUnwindSafe(talk).catch_unwind().await.unwrap_or_else(|_| {
+        tracing::error!(client_id = %client.id(), "a connection's task panicked");
+        client.destroy();
+        End::Lost
+    })
+}
+
+/// The tail. `finish` gets out what is queued, and ends the socket.
+pub(super) async fn end(gateway: &Gateway, client: &Client, end: End, finish: impl Future<Output = ()>) {
+    let violation = matches!(end, End::Violation(_));
+    let close = match end {
+        End::Peer(close) | End::Violation(close) => close,
+        End::Ours | End::Lost => client.our_close().unwrap_or(Close::LOST),
+    };
+    // First it leaves: whoever sees its end finds that the client has left.
+    let let_go = leave(gateway, client, close.clone()).await;
+    if violation {
+        client.close(None, close);
+    }
+    let told = async {
+        // A stopping node's hub answers no more; then nobody listens either.
+        if let Ok(LetGo { close, departed }) = let_go.map(|let_go| *let_go) {
+            gateway.ended(&close);
+            if let Some(departed) = departed {
+                gateway.departed(&departed).await;
+            }
+        }
+    };
+    // That is told without waiting for a slow peer.
+    tokio::join!(told, finish);
+    client.release();
+}
+
+/// Has the client leave the hub, if it is not the hub that let it go; returns what it had.
+async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<Box<LetGo>, Stopped> {
+    gateway.hub().ended(client.id(), close).await?;
+    Ok(std::future::poll_fn(|cx| client.poll_let_go(cx)).await)
+}
+
+/// Reads what a peer still says. One that goes on talking is cut all the same.
+pub(super) async fn linger(client: &Client) {
+    let linger = timeout(LINGER, async {
+        let mut rest = [0; 256];
+        while let Ok(1..) = std::future::poll_fn(|cx| client.poll_read(cx, &mut rest)).await {}
+    });
+    drop(linger.await);
+}

@@ -1,0 +1,199 @@
+//! One connection of `GatewayWorker`'s `text`, `frame` or `tcp` protocol: the task that owns its socket.
+//!
+//! There is no handshake, and no close frame: a connection begins when it is accepted, and what would be said in a close
+//! frame is only counted and told.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf as _, BytesMut};
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::Edge;
+use super::connection::{self, CLOSE_TIME, End, READ_BATCH};
+use crate::client::Client;
+use crate::gateway::Gateway;
+use crate::message::{Close, Protocol};
+
+/// Bytes that one read takes, as in PHP (`TcpConnection::READ_BUFFER_SIZE`). On `tcp` a message is no larger.
+const READ: usize = 87_380;
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
+}
+
+/// Takes a socket over as it was accepted.
+pub(super) fn spawn(edge: &Arc<Edge>, protocol: Protocol, socket: TcpStream) {
+    let Some(client) = connection::client(&edge.gateway, protocol, socket, None) else { return };
+    edge.connections.spawn(own(Arc::clone(&edge.gateway), client, edge.connection.max_message_size));
+}
+
+/// The life of a client, from the hub's first word of it to the last.
+async fn own(gateway: Arc<Gateway>, client: Arc<Client>, max_message_size: usize) {
+    if !connection::begin(&gateway, &client).await {
+        return;
+    }
+    let mut cutter = Cutter { protocol: client.protocol(), most: max_message_size, unfinished: BytesMut::new() };
+    let talk = std::future::poll_fn(|cx| {
+        SCRATCH.with_borrow_mut(|scratch| poll_talk(cx, &gateway, &client, &mut cutter, scratch))
+    });
+    let end = connection::talk(&client, talk).await;
+    Box::pin(connection::end(&gateway, &client, end, finish(&client))).await;
+}
+
+fn poll_talk(
+    cx: &mut Context<'_>,
+    gateway: &Gateway,
+    client: &Client,
+    cutter: &mut Cutter,
+    scratch: &mut [u8],
+) -> Poll<End> {
+    for _ in 0..READ_BATCH {
+        if client.poll_ended(cx).is_ready() {
+            // Unless the hub has closed it already.
+            let slow = client.has_overflowed() && client.is_open();
+            return Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours });
+        }
+        let Ok(length @ 1..) = ready!(client.poll_read(cx, scratch)) else { return Poll::Ready(End::Lost) };
+        let said = cutter.cut(scratch.get(..length).unwrap_or_default(), |_message| {
+            client.note_heard();
+            gateway.received();
+        });
+        if let Err(close) = said {
+            return Poll::Ready(End::Violation(close));
+        }
+    }
+    // Others shall have their turn; this one comes again.
+    cx.waker().wake_by_ref();
+    Poll::Pending
+}
+
+/// Gets out what is queued, and ends the socket without a reset.
+async fn finish(client: &Client) {
+    if client.is_gone() {
+        return;
+    }
+    if timeout(CLOSE_TIME, std::future::poll_fn(|cx| client.poll_flushed(cx))).await.is_err() {
+        client.reset();
+        return;
+    }
+    client.finish_writing();
+    connection::linger(client).await;
+}
+
+/// Cuts what a client says into messages.
+struct Cutter {
+    protocol: Protocol,
+    /// The largest message, bytes.
+    most: usize,
+    /// The beginning of a message whose end has not come.
+    unfinished: BytesMut,
+}
+
+impl Cutter {
+    /// Takes what one read brought, and yields each message that it completes.
+    fn cut(&mut self, mut read: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Close> {
+        match self.protocol {
+            Protocol::WebSocket | Protocol::Tcp => each(read),
+            Protocol::Text => {
+                while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
+                    let (line, rest) = read.split_at(end);
+                    self.unfinished.extend_from_slice(line);
+                    let trailing = self.unfinished.iter().rev().take_while(|byte| **byte == b'\r').count();
+                    self.unfinished.truncate(self.unfinished.len() - trailing);
+                    self.is_small(self.unfinished.len())?;
+                    each(&std::mem::take(&mut self.unfinished));
+                    read = rest.get(1..).unwrap_or_default();
+                }
+                self.unfinished.extend_from_slice(read);
+                self.is_small(self.unfinished.len())?;
+            }
+            Protocol::Frame => {
+                self.unfinished.extend_from_slice(read);
+                while let Some(length) = self.unfinished.first_chunk::<4>() {
+                    let length = u32::from_be_bytes(*length) as usize;
+                    let Some(payload) = length.checked_sub(4) else { return Err(Close::PROTOCOL) };
+                    self.is_small(payload)?;
+                    if self.unfinished.len() < length {
+                        break;
+                    }
+                    let mut frame = self.unfinished.split_to(length);
+                    frame.advance(4);
+                    each(&frame);
+                }
+                if self.unfinished.is_empty() {
+                    // Nothing is kept for a client that is silent.
+                    self.unfinished = BytesMut::new();
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn is_small(&self, length: usize) -> Result<(), Close> {
+        if length > self.most { Err(Close::TOO_BIG) } else { Ok(()) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn cut(protocol: Protocol, reads: &[&[u8]]) -> (Vec<Vec<u8>>, Result<(), Close>) {
+        let mut cutter = Cutter { protocol, most: 16, unfinished: BytesMut::new() };
+        let mut messages = Vec::new();
+        for read in reads {
+            if let Err(close) = cutter.cut(read, |message| messages.push(message.to_vec())) {
+                return (messages, Err(close));
+            }
+        }
+        (messages, Ok(()))
+    }
+
+    #[test]
+    fn lines_lose_their_ends_and_nothing_else() {
+        let (lines, end) = cut(Protocol::Text, &[b"a\r\n b \n\n\r\r\nunfini", b"shed\nx\ry\n"]);
+        let expected: [&[u8]; 6] = [b"a", b" b ", b"", b"", b"unfinished", b"x\ry"];
+        assert_eq!((lines, end), (expected.map(<[u8]>::to_vec).to_vec(), Ok(())));
+    }
+
+    #[test]
+    fn what_is_too_big_or_no_frame_ends_it() {
+        assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\n"]).0.len(), 1);
+        assert_eq!(cut(Protocol::Text, &[b"ok\n0123456789abcdefg"]), (vec![b"ok".to_vec()], Err(Close::TOO_BIG)));
+        assert_eq!(cut(Protocol::Frame, &[&[0, 0, 0, 4, 0, 0, 0, 5, b'x']]).0, [&b""[..], b"x"]);
+        assert_eq!(cut(Protocol::Frame, &[&21_u32.to_be_bytes()]).1, Err(Close::TOO_BIG));
+        for length in 0..4_u32 {
+            assert_eq!(cut(Protocol::Frame, &[&length.to_be_bytes()]).1, Err(Close::PROTOCOL));
+        }
+        assert_eq!(cut(Protocol::Tcp, &[&[7; 100]]).0, [[7; 100].to_vec()]);
+    }
+
+    proptest! {
+        #[test]
+        fn wherever_reads_cut_it_the_messages_are_the_same(
+            messages in prop::collection::vec(prop::collection::vec(any::<u8>(), 0..=16), 0..20),
+            piece in 1..40_usize,
+        ) {
+            for protocol in [Protocol::Text, Protocol::Frame] {
+                let messages: Vec<Vec<u8>> = messages
+                    .iter()
+                    .map(|message| match protocol {
+                        Protocol::Text => message.iter().copied().filter(|byte| !b"\r\n".contains(byte)).collect(),
+                        _ => message.clone(),
+                    })
+                    .collect();
+                let sent: Vec<u8> = messages
+                    .iter()
+                    .flat_map(|message| crate::message::Message::binary(message).encoded(protocol).unwrap().to_vec())
+                    .collect();
+                let reads: Vec<&[u8]> = sent.chunks(piece).collect();
+                prop_assert_eq!(cut(protocol, &reads), (messages, Ok(())));
+            }
+        }
+    }
+}
