@@ -104,6 +104,9 @@ async fn serve(config: Config) -> ExitCode {
     // One descriptor a client: the usual soft limit of 1,024 is far below what a node carries.
     let open_files = rlimit::increase_nofile_limit(u64::MAX).unwrap_or_default();
     tracing::info!(open_files, clients = %server.clients_address(), tls, api = %server.api_address(), "listening");
+    for (protocol, clients) in server.stream_addresses() {
+        tracing::info!(?protocol, %clients, "listening");
+    }
     let on_signal = stop.clone();
     let second = async {
         for number in 1..=2 {

@@ -1,6 +1,7 @@
 //! What is sent to a client, encoded once: payload and WebSocket frame share one buffer.
 
 use std::borrow::Cow;
+use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -26,11 +27,27 @@ pub enum Protocol {
     Tcp,
 }
 
-/// A message ready to be written to any number of sockets: one whole, unmasked WebSocket frame. Cheap to clone.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A message ready to be written to any number of sockets: one whole, unmasked WebSocket frame, and what it is on other
+/// protocols, made when the first such client gets it. Cheap to clone.
+#[derive(Debug, Clone)]
 pub struct Message {
     frame: Bytes,
+    streams: Arc<Streams>,
 }
+
+#[derive(Debug, Default)]
+struct Streams {
+    text: OnceLock<Bytes>,
+    frame: OnceLock<Bytes>,
+}
+
+impl PartialEq for Message {
+    fn eq(&self, other: &Self) -> bool {
+        self.frame == other.frame
+    }
+}
+
+impl Eq for Message {}
 
 impl Message {
     /// A text message.
@@ -69,8 +86,7 @@ impl Message {
         &self.frame
     }
 
-    /// The bytes as they go to a client: on a WebSocket as they are, else made anew for each. None where its protocol has
-    /// no such thing, as a WebSocket ping.
+    /// The bytes as they go to a client. None where its protocol has no such thing, as a WebSocket ping.
     pub fn encoded(&self, protocol: Protocol) -> Option<Cow<'_, Bytes>> {
         if protocol == Protocol::WebSocket {
             return Some(Cow::Borrowed(&self.frame));
@@ -80,12 +96,13 @@ impl Message {
         }
         let payload = self.payload();
         let around = |before: &[u8], after: &[u8]| Bytes::from([before, &payload, after].concat());
-        Some(Cow::Owned(match protocol {
-            Protocol::Text => around(b"", b"\n"),
-            // No payload comes near four gigabytes.
-            Protocol::Frame => around(&(payload.len() as u32 + 4).to_be_bytes(), b""),
-            Protocol::WebSocket | Protocol::Tcp => payload,
-        }))
+        // No payload comes near four gigabytes.
+        let length = (payload.len() as u32).saturating_add(4).to_be_bytes();
+        Some(match protocol {
+            Protocol::Text => Cow::Borrowed(self.streams.text.get_or_init(|| around(b"", b"\n"))),
+            Protocol::Frame => Cow::Borrowed(self.streams.frame.get_or_init(|| around(&length, b""))),
+            Protocol::WebSocket | Protocol::Tcp => Cow::Owned(payload),
+        })
     }
 
     fn encode(opcode: u8, payload: &[u8]) -> Self {
@@ -104,7 +121,7 @@ impl Message {
             }
         }
         frame.put_slice(payload);
-        Self { frame: frame.freeze() }
+        Self { frame: frame.freeze(), streams: Arc::default() }
     }
 }
 

@@ -166,13 +166,17 @@ impl Directory {
             }
             if self.compare.swap(false, Ordering::AcqRel) {
                 self.indexed.lock().clients = None;
-                match self.difference(&connection, stuck_lot.as_deref().unwrap_or_default()).await {
+                let difference = self.difference(&connection, stuck_lot.as_deref().unwrap_or_default());
+                match self.releasing(difference).await {
                     Ok(lot) => (stuck_lot, again) = (Some(lot), true),
                     Err(error) => {
                         tracing::warn!(%error, "cannot compare with Redis yet");
                         self.compare.store(true, Ordering::Release);
                         stuck = stuck_lot.map(|lot| (run, lot));
-                        sleep(PATIENCE).await;
+                        if matches!(error, RedisError::Refused { .. }) {
+                            self.refuse(error.to_string()).await;
+                        }
+                        self.releasing(sleep(PATIENCE)).await;
                         continue;
                     }
                 }
@@ -197,7 +201,7 @@ impl Directory {
                 stuck = Some((run, lot));
                 continue;
             }
-            match self.write(&connection, &lot, again).await {
+            match self.releasing(self.write(&connection, &lot, again)).await {
                 Ok(told) => self.told(told).await,
                 Err(error) => {
                     self.shared.metrics.directory_retries.inc();
@@ -342,6 +346,18 @@ impl Directory {
     /// What waits to be written stays so; whoever waits for it hears why.
     async fn refuse(&self, reason: String) {
         self.hub.at_all(move |shard| shard.refuse_changes(&reason)).await.ok();
+    }
+
+    /// However long something takes, those that were let go wait only for so long.
+    async fn releasing<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                () = sleep(PATIENCE) => self.release_overdue(FAREWELL).await,
+            }
+        }
     }
 
     async fn release_overdue(&self, age: Duration) {

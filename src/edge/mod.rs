@@ -12,6 +12,7 @@ mod websocket;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -21,6 +22,9 @@ use crate::gateway::Gateway;
 use crate::message::Protocol;
 use crate::metrics::Reason;
 use tls::Certificates;
+
+/// A client without WebSocket that has been silent for so long is asked by the kernel whether it is there, as by PHP.
+const KEEP_ALIVE: Duration = Duration::from_secs(55);
 
 /// The door for clients.
 pub struct Edge {
@@ -112,7 +116,7 @@ impl Edge {
             self.refuse("draining");
         } else if !self.gateway.has_place() {
             self.refuse("not_ready");
-        } else if socket.set_nodelay(true).is_ok() {
+        } else if socket.set_nodelay(true).is_ok() && keep_alive(&socket).is_ok() {
             stream::spawn(self, protocol, socket);
         }
     }
@@ -120,4 +124,10 @@ impl Edge {
     fn refuse(&self, reason: &'static str) {
         self.gateway.metrics().refused.get_or_create(&Reason { reason }).inc();
     }
+}
+
+/// The kernel finds out that a peer is gone, where no heartbeat does.
+fn keep_alive(socket: &TcpStream) -> std::io::Result<()> {
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(Duration::from_secs(10)).with_retries(3);
+    SockRef::from(socket).set_tcp_keepalive(&keep_alive)
 }

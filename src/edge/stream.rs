@@ -12,13 +12,16 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Edge;
-use super::connection::{self, CLOSE_TIME, End, READ_BATCH};
+use super::connection::{self, CLOSE_TIME, End};
 use crate::client::Client;
 use crate::gateway::Gateway;
 use crate::message::{Close, Protocol};
 
-/// Bytes that one read takes, as in PHP (`TcpConnection::READ_BUFFER_SIZE`). On `tcp` a message is no larger.
+/// Bytes that one read takes on `tcp`, as in PHP (`TcpConnection::READ_BUFFER_SIZE`): a message there is no larger.
 const READ: usize = 87_380;
+
+/// And where they hold many messages: then others have their turn.
+const READ_MANY: usize = 4096;
 
 thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
@@ -50,20 +53,20 @@ fn poll_talk(
     cutter: &mut Cutter,
     scratch: &mut [u8],
 ) -> Poll<End> {
-    for _ in 0..READ_BATCH {
-        if client.poll_ended(cx).is_ready() {
-            // Unless the hub has closed it already.
-            let slow = client.has_overflowed() && client.is_open();
-            return Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours });
-        }
-        let Ok(length @ 1..) = ready!(client.poll_read(cx, scratch)) else { return Poll::Ready(End::Lost) };
-        let said = cutter.cut(scratch.get(..length).unwrap_or_default(), |_message| {
-            client.note_heard();
-            gateway.received();
-        });
-        if let Err(close) = said {
-            return Poll::Ready(End::Violation(close));
-        }
+    if client.poll_ended(cx).is_ready() {
+        // Unless the hub has closed it already.
+        let slow = client.has_overflowed() && client.is_open();
+        return Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours });
+    }
+    let most = if client.protocol() == Protocol::Tcp { READ } else { READ_MANY };
+    let read = scratch.get_mut(..most).unwrap_or_default();
+    let Ok(length @ 1..) = ready!(client.poll_read(cx, read)) else { return Poll::Ready(End::Lost) };
+    let said = cutter.cut(read.get(..length).unwrap_or_default(), |_message| {
+        client.note_heard();
+        gateway.received();
+    });
+    if let Err(close) = said {
+        return Poll::Ready(End::Violation(close));
     }
     // Others shall have their turn; this one comes again.
     cx.waker().wake_by_ref();
@@ -108,10 +111,12 @@ impl Cutter {
                     read = rest.get(1..).unwrap_or_default();
                 }
                 self.unfinished.extend_from_slice(read);
-                self.is_small(self.unfinished.len())?;
+                // The last byte may belong to the line's end.
+                self.is_small(self.unfinished.len() - usize::from(self.unfinished.ends_with(b"\r")))?;
             }
             Protocol::Frame => {
                 self.unfinished.extend_from_slice(read);
+                let mut cut = false;
                 while let Some(length) = self.unfinished.first_chunk::<4>() {
                     let length = u32::from_be_bytes(*length) as usize;
                     let Some(payload) = length.checked_sub(4) else { return Err(Close::PROTOCOL) };
@@ -122,10 +127,11 @@ impl Cutter {
                     let mut frame = self.unfinished.split_to(length);
                     frame.advance(4);
                     each(&frame);
+                    cut = true;
                 }
-                if self.unfinished.is_empty() {
-                    // Nothing is kept for a client that is silent.
-                    self.unfinished = BytesMut::new();
+                if cut {
+                    // The rest is small, and shall not keep the memory of what was before it.
+                    self.unfinished = BytesMut::from(&*self.unfinished);
                 }
             }
         }
@@ -164,6 +170,7 @@ mod tests {
     #[test]
     fn what_is_too_big_or_no_frame_ends_it() {
         assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\n"]).0.len(), 1);
+        assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\r", b"\n"]).0.len(), 1);
         assert_eq!(cut(Protocol::Text, &[b"ok\n0123456789abcdefg"]), (vec![b"ok".to_vec()], Err(Close::TOO_BIG)));
         assert_eq!(cut(Protocol::Frame, &[&[0, 0, 0, 4, 0, 0, 0, 5, b'x']]).0, [&b""[..], b"x"]);
         assert_eq!(cut(Protocol::Frame, &[&21_u32.to_be_bytes()]).1, Err(Close::TOO_BIG));

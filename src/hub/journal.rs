@@ -5,7 +5,7 @@
 //! clients that were let go are not told goodbye: whoever sees the close frame finds that the client has left. What
 //! changes meanwhile is the next lot. It is bounded by the clients that there are, and those that others still believe in.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -45,8 +45,14 @@ pub struct Change {
 impl Change {
     /// It is not known what of an earlier change was told: what that took back is taken back again.
     pub fn repeat(&mut self, earlier: &Self) {
-        self.uids_were.extend(earlier.uids_were.iter().cloned());
-        self.left.extend(earlier.left.iter().filter(|group| !self.groups.contains(group)).cloned());
+        for uid in &earlier.uids_were {
+            if !self.uids_were.contains(uid) && (self.gone || self.uid.as_ref() != Some(uid)) {
+                self.uids_were.push(uid.clone());
+            }
+        }
+        let known: HashSet<&Group> = self.groups.iter().chain(&self.left).collect();
+        let more: Vec<Group> = earlier.left.iter().filter(|group| !known.contains(group)).cloned().collect();
+        self.left.extend(more);
     }
 }
 
@@ -300,8 +306,7 @@ impl Pending {
         let now = now?;
         let is_in = |group: &Group| now.groups.contains(group);
         // A client that joins very many groups at once is looked up in a set.
-        let set: std::collections::HashSet<&Group> =
-            if self.groups.len() > 16 { now.groups.iter().collect() } else { std::collections::HashSet::new() };
+        let set: HashSet<&Group> = if self.groups.len() > 16 { now.groups.iter().collect() } else { HashSet::new() };
         let is_in = |group: &Group| if set.is_empty() { is_in(group) } else { set.contains(group) };
         let (mut joined, mut left) = (Vec::new(), Vec::new());
         for (group, member) in self.groups {

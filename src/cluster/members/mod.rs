@@ -40,9 +40,7 @@ pub(super) const FACTS: Duration = Duration::from_secs(5);
 
 /// What entering came to.
 enum Entered {
-    Renewed,
-    /// There was no lease, or not the one last written.
-    Anew,
+    In,
     /// Another process has the node id.
     NameTaken,
     /// This node has the LAN address.
@@ -164,9 +162,9 @@ impl Members {
             };
             let entered = entered.await;
             match entered {
-                Ok(Ok(entered @ (Entered::Renewed | Entered::Anew))) => {
+                Ok(Ok(Entered::In)) => {
                     backoff.begin();
-                    self.is_member(&connection, &entered, has_entered);
+                    self.is_member(&connection, has_entered);
                     has_entered = true;
                     let why = self.stay(&connection, alive).await;
                     self.shared.link.set(None);
@@ -196,7 +194,7 @@ impl Members {
         let mut waits = false;
         loop {
             match self.enter(connection).await? {
-                entered @ (Entered::Renewed | Entered::Anew | Entered::Swept) => return Ok(Ok(entered)),
+                entered @ (Entered::In | Entered::Swept) => return Ok(Ok(entered)),
                 Entered::LanTaken(_) if !self.fixed_port && !is_member => {
                     self.next_port();
                     continue;
@@ -292,22 +290,19 @@ impl Members {
         let number = |place: usize| reply.get(place).map_or(0, Reply::number);
         self.shared.clock.set(asked, number(1));
         let entered = match number(0) {
-            2 if last > 0 => Entered::Anew,
-            // Or entered for the first time.
-            1 | 2 => Entered::Renewed,
+            1 | 2 => Entered::In,
             4 => Entered::LanTaken(reply.get(3).cloned().and_then(Reply::text).unwrap_or_default()),
             5 => Entered::Swept,
             6 => Entered::BeingSwept,
             _ => Entered::NameTaken,
         };
         self.state.lock().last_entered = Some(asked);
-        if matches!(entered, Entered::Renewed | Entered::Anew) {
-            {
-                let mut state = self.state.lock();
-                state.lease = number(2);
-                if matches!(entered, Entered::Anew) {
-                    state.last_facts = None;
-                }
+        if matches!(entered, Entered::In) {
+            self.state.lock().lease = number(2);
+            if number(0) == 2 && last > 0 {
+                tracing::warn!("the lease was not the one last written: Redis has lost data, or has older data back");
+                self.state.lock().last_facts = None;
+                self.directory.compare();
             }
             self.write_facts(connection, &identity).await?;
             self.directory.may_write(Some(asked + self.ttl));
@@ -316,7 +311,7 @@ impl Members {
         Ok(entered)
     }
 
-    fn is_member(&self, connection: &Connection, entered: &Entered, before: bool) {
+    fn is_member(&self, connection: &Connection, before: bool) {
         let other_server = {
             let mut state = self.state.lock();
             let other = state.run_id != connection.mark.run_id;
@@ -324,8 +319,8 @@ impl Members {
             other
         };
         let identity = self.shared.identity();
-        if before && (other_server || matches!(entered, Entered::Anew)) {
-            tracing::warn!("Redis is another one, has lost data, or has a lease that this node did not know");
+        if before && other_server {
+            tracing::warn!("Redis was restarted or replaced");
             self.directory.compare();
         }
         self.shared.link.set(Some(connection.clone()));
@@ -348,11 +343,7 @@ impl Members {
                 _ = beats.tick() => {}
             }
             match self.enter(connection).await {
-                Ok(Entered::Renewed) => {}
-                Ok(Entered::Anew) => {
-                    tracing::warn!("the lease was not the one last written");
-                    self.directory.compare();
-                }
+                Ok(Entered::In) => {}
                 Ok(Entered::Swept | Entered::BeingSwept | Entered::NameTaken | Entered::LanTaken(_)) => {
                     // Stands outside from now on; entering anew finds out more.
                     return "this node lost its place";

@@ -251,6 +251,9 @@ impl Members {
                 self.tell.tell_now(Departed { id, uid, groups, session, close: Close::NODE }, untold);
             }
         }
-        out.map(drop)
+        match out?.into_iter().find_map(|out| out.err().filter(RedisError::is_server_wide)) {
+            Some(refused) => Err(refused),
+            None => Ok(()),
+        }
     }
 }
