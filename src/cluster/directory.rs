@@ -196,8 +196,8 @@ impl Directory {
                 continue;
             };
             // The connection may be to another server by now. In an index that stands there from earlier nothing may be
-            // written over before it was compared: it says what has to be removed.
-            if self.compare.load(Ordering::Acquire) {
+            // written over before it was compared: it says what has to be removed. And a new run has nothing of the last.
+            if self.compare.load(Ordering::Acquire) || self.shared.identity().run != run {
                 stuck = Some((run, lot));
                 continue;
             }
