@@ -76,7 +76,11 @@ impl Gateway {
     pub(super) async fn client_count(&self) -> Result<u64, Failure> {
         match &self.cluster {
             Some(cluster) => Ok(cluster.client_count().await?),
-            None => Ok(self.hub.clients() as u64),
+            None => {
+                // Whoever was let in before this is asked is counted: the shards have come so far then.
+                self.hub.at_all(|_| ()).await?;
+                Ok(self.hub.clients() as u64)
+            }
         }
     }
 
