@@ -321,14 +321,14 @@ impl Reader<'_> {
             parse_duration(text).filter(|ttl| range.contains(ttl))
         });
         let streams = [
-            (Protocol::Text, "TEXT_LISTEN", "MOONGATE_TEXT_LISTEN", raw.text_listen),
-            (Protocol::Frame, "FRAME_LISTEN", "MOONGATE_FRAME_LISTEN", raw.frame_listen),
-            (Protocol::Tcp, "TCP_LISTEN", "MOONGATE_TCP_LISTEN", raw.tcp_listen),
+            (Protocol::Text, "MOONGATE_TEXT_LISTEN", raw.text_listen),
+            (Protocol::Frame, "MOONGATE_FRAME_LISTEN", raw.frame_listen),
+            (Protocol::Tcp, "MOONGATE_TCP_LISTEN", raw.tcp_listen),
         ]
         .into_iter()
-        .filter_map(|(protocol, name, variable, value)| {
+        .filter_map(|(protocol, variable, value)| {
             let optional = |text: &str| if text.is_empty() { Some(None) } else { parse(text).map(Some) };
-            let listen = self.take(name, value, address, "", optional)?;
+            let listen = self.take(variable.strip_prefix(PREFIX)?, value, address, "", optional)?;
             Some(StreamListener { protocol, variable, listen })
         })
         .collect();

@@ -28,11 +28,12 @@ pub enum Protocol {
 }
 
 /// A message ready to be written to any number of sockets: one whole, unmasked WebSocket frame, and what it is on other
-/// protocols, made when the first such client gets it. Cheap to clone.
+/// protocols, made when a shard's first such client gets it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Message {
     frame: Bytes,
-    streams: Arc<Streams>,
+    /// Of most messages there is none.
+    streams: OnceLock<Arc<Streams>>,
 }
 
 #[derive(Debug, Default)]
@@ -96,11 +97,12 @@ impl Message {
         }
         let payload = self.payload();
         let around = |before: &[u8], after: &[u8]| Bytes::from([before, &payload, after].concat());
+        let streams = self.streams.get_or_init(Arc::default);
         // No payload comes near four gigabytes.
         let length = (payload.len() as u32).saturating_add(4).to_be_bytes();
         Some(match protocol {
-            Protocol::Text => Cow::Borrowed(self.streams.text.get_or_init(|| around(b"", b"\n"))),
-            Protocol::Frame => Cow::Borrowed(self.streams.frame.get_or_init(|| around(&length, b""))),
+            Protocol::Text => Cow::Borrowed(streams.text.get_or_init(|| around(b"", b"\n"))),
+            Protocol::Frame => Cow::Borrowed(streams.frame.get_or_init(|| around(&length, b""))),
             Protocol::WebSocket | Protocol::Tcp => Cow::Owned(payload),
         })
     }
@@ -121,7 +123,7 @@ impl Message {
             }
         }
         frame.put_slice(payload);
-        Self { frame: frame.freeze(), streams: Arc::default() }
+        Self { frame: frame.freeze(), streams: OnceLock::new() }
     }
 }
 

@@ -305,9 +305,8 @@ impl Directory {
                     let reply = reply.list();
                     let order = reply.first().map_or(0, Reply::number);
                     let others = reply.into_iter().skip(1).filter_map(Reply::text);
-                    let others: Vec<ClientId> = others.filter_map(|other| other.parse().ok()).collect();
-                    let single = |id| (id, Single { order, others: others.clone() });
-                    told.singles.extend(clients.first().copied().map(single));
+                    let others = others.filter_map(|other| other.parse().ok()).collect();
+                    told.singles.extend(clients.first().map(|id| (*id, Single { order, others })));
                 }
                 (Err(error), _) if error.is_server_wide() => return Err(error),
                 (Err(error), _) => {
@@ -321,18 +320,17 @@ impl Directory {
         Ok(told)
     }
 
-    /// Waits until the server knows what this node wants to hear.
+    /// Waits until the server knows what this node wants to hear, or this node has no place among the others any more.
     async fn confirmed(&self, topics: u64) {
-        loop {
+        let mut member = self.shared.member.subscribe();
+        let confirmed = async {
             tokio::select! {
                 biased;
-                () = self.bus.confirmed(topics) => return,
-                () = sleep(PATIENCE) => self.release_overdue(FAREWELL).await,
+                () = self.bus.confirmed(topics) => {}
+                _ = member.wait_for(|member| !*member) => {}
             }
-            if !*self.shared.member.borrow() {
-                return;
-            }
-        }
+        };
+        self.releasing(confirmed).await;
     }
 
     async fn told(&self, told: Told) {

@@ -4,6 +4,7 @@
 use std::net::{IpAddr, Ipv4Addr};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
@@ -22,9 +23,6 @@ pub(super) const CLOSE_TIME: Duration = Duration::from_secs(5);
 /// After the last byte the socket is read to its end for so long; closed with input unread, it would be reset, and the
 /// reset would eat the close code.
 const LINGER: Duration = Duration::from_secs(1);
-
-/// What a client may say at once before others are looked at.
-pub(super) const READ_BATCH: usize = 64;
 
 /// How a conversation ended.
 pub(super) enum End {
@@ -67,6 +65,14 @@ pub(super) async fn talk(client: &Client, talk: impl Future<Output = End>) -> En
         client.destroy();
         End::Lost
     })
+}
+
+/// Ready when this side ends it.
+pub(super) fn poll_ended(cx: &mut Context<'_>, client: &Client) -> Poll<End> {
+    ready!(client.poll_ended(cx));
+    // Unless the hub has closed it already, which then goes first.
+    let slow = client.has_overflowed() && client.is_open();
+    Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours })
 }
 
 /// The tail. `finish` gets out what is queued, and ends the socket.

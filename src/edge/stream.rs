@@ -53,10 +53,8 @@ fn poll_talk(
     cutter: &mut Cutter,
     scratch: &mut [u8],
 ) -> Poll<End> {
-    if client.poll_ended(cx).is_ready() {
-        // Unless the hub has closed it already.
-        let slow = client.has_overflowed() && client.is_open();
-        return Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours });
+    if let Poll::Ready(end) = connection::poll_ended(cx, client) {
+        return Poll::Ready(end);
     }
     let most = if client.protocol() == Protocol::Tcp { READ } else { READ_MANY };
     let read = scratch.get_mut(..most).unwrap_or_default();

@@ -17,7 +17,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
-use super::connection::{self, CLOSE_TIME, End, READ_BATCH};
+use super::connection::{self, CLOSE_TIME, End};
 use super::{ConnectionSettings, Edge};
 use crate::client::Client;
 use crate::gateway::Gateway;
@@ -26,6 +26,9 @@ use crate::message::{Close, Protocol};
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
 /// with the default of 128 KiB an idle connection would need seventy times its memory.
 const READ_BUFFER: usize = 512;
+
+/// What a client may say at once before others are looked at.
+const READ_BATCH: usize = 64;
 
 /// Takes a socket over after its handshake; `ahead` came behind the request.
 pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: &Bytes) {
@@ -101,10 +104,8 @@ fn poll_talk(
 ) -> Poll<End> {
     for _ in 0..READ_BATCH {
         // Each time, as reading may have filled the outbox (pongs), or ended it.
-        if client.poll_ended(cx).is_ready() {
-            // Unless the hub has closed it already, which then goes first.
-            let slow = client.has_overflowed() && client.is_open();
-            return Poll::Ready(if slow { End::Violation(Close::SLOW) } else { End::Ours });
+        if let Poll::Ready(end) = connection::poll_ended(cx, client) {
+            return Poll::Ready(end);
         }
         let Some(read) = ready!(Pin::new(&mut *socket).poll_next(cx)) else { return Poll::Ready(End::Lost) };
         match read {

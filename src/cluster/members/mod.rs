@@ -472,9 +472,15 @@ impl Members {
         // No renewal is under way now, and none follows.
         let mut has_left = self.has_left.lock().await;
         connection.call(Command::del(keys.node(&identity.node_id))).await?;
-        let leave = Command::script(include_str!("../scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
-        connection.call(leave.arg(identity.node_id.as_str()).arg(identity.run.as_str())).await?;
+        connection.call(self.leaving_of(&identity.node_id, &identity.run)).await?;
         *has_left = true;
         Ok(true)
+    }
+
+    /// Takes a run's name out.
+    fn leaving_of(&self, node_id: &str, run: &str) -> Command {
+        let keys = &self.shared.keys;
+        let leave = Command::script(include_str!("../scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
+        leave.arg(node_id).arg(run)
     }
 }

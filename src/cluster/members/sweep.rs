@@ -117,12 +117,11 @@ impl Members {
         }
         let swept = self.sweep_index(connection, run).await?;
         connection.call(Command::del(keys.node(id))).await?;
-        let leave = Command::script(include_str!("../scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
         let gone = if run.is_empty() {
             // Remnants that no script made: a name without a run.
             connection.call(Command::zrem(keys.nodes()).arg(id)).await?
         } else {
-            connection.call(leave.arg(id).arg(run)).await?
+            connection.call(self.leaving_of(id, run)).await?
         };
         connection.call(Command::del(keys.sweeper(run))).await?;
         // Of two sweepers, the one that took the name out counts it.
@@ -237,10 +236,13 @@ impl Members {
         let out =
             entries.iter().flat_map(|entry| [Command::del(keys.client(entry.id)), Command::hdel(index).arg(entry.id)]);
         let out = connection.pipeline(out.collect()).await;
+        // Of two sweepers, the one that took a client out tells; where that is not known, better both.
+        let tells = |place: usize| match &out {
+            Ok(out) => matches!(out.get(2 * place + 1), Some(Ok(out)) if out.number() > 0),
+            Err(_) => true,
+        };
         for (place, (entry, hash)) in entries.iter().zip(hashes).enumerate() {
-            // Of two sweepers, the one that took it out tells; where that is not known, better both.
-            let is_taken = |out: &Vec<Result<Reply, RedisError>>| matches!(out.get(2 * place + 1), Some(Ok(out)) if out.number() > 0);
-            if !out.as_ref().map_or(true, is_taken) {
+            if !tells(place) {
                 continue;
             }
             let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
