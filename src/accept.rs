@@ -1,8 +1,10 @@
-//! What both listeners share: the size of a request's head, and what happens when `accept` fails.
+//! What all listeners share: how they are bound, the size of a request's head, and what happens when `accept` fails.
 
 use std::io;
+use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
@@ -17,6 +19,19 @@ const SAY_AGAIN: Duration = Duration::from_secs(10);
 pub(crate) const MAX_HEAD: usize = 16 * 1024;
 /// The most header lines of a request; beyond it hyper answers 431.
 pub(crate) const MAX_HEADERS: usize = 100;
+
+/// Connections that may wait to be accepted; a whole cluster's clients may come back at once.
+const BACKLOG: i32 = 4096;
+
+/// Binds with a backlog fit for many clients; `SO_REUSEADDR`, as a restarted node wants its port back at once.
+pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_nonblocking(true)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
 
 /// The failures of one listener: descriptors or memory ran out. The loop waits a moment and goes on, for ever; it is
 /// counted each time, and said now and then.

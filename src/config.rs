@@ -77,6 +77,8 @@ settings! {
     node_ttl "NODE_TTL",
     lan_ip "LAN_IP",
     lan_port "LAN_PORT",
+    lan_listen "LAN_LISTEN",
+    secret_key "SECRET_KEY" secret,
     init_message "INIT_MESSAGE",
     leave_message "LEAVE_MESSAGE",
     leave_max_group "LEAVE_MAX_GROUP",
@@ -105,8 +107,10 @@ pub struct Config {
     pub api: ApiConfig,
     /// The other nodes; none: this one is alone.
     pub cluster: Option<ClusterConfig>,
-    /// First part of every client id of a node that is alone.
-    pub lan: LanAddress,
+    /// First part of every client id.
+    pub lan: LanConfig,
+    /// The door for PHP.
+    pub php: PhpConfig,
     /// What clients may do and get.
     pub clients: ClientConfig,
     /// How long a stopping node takes to let its clients go.
@@ -139,12 +143,55 @@ pub struct ClusterConfig {
     pub node_id: Option<String>,
     /// A node that says nothing for so long is dead.
     pub node_ttl: Duration,
-    /// First part of every client id; none: this machine's address on the way to Redis.
-    pub lan_ip: Option<Ipv4Addr>,
-    /// Second part of every client id.
-    pub lan_port: u16,
+    /// First part of every client id.
+    pub lan: LanConfig,
+}
+
+/// Settings of a node's LAN address.
+#[derive(Debug, Clone, Copy)]
+pub struct LanConfig {
+    /// None: this machine's address on the way to Redis, or loopback.
+    pub ip: Option<Ipv4Addr>,
+    /// The port, or the first that is tried.
+    pub port: u16,
     /// It does not move to the next free one.
-    pub lan_port_is_set: bool,
+    pub port_is_set: bool,
+}
+
+/// Settings of the door for PHP.
+#[derive(Debug, Clone)]
+pub struct PhpConfig {
+    /// Where PHP reaches this node's clients.
+    pub lan_listen: LanListen,
+    /// `GatewayWorker`'s `secretKey`.
+    pub secret_key: Option<SecretString>,
+}
+
+/// Where PHP reaches a node's clients.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LanListen {
+    /// Nowhere.
+    Off,
+    /// At the LAN address where there is a key, else at its port on loopback.
+    Lan,
+    /// Here, wherever the LAN address is.
+    At(SocketAddr),
+}
+
+impl PhpConfig {
+    /// Where a node with this LAN address is reached; none when it is not.
+    pub fn lan_listen(&self, lan: LanAddress) -> Option<SocketAddr> {
+        match self.lan_listen {
+            LanListen::Off => None,
+            LanListen::At(address) => Some(address),
+            // Such an address only tells nodes apart.
+            LanListen::Lan if lan.ip.octets()[0] == 0 => None,
+            LanListen::Lan => {
+                let ip = if self.secret_key.is_some() { lan.ip } else { Ipv4Addr::LOCALHOST };
+                Some((ip, lan.port).into())
+            }
+        }
+    }
 }
 
 /// Certificate chain and key, PEM.
@@ -295,8 +342,7 @@ impl Reader<'_> {
         let duration = "takes a duration, such as 10s, 500ms or 2m";
         let api_listen: SocketAddr = self.take("API_LISTEN", raw.api_listen, address, "127.0.0.1:7273", parse);
         let token = self.take("API_TOKEN", raw.api_token, "takes 1 to 256 visible ASCII characters", "", token);
-        let refused = |name: &str| self.errors.iter().any(|line| line.starts_with(&format!("{PREFIX}{name}:")));
-        if token.is_none() && !api_listen.ip().is_loopback() && !refused("API_TOKEN") {
+        if token.is_none() && !api_listen.ip().is_loopback() && !self.is_refused("API_TOKEN") {
             self.errors.push(format!(
                 "MOONGATE_API_TOKEN: is needed where MOONGATE_API_LISTEN ({api_listen}) is not loopback"
             ));
@@ -334,11 +380,14 @@ impl Reader<'_> {
         .collect();
         let ping_not_response_limit_is_set =
             raw.ping_not_response_limit.as_ref().is_some_and(|limit| !limit.is_empty());
-        let lan_port_is_set = raw.lan_port.as_ref().is_some_and(|port| !port.is_empty());
-        let ip = self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip);
-        let port = self.take("LAN_PORT", raw.lan_port, "takes a port from 1 to 65535", "2900", |text| {
-            parse(text).filter(|port| *port > 0)
-        });
+        let lan = LanConfig {
+            port_is_set: raw.lan_port.as_ref().is_some_and(|port| !port.is_empty()),
+            ip: self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip),
+            port: self.take("LAN_PORT", raw.lan_port, "takes a port from 1 to 65535", "2900", |text| {
+                parse(text).filter(|port| *port > 0)
+            }),
+        };
+        let php = self.php(raw.lan_listen, raw.secret_key);
         Config {
             listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
             streams,
@@ -349,16 +398,9 @@ impl Reader<'_> {
                 metrics_open: self.take("METRICS_OPEN", raw.metrics_open, "takes true or false", "false", parse),
                 max_body: self.take("API_MAX_BODY", raw.api_max_body, positive, "1MiB", positive_size),
             },
-            cluster: redis_url.map(|redis_url| ClusterConfig {
-                redis_url,
-                prefix,
-                node_id,
-                node_ttl,
-                lan_ip: ip,
-                lan_port: port,
-                lan_port_is_set,
-            }),
-            lan: LanAddress { ip: ip.unwrap_or(Ipv4Addr::LOCALHOST), port },
+            cluster: redis_url.map(|redis_url| ClusterConfig { redis_url, prefix, node_id, node_ttl, lan }),
+            lan,
+            php,
             clients: ClientConfig {
                 init_message: raw
                     .init_message
@@ -417,6 +459,30 @@ impl Reader<'_> {
             },
             time_zone,
         }
+    }
+
+    fn php(&mut self, lan_listen: Option<String>, key: Option<String>) -> PhpConfig {
+        let takes = "takes 1 to 256 bytes without \\, \" and control characters, which PHP cannot pass on";
+        let secret_key = self.take("SECRET_KEY", key, takes, "", secret_key);
+        let takes = "takes an address and port, such as 10.0.0.5:2900, or off";
+        let lan_listen = self.take("LAN_LISTEN", lan_listen, takes, "", |text| match text {
+            "" => Some(LanListen::Lan),
+            "off" => Some(LanListen::Off),
+            address => parse(address).map(LanListen::At),
+        });
+        if let LanListen::At(address) = lan_listen
+            && !address.ip().is_loopback()
+            && secret_key.is_none()
+            && !self.is_refused("SECRET_KEY")
+        {
+            self.errors
+                .push(format!("MOONGATE_SECRET_KEY: is needed where MOONGATE_LAN_LISTEN ({address}) is not loopback"));
+        }
+        PhpConfig { lan_listen, secret_key }
+    }
+
+    fn is_refused(&self, name: &str) -> bool {
+        self.errors.iter().any(|line| line.starts_with(&format!("{PREFIX}{name}:")))
     }
 
     /// One setting. An empty value is as unset. After a mistake the default stands in, so that all mistakes are found.
@@ -490,6 +556,15 @@ fn token(text: &str) -> Option<Option<SecretString>> {
     match text.len() {
         0 => Some(None),
         1..=256 if text.bytes().all(|byte| byte.is_ascii_graphic()) => Some(Some(text.to_owned().into())),
+        _ => None,
+    }
+}
+
+#[allow(clippy::option_option)] // unset is a value here
+fn secret_key(text: &str) -> Option<Option<SecretString>> {
+    match text.len() {
+        0 => Some(None),
+        1..=256 if !text.contains(|c: char| c.is_control() || "\\\"".contains(c)) => Some(Some(text.to_owned().into())),
         _ => None,
     }
 }

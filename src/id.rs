@@ -259,13 +259,27 @@ impl ConnectionIds {
         }
     }
 
+    /// The place of an id in the sequence, by which ids are in the order in which they were handed out.
+    pub fn place(&self, id: u32) -> u32 {
+        let (mut left, mut right) = ((id >> 16) as u16, id as u16);
+        for round in (0..Self::ROUNDS).rev() {
+            let mixed = right ^ self.mix(round, left);
+            (left, right) = (mixed, left);
+        }
+        u32::from(left) << 16 | u32::from(right)
+    }
+
     fn permute(&self, counter: u32) -> u32 {
         let (mut left, mut right) = ((counter >> 16) as u16, counter as u16);
         for round in 0..Self::ROUNDS {
-            let mixed = left ^ self.key.hash_one((round, right)) as u16;
+            let mixed = left ^ self.mix(round, right);
             (left, right) = (right, mixed);
         }
         u32::from(left) << 16 | u32::from(right)
+    }
+
+    fn mix(&self, round: u8, half: u16) -> u16 {
+        self.key.hash_one((round, half)) as u16
     }
 }
 
@@ -319,6 +333,12 @@ mod tests {
         fn the_permutation_has_no_two_counters_for_one_id(a: u32, b: u32) {
             let ids = ConnectionIds::new();
             prop_assert_eq!(a == b, ids.permute(a) == ids.permute(b));
+        }
+
+        #[test]
+        fn an_id_knows_its_place_in_the_sequence(counter: u32) {
+            let ids = ConnectionIds::new();
+            prop_assert_eq!(ids.place(ids.permute(counter)), counter);
         }
 
         #[test]

@@ -13,6 +13,7 @@
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
+//! | [`php`] | the door of `GatewayWorker`'s PHP applications: their inner protocol, their values | passes anything on to other nodes: its callers ask each node |
 //! | [`gateway`] | the one place where a command is carried out | knows a socket or a door |
 //! | [`cluster`] | this node among the others, through Redis: bus, directory, members | touches a client |
 //! | [`hub`] | who is on this node: shards with clients, uids, groups, sessions | does I/O but through `client`; knows Redis |
@@ -21,8 +22,9 @@
 //! | [`message`], [`session`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
-//! Arrows go one way: `main → server → doors (edge, http) → gateway → cluster → hub → client → message, id`. Doors do not
-//! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]. Nothing is `static` but
+//! Arrows go one way: `main → server → doors (edge, http, php) → gateway → cluster → hub → client → message, id`. Doors do not
+//! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]; but [`php`], whose callers
+//! ask every node themselves, acts on this node's [`hub`]. Nothing is `static` but
 //! scratch buffers of threads: two nodes live in one process, and do in the tests.
 //!
 //! **The hub is the truth about its clients; Redis is an index of that truth**, written by the node that holds the client,
@@ -84,6 +86,7 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod metrics;
+pub mod php;
 pub mod server;
 pub mod session;
 pub mod template;

@@ -31,9 +31,21 @@ pub enum Protocol {
 /// protocols, made when a shard's first such client gets it. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Message {
+    /// As it goes to a WebSocket.
     frame: Bytes,
+    kind: Kind,
     /// Of most messages there is none.
     streams: OnceLock<Arc<Streams>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Each protocol has its form of it.
+    Framed,
+    /// Other protocols have no such thing.
+    OnlyWebSocket,
+    /// These bytes, whatever the protocol.
+    Raw,
 }
 
 #[derive(Debug, Default)]
@@ -44,7 +56,7 @@ struct Streams {
 
 impl PartialEq for Message {
     fn eq(&self, other: &Self) -> bool {
-        self.frame == other.frame
+        self.kind == other.kind && self.frame == other.frame
     }
 }
 
@@ -61,13 +73,32 @@ impl Message {
         Self::encode(BINARY, payload)
     }
 
-    /// A WebSocket ping without data.
-    pub fn ping() -> Self {
-        Self::encode(PING, b"")
+    /// A text message of bytes that need not be UTF-8, as PHP sends them.
+    pub fn text_of(payload: &[u8]) -> Self {
+        Self::encode(TEXT, payload)
     }
 
-    /// What was given to [`Message::text`] or [`Message::binary`].
+    /// A WebSocket ping without data.
+    pub fn ping() -> Self {
+        Self::encode(PING, b"").only_websocket()
+    }
+
+    /// Bytes that are written as they are; on a WebSocket they are frames already.
+    pub fn raw(bytes: &[u8]) -> Self {
+        Self { frame: Bytes::copy_from_slice(bytes), kind: Kind::Raw, streams: OnceLock::new() }
+    }
+
+    /// The same, for no other protocol than WebSocket.
+    #[must_use]
+    pub fn only_websocket(self) -> Self {
+        Self { kind: Kind::OnlyWebSocket, ..self }
+    }
+
+    /// What it was made of.
     pub fn payload(&self) -> Bytes {
+        if self.kind == Kind::Raw {
+            return self.frame.clone();
+        }
         // The length in the second byte says how long the header is.
         let header = match self.frame.get(1) {
             Some(126) => 4,
@@ -89,11 +120,10 @@ impl Message {
 
     /// The bytes as they go to a client. None where its protocol has no such thing, as a WebSocket ping.
     pub fn encoded(&self, protocol: Protocol) -> Option<Cow<'_, Bytes>> {
-        if protocol == Protocol::WebSocket {
-            return Some(Cow::Borrowed(&self.frame));
-        }
-        if self.frame.first() == Some(&(FIN | PING)) {
-            return None;
+        match self.kind {
+            Kind::Framed if protocol != Protocol::WebSocket => {}
+            Kind::OnlyWebSocket if protocol != Protocol::WebSocket => return None,
+            _ => return Some(Cow::Borrowed(&self.frame)),
         }
         let payload = self.payload();
         let around = |before: &[u8], after: &[u8]| Bytes::from([before, &payload, after].concat());
@@ -123,7 +153,7 @@ impl Message {
             }
         }
         frame.put_slice(payload);
-        Self { frame: frame.freeze(), streams: OnceLock::new() }
+        Self { frame: frame.freeze(), kind: Kind::Framed, streams: OnceLock::new() }
     }
 }
 

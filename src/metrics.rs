@@ -104,6 +104,10 @@ pub struct Metrics {
     pub fenced: Counter,
     /// Foreign nodes heard under our prefix.
     pub foreign_nodes: Counter,
+    /// Connections of PHP that were ended, by reason.
+    pub php_refused: Family<Reason, Counter>,
+    /// What PHP has sent and could not be done, by reason.
+    pub php_ignored: Family<Reason, Counter>,
 }
 
 impl Metrics {
@@ -157,6 +161,8 @@ impl Metrics {
             swept_nodes: series!("swept_nodes", "Dead nodes that this one has swept after"),
             fenced: series!("fenced", "Times this node was swept itself"),
             foreign_nodes: series!("foreign_nodes", "Foreign nodes heard under our prefix"),
+            php_refused: series!("php_refused", "Connections of PHP that were ended, by reason"),
+            php_ignored: series!("php_ignored", "What PHP has sent and could not be done, by reason"),
             registry,
         }
     }

@@ -1,7 +1,7 @@
 //! Puts the rooms together: bind, run, stop in order. Knows no process: listeners come from the settings, and "stop"
 //! is a token, so a test runs two whole nodes side by side.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZero;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::cluster::{Cluster, Refused};
+use crate::cluster::{CannotListen, Cluster, Refused};
 use crate::config::{Config, StreamListener};
 use crate::edge::tls::{Certificates, TlsError};
 use crate::edge::{ConnectionSettings, Edge};
@@ -20,8 +20,10 @@ use crate::gateway::Gateway;
 use crate::heartbeat::Tick;
 use crate::http::{self, Api};
 use crate::hub::{Hub, Others};
+use crate::id::LanAddress;
 use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
+use crate::php::{self, Entrance};
 
 /// The first part of a drain, in which balancers notice, is at most this long.
 const NOTICE: Duration = Duration::from_secs(5);
@@ -34,9 +36,6 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 
 /// Redis may take so long to take this node's leave.
 const LEAVE: Duration = Duration::from_secs(2);
-
-/// Connections that may wait to be accepted; a whole cluster's clients may come back at once.
-const BACKLOG: i32 = 4096;
 
 /// The node cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +75,10 @@ pub struct Server {
     api_address: SocketAddr,
     /// Where clients connect without WebSocket.
     streams: Vec<(Protocol, TcpListener, SocketAddr)>,
+    /// First part of the client ids of a node that is alone; among others it is found with Redis.
+    lan: LanAddress,
+    entrance: Entrance,
+    inner: Arc<php::Listeners>,
     certificates: Option<Certificates>,
 }
 
@@ -90,7 +93,12 @@ impl Server {
             let (listener, bound) = listen(variable, *address)?;
             streams.push((*protocol, listener, bound));
         }
-        Ok(Self { config, clients, api, clients_address, api_address, streams, certificates })
+        let (entrance, inner) = Entrance::new(config.php.clone());
+        let mut lan = LanAddress { ip: config.lan.ip.unwrap_or(Ipv4Addr::LOCALHOST), port: config.lan.port };
+        if config.cluster.is_none() {
+            open_alone(&entrance, &mut lan, config.lan.port_is_set)?;
+        }
+        Ok(Self { config, clients, api, clients_address, api_address, streams, lan, entrance, inner, certificates })
     }
 
     /// Where clients connect.
@@ -110,7 +118,7 @@ impl Server {
 
     /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, Ended> {
-        let Self { config, clients, api, clients_address, streams, certificates, .. } = self;
+        let Self { config, clients, api, clients_address, streams, lan, entrance, inner, certificates, .. } = self;
         let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
             "" => Message::ping(),
@@ -123,12 +131,19 @@ impl Server {
         let others = config.cluster.is_some().then(Others::default);
         let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others);
         let hub = Arc::new(hub);
-        let cluster = config.cluster.as_ref().map(|config| Cluster::start(config, &hub, &metrics)).transpose()?;
+        let open_lan = Box::new(move |lan| {
+            entrance.open(lan).map_err(|error| {
+                let refused = Refused { variable: error.variable, why: error.to_string() };
+                if error.is_port_taken() { CannotListen::PortTaken(refused) } else { CannotListen::Never(refused) }
+            })
+        });
+        let cluster =
+            config.cluster.as_ref().map(|config| Cluster::start(config, &hub, &metrics, open_lan)).transpose()?;
         let (cluster, (heard, mut cluster_tasks)) = match cluster {
             Some((cluster, heard, tasks)) => (Some(cluster), (Some(heard), Some(tasks))),
             None => (None, (None, None)),
         };
-        let gateway = Gateway::new(hub, cluster, config.lan, &config.clients, &config.time_zone, Arc::clone(&metrics));
+        let gateway = Gateway::new(hub, cluster, lan, &config.clients, &config.time_zone, Arc::clone(&metrics));
         let gateway = Arc::new(gateway);
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -165,6 +180,10 @@ impl Server {
         }
         // The loops have it, and end with it.
         drop(edge);
+        let (php, at_end) = (php::serve(inner, Arc::clone(&gateway), config.php.clone()), closed.clone());
+        services.spawn(async move {
+            at_end.run_until_cancelled(php).await;
+        });
         let router = Api {
             gateway: Arc::clone(&gateway),
             config: config.api.clone(),
@@ -205,16 +224,22 @@ impl Server {
     }
 }
 
-/// Binds with a backlog fit for many clients; `SO_REUSEADDR`, as a restarted node wants its port back at once.
+/// Opens the door for PHP of a node that is alone, if need be at another port.
+fn open_alone(entrance: &Entrance, lan: &mut LanAddress, port_is_set: bool) -> Result<(), StartError> {
+    loop {
+        match entrance.open(*lan) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.is_port_taken() && !port_is_set && lan.port < u16::MAX => lan.port += 1,
+            Err(php::NotOpen { variable, address, source }) => {
+                return Err(StartError::Bind { variable, address, source });
+            }
+        }
+    }
+}
+
 fn listen(variable: &'static str, address: SocketAddr) -> Result<(TcpListener, SocketAddr), StartError> {
-    use socket2::{Domain, Protocol, Socket, Type};
     let bind = || {
-        let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-        socket.set_nonblocking(true)?;
-        socket.set_reuse_address(true)?;
-        socket.bind(&address.into())?;
-        socket.listen(BACKLOG)?;
-        let listener = TcpListener::from_std(socket.into())?;
+        let listener = TcpListener::from_std(crate::accept::listen(address)?)?;
         let bound = listener.local_addr()?;
         Ok((listener, bound))
     };

@@ -24,12 +24,17 @@ impl Session {
         &self.0
     }
 
+    /// Whether it is one of PHP's that has no form in JSON, such as one with objects in it.
+    pub fn is_opaque(&self) -> bool {
+        self.0.starts_with(r#"{"$php":"#)
+    }
+
     /// This session with `update` laid over it.
     #[must_use]
     pub fn merge(&self, update: &Self) -> Self {
         let mut out = String::with_capacity(self.0.len() + update.0.len());
         merge(&self.0, &update.0, &mut out);
-        Self::from_compact(out)
+        Self::of_compact(out)
     }
 
     /// The scalar at a path of keys and list indexes, as the text a template shows: a string's content, a number or
@@ -46,7 +51,8 @@ impl Session {
         }
     }
 
-    fn from_compact(text: String) -> Self {
+    /// A session of compact JSON, an object or an array of bounded depth: somebody has made sure of that.
+    pub(crate) fn of_compact(text: String) -> Self {
         // PHP has one empty array; its `json_encode` writes it as a list.
         if text == "[]" { Self::default() } else { Self(text.into()) }
     }
@@ -78,7 +84,7 @@ impl<'de> Deserialize<'de> for Session {
         }
         let text = json::compact(raw.get()).map_err(de::Error::custom)?;
         json::check_readable(&text).map_err(de::Error::custom)?;
-        Ok(Self::from_compact(text))
+        Ok(Self::of_compact(text))
     }
 }
 

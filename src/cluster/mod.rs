@@ -72,6 +72,18 @@ pub struct Refused {
     pub why: String,
 }
 
+/// Has what others find at a LAN address listen there, before they are told of it; does nothing where it does so already.
+pub type OpenLan = Box<dyn Fn(LanAddress) -> Result<(), CannotListen> + Send + Sync>;
+
+/// Why nothing can listen at a LAN address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CannotListen {
+    /// Something else does; at the next port it may be free.
+    PortTaken(Refused),
+    /// So it is at every port.
+    Never(Refused),
+}
+
 /// Whether this node is to get new clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Readiness {
@@ -292,11 +304,12 @@ impl Cluster {
         config: &ClusterConfig,
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
+        open_lan: OpenLan,
     ) -> Result<(Self, Yield, ClusterTasks), Refused> {
         let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
         let run = uuid::Uuid::new_v4().to_string();
         // Where it is not set, it is known when Redis is found.
-        let lan = LanAddress { ip: config.lan_ip.unwrap_or(Ipv4Addr::UNSPECIFIED), port: config.lan_port };
+        let lan = LanAddress { ip: config.lan.ip.unwrap_or(Ipv4Addr::UNSPECIFIED), port: config.lan.port };
         let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
         let shared = Arc::new(Shared {
             keys: Keys::new(&config.prefix),
@@ -312,8 +325,17 @@ impl Cluster {
         let (tell, departed) = Tell::new();
         let directory = Directory::new(Arc::clone(&shared), Arc::clone(&bus), Arc::clone(hub), tell.clone());
         let directory = Arc::new(directory);
-        let members =
-            Members::new(config, &shared, &bus, &directory, Arc::clone(hub), address.clone(), tell, stop.clone());
+        let members = Members::new(
+            config,
+            &shared,
+            &bus,
+            &directory,
+            Arc::clone(hub),
+            address.clone(),
+            tell,
+            stop.clone(),
+            open_lan,
+        );
         let (members, mut tasks) = (Arc::new(members), JoinSet::new());
         let (listening, writing) =
             (Arc::clone(&bus).listen(address, Arc::clone(hub), stop), Arc::clone(&directory).run());

@@ -72,15 +72,20 @@ impl Change {
             Self::Join(groups) => shard.join(id, groups, limits.groups)?,
             Self::Leave(groups) => shard.leave(id, groups),
             Self::SetSession(session) => {
-                let changed = shard.change_session(id, |_| limits.check(session).map(|()| session.clone()));
+                let changed = shard.change_session(id, |_| limits.check(session).map(|()| Some(session.clone())));
                 changed.transpose()?.is_some()
             }
             Self::UpdateSession(update) => {
                 // Before the merge, whose work grows with it.
                 limits.check(update)?;
                 let changed = shard.change_session(id, |stored| {
+                    if stored.is_some_and(Session::is_opaque) {
+                        return Err(
+                            Invalid::field("session", "holds PHP objects: setSession alone can replace it").into()
+                        );
+                    }
                     let merged = stored.cloned().unwrap_or_default().merge(update);
-                    limits.check(&merged).map(|()| merged)
+                    limits.check(&merged).map(|()| Some(merged))
                 });
                 changed.transpose()?.is_some()
             }

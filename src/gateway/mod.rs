@@ -171,12 +171,27 @@ impl Gateway {
 
     /// A fresh client id; none as long as this node has no place among the others.
     pub(crate) fn next_client_id(&self) -> Option<ClientId> {
-        let lan = match &self.cluster {
-            None => self.lan,
-            Some(cluster) if cluster.is_member() => cluster.lan(),
-            Some(_) => return None,
-        };
-        Some(ClientId { lan, connection: self.ids.next() })
+        self.has_place().then(|| ClientId { lan: self.lan(), connection: self.ids.next() })
+    }
+
+    /// The first part of this node's client ids.
+    pub(crate) fn lan(&self) -> LanAddress {
+        self.cluster.as_ref().map_or(self.lan, Cluster::lan)
+    }
+
+    /// The place of a client of this node in the order in which they have connected.
+    pub(crate) fn place_of(&self, connection: u32) -> u32 {
+        self.ids.place(connection)
+    }
+
+    /// In how many groups a client may be.
+    pub(crate) fn max_groups(&self) -> usize {
+        self.limits.groups
+    }
+
+    /// Refuses a session that is too large.
+    pub(crate) fn check_session(&self, session: &Session) -> Result<(), Failure> {
+        self.limits.check(session)
     }
 
     /// How much may wait for a client.

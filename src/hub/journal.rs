@@ -326,7 +326,7 @@ impl Pending {
             joined,
             left,
             groups: now.groups.to_vec(),
-            session: now.session.filter(|_| self.session).cloned(),
+            session: self.session.then(|| now.session.cloned().unwrap_or_default()),
         })
     }
 }

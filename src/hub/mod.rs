@@ -263,7 +263,15 @@ impl Hub {
         &self,
         act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
     ) -> Result<Vec<T>, Stopped> {
-        self.begin_at_shards(self.all_shards(), act).await?.all().await
+        self.begin_at_all(act).await?.all().await
+    }
+
+    /// Acts on every shard.
+    pub async fn begin_at_all<T: Send + 'static>(
+        &self,
+        act: impl Fn(&mut Shard) -> T + Send + Sync + 'static,
+    ) -> Result<Begun<T>, Stopped> {
+        self.begin_at_shards(self.all_shards(), act).await
     }
 
     /// Acts on one shard.

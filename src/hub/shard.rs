@@ -142,6 +142,8 @@ struct Facts {
     /// Of its being bound as the single one, among other nodes; 0 when it was not.
     order: u64,
     groups: Vec<Group>,
+    /// It has been in a group; PHP tells those that never were from those that have left.
+    has_joined: bool,
     session: Option<Session>,
     heartbeat: Heartbeat,
 }
@@ -221,7 +223,14 @@ impl Shard {
     /// Takes a client in.
     pub(super) fn insert(&mut self, client: &Arc<Client>) {
         let connection = client.id().connection;
-        let facts = Facts { uid: None, order: 0, groups: Vec::new(), session: None, heartbeat: Heartbeat::default() };
+        let facts = Facts {
+            uid: None,
+            order: 0,
+            groups: Vec::new(),
+            has_joined: false,
+            session: None,
+            heartbeat: Heartbeat::default(),
+        };
         let slot = match self.free.pop() {
             Some(slot) => slot,
             None => {
@@ -492,6 +501,7 @@ impl Shard {
                 journal.joined(id, group, facts.groups.contains(group));
             }
         }
+        facts.has_joined |= !groups.is_empty();
         facts.groups.reserve_exact(fresh.len());
         for group in fresh {
             facts.groups.push(enter(&mut self.groups, &self.group_targets, self.index, group, slot));
@@ -527,7 +537,7 @@ impl Shard {
         let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return };
         for group in groups {
             if let Some(place) = facts.groups.iter().position(|member| member == group) {
-                facts.groups.swap_remove(place);
+                facts.groups.remove(place);
                 leave(&mut self.groups, &mut self.left_groups, group, slot);
                 if let Some(journal) = &mut self.journal {
                     journal.left(id, group);
@@ -536,15 +546,16 @@ impl Shard {
         }
     }
 
-    /// Replaces a client's session by what `change` makes of it. None when it is not here.
+    /// Replaces a client's session by what `change` makes of it; by none, as if it had never been set. None when the
+    /// client is not here.
     pub fn change_session<E>(
         &mut self,
         id: ClientId,
-        change: impl FnOnce(Option<&Session>) -> Result<Session, E>,
+        change: impl FnOnce(Option<&Session>) -> Result<Option<Session>, E>,
     ) -> Option<Result<(), E>> {
         let slot = self.slot(id)?;
         let facts = self.facts_mut(slot)?;
-        let changed = change(facts.session.as_ref()).map(|session| facts.session = Some(session));
+        let changed = change(facts.session.as_ref()).map(|session| facts.session = session);
         if let (Ok(()), Some(journal)) = (&changed, &mut self.journal) {
             journal.session(id);
         }
@@ -573,6 +584,11 @@ impl Shard {
         self.groups.get(group).into_iter().flat_map(Members::iter).filter_map(|slot| self.view_slot(slot))
     }
 
+    /// The groups that have members here.
+    pub fn group_names(&self) -> impl Iterator<Item = &Group> {
+        self.groups.keys()
+    }
+
     fn view_slot(&self, slot: Slot) -> Option<View<'_>> {
         let facts = self.facts.get(slot as usize)?.as_ref()?;
         let id = self.client(slot)?.id();
@@ -581,6 +597,7 @@ impl Shard {
             uid: facts.uid.as_ref(),
             order: facts.order,
             groups: &facts.groups,
+            has_joined: facts.has_joined,
             session: facts.session.as_ref(),
         })
     }
@@ -815,8 +832,10 @@ pub struct View<'a> {
     pub uid: Option<&'a Uid>,
     /// Which of several that were bound as the single one it is, as far as others have said.
     pub order: u64,
-    /// Its groups.
+    /// Its groups, in the order in which it has joined them.
     pub groups: &'a [Group],
+    /// It is in a group, or has been.
+    pub has_joined: bool,
     /// Its session, when it was ever set.
     pub session: Option<&'a Session>,
 }

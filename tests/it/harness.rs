@@ -82,8 +82,12 @@ impl Node {
 
     /// It takes clients and commands at once when it is alone; among others, when it is `ready`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
-        let defaults =
-            [("MOONGATE_LISTEN", "127.0.0.1:0"), ("MOONGATE_API_LISTEN", "127.0.0.1:0"), ("MOONGATE_DRAIN", "0s")];
+        let defaults = [
+            ("MOONGATE_LISTEN", "127.0.0.1:0"),
+            ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
+            ("MOONGATE_LAN_LISTEN", "off"),
+            ("MOONGATE_DRAIN", "0s"),
+        ];
         let variables =
             defaults.iter().filter(|(name, _)| settings.iter().all(|(other, _)| other != name)).chain(settings);
         let config =

@@ -6,6 +6,8 @@
     clippy::indexing_slicing,
     clippy::format_push_string,
     clippy::large_futures,
+    clippy::cast_possible_wrap,
+    clippy::cast_sign_loss,
     clippy::unused_async,
     clippy::float_cmp,
     clippy::option_option,
@@ -24,6 +26,7 @@ mod harness;
 mod http;
 mod model;
 mod page;
+mod php;
 mod process;
 mod proxy;
 mod redis;

@@ -22,8 +22,12 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Answer, Client, PATIENCE, eventually, raw_http, soon};
 
 /// Listens where nobody else does, unless a test says otherwise.
-const DEFAULTS: [(&str, &str); 3] =
-    [("MOONGATE_LISTEN", "127.0.0.1:0"), ("MOONGATE_API_LISTEN", "127.0.0.1:0"), ("MOONGATE_LOG_FORMAT", "json")];
+const DEFAULTS: [(&str, &str); 4] = [
+    ("MOONGATE_LISTEN", "127.0.0.1:0"),
+    ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
+    ("MOONGATE_LAN_LISTEN", "off"),
+    ("MOONGATE_LOG_FORMAT", "json"),
+];
 
 /// The binary, with these settings and nothing else in its environment.
 fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {

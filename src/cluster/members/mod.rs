@@ -24,7 +24,7 @@ use super::directory::Directory;
 use super::envelope::{self, Header};
 use super::keys::Channel;
 use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError, Reply};
-use super::{Backoff, Identity, Refused, Shared, Tell};
+use super::{Backoff, CannotListen, Identity, OpenLan, Refused, Shared, Tell};
 use crate::config::ClusterConfig;
 use crate::hub::Hub;
 use crate::message::Close;
@@ -37,6 +37,9 @@ const TOMBSTONE: Duration = Duration::from_hours(24);
 
 /// The public facts of a node are written this often.
 pub(super) const FACTS: Duration = Duration::from_secs(5);
+
+/// So many ports are tried for the LAN address.
+const MOST_PORTS: u16 = 1000;
 
 /// What entering came to.
 enum Entered {
@@ -69,6 +72,7 @@ pub(super) struct Members {
     fixed_id: bool,
     fixed_port: bool,
     first_port: u16,
+    open_lan: OpenLan,
     /// Where the clients of the dead are told.
     tell: Tell,
     stop: CancellationToken,
@@ -107,6 +111,7 @@ impl Members {
         address: Address,
         tell: Tell,
         stop: CancellationToken,
+        open_lan: OpenLan,
     ) -> Self {
         Self {
             shared: Arc::clone(shared),
@@ -116,8 +121,9 @@ impl Members {
             address,
             ttl: config.node_ttl,
             fixed_id: config.node_id.is_some(),
-            fixed_port: config.lan_port_is_set,
-            first_port: config.lan_port,
+            fixed_port: config.lan.port_is_set,
+            first_port: config.lan.port,
+            open_lan,
             tell,
             stop,
             state: Mutex::default(),
@@ -193,6 +199,9 @@ impl Members {
         let mut since = Instant::now();
         let mut waits = false;
         loop {
+            if let Err(refused) = self.open_lan(is_member) {
+                return Ok(Err(refused));
+            }
             match self.enter(connection).await? {
                 entered @ (Entered::In | Entered::Swept) => return Ok(Ok(entered)),
                 Entered::LanTaken(_) if !self.fixed_port && !is_member => {
@@ -249,6 +258,21 @@ impl Members {
                 ),
             },
             _ => Refused { variable: "MOONGATE_NODE_ID", why: format!("another process named {node_id} lives") },
+        }
+    }
+
+    /// Has this node's LAN address listened at, if need be at another port.
+    fn open_lan(&self, is_member: bool) -> Result<(), Refused> {
+        let mut attempts = 0;
+        loop {
+            match (self.open_lan)(self.shared.identity().lan) {
+                Ok(()) => return Ok(()),
+                Err(CannotListen::PortTaken(_)) if !self.fixed_port && !is_member && attempts < MOST_PORTS => {
+                    attempts += 1;
+                    self.next_port();
+                }
+                Err(CannotListen::PortTaken(refused) | CannotListen::Never(refused)) => return Err(refused),
+            }
         }
     }
 

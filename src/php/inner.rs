@@ -1,0 +1,263 @@
+//! The inner listener: connections of PHP applications and of workers.
+//!
+//! A PHP application opens a connection for each command, writes, and closes without waiting for an answer; what it sends
+//! over the next connection must find the first command done. So one task reads all connections in the order in which
+//! they became readable, and carries out what it reads one after the other. It has an epoll of its own (`mio`), whose list
+//! has that order; a new connection enters that list when it is accepted, behind every other that had something to say
+//! before. tokio only says when the list is not empty.
+//!
+//! Answers are written by a task for each connection that asks (see `link`), so that nobody waits for them here.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io::{self, Read as _};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf as _, BytesMut};
+use mio::Token;
+use mio::net::TcpStream;
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::commands::Commands;
+use super::link::Link;
+use super::packet::{Packet, command};
+use super::ready::Ready;
+use crate::accept::AcceptFailures;
+use crate::hub::Stopped;
+use crate::metrics::Reason;
+
+/// What is read at once.
+const READ: usize = 64 * 1024;
+
+/// What one connection may say before others have their turn: more than the kernel holds for it, or the order would be lost.
+const MOST_READ: usize = 16 << 20;
+
+/// Whoever has to say the key says it within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// So many may be about to say it.
+const MOST_UNKNOWN: usize = 1024;
+
+/// And this is the longest packet with a key.
+const LONGEST_KEY: usize = 64 * 1024;
+
+const LISTENER: Token = Token(0);
+
+/// A listener that is bound, and what is connected to it.
+pub(super) struct Inner {
+    commands: Arc<Commands>,
+    key: Option<SecretString>,
+    ready: Ready,
+    listener: mio::net::TcpListener,
+    connections: HashMap<Token, Connection>,
+    last: Token,
+    /// Those that have not said the key, in order of connecting, and since when.
+    unknown: BTreeMap<Token, Instant>,
+    writers: JoinSet<()>,
+    read: Vec<u8>,
+    failures: AcceptFailures,
+}
+
+struct Connection {
+    socket: TcpStream,
+    is_known: bool,
+    /// The beginning of a packet whose end has not come.
+    unread: BytesMut,
+    /// Where answers are written.
+    link: Option<Link>,
+}
+
+/// What became of a connection that was read.
+enum Turn {
+    /// There is nothing more to read.
+    Over,
+    /// There is more.
+    Again,
+    /// It has ended, or is to be ended.
+    Ended,
+}
+
+/// What a packet with a key says.
+#[derive(Deserialize)]
+struct Key<'a> {
+    #[serde(borrow)]
+    secret_key: std::borrow::Cow<'a, str>,
+}
+
+impl Inner {
+    pub(super) fn new(
+        listener: std::net::TcpListener,
+        commands: Arc<Commands>,
+        key: Option<SecretString>,
+    ) -> io::Result<Self> {
+        let mut listener = mio::net::TcpListener::from_std(listener);
+        let ready = Ready::new()?;
+        ready.add(&mut listener, LISTENER)?;
+        Ok(Self {
+            commands,
+            key,
+            ready,
+            listener,
+            connections: HashMap::new(),
+            last: LISTENER,
+            unknown: BTreeMap::new(),
+            writers: JoinSet::new(),
+            read: vec![0; READ],
+            failures: AcceptFailures::default(),
+        })
+    }
+
+    /// Serves until the node stops.
+    pub(super) async fn run(mut self) {
+        // What has more to say than a turn is long; it goes on before anything newer.
+        let mut unfinished = Vec::new();
+        let mut patience = tokio::time::interval(PATIENCE / 10);
+        loop {
+            let batch = tokio::select! {
+                biased;
+                _ = patience.tick() => {
+                    self.end_unknown();
+                    continue;
+                }
+                () = tokio::task::yield_now(), if !unfinished.is_empty() => std::mem::take(&mut unfinished),
+                batch = self.ready.next() => match batch {
+                    Ok(batch) => batch,
+                    Err(error) => {
+                        tracing::error!(%error, "the inner listener cannot be read any more");
+                        return;
+                    }
+                },
+            };
+            while self.writers.try_join_next().is_some() {}
+            for token in batch {
+                if token == LISTENER {
+                    self.accept().await;
+                    continue;
+                }
+                match self.read(token).await {
+                    Ok(Turn::Over) => {}
+                    Ok(Turn::Again) => unfinished.push(token),
+                    Ok(Turn::Ended) => self.end(token),
+                    Err(Stopped) => return,
+                }
+            }
+        }
+    }
+
+    /// Lets in whoever waits. Nothing is read yet: others may have said something before.
+    async fn accept(&mut self) {
+        loop {
+            let mut socket = match self.listener.accept() {
+                Ok((socket, _)) => socket,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) => {
+                    self.failures.wait(&error, self.commands.gateway.metrics()).await;
+                    continue;
+                }
+            };
+            self.last.0 += 1;
+            let token = self.last;
+            if self.ready.add(&mut socket, token).is_err() || socket.set_nodelay(true).is_err() {
+                continue;
+            }
+            let is_known = self.key.is_none();
+            if !is_known {
+                self.unknown.insert(token, Instant::now());
+                self.end_unknown();
+            }
+            let connection = Connection { socket, is_known, unread: BytesMut::new(), link: None };
+            self.connections.insert(token, connection);
+        }
+    }
+
+    /// Reads what a connection has said, and carries it out.
+    async fn read(&mut self, token: Token) -> Result<Turn, Stopped> {
+        // Whoever has ended may have been in the list still.
+        let Some(connection) = self.connections.get_mut(&token) else { return Ok(Turn::Over) };
+        let mut most = MOST_READ;
+        while most > 0 {
+            let read = match connection.socket.read(&mut self.read) {
+                Ok(0) => return Ok(Turn::Ended),
+                Ok(read) => read,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(Turn::Over),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(_) => return Ok(Turn::Ended),
+            };
+            most = most.saturating_sub(read);
+            connection.unread.extend_from_slice(self.read.get(..read).unwrap_or_default());
+            loop {
+                let (packet, length) = match Packet::split(&connection.unread) {
+                    Ok(Some(packet)) => packet,
+                    Ok(None) if connection.is_known || connection.unread.len() < LONGEST_KEY => break,
+                    Ok(None) | Err(_) => return Ok(Turn::Ended),
+                };
+                match packet.command {
+                    command::WORKER_CONNECT | command::GATEWAY_CLIENT_CONNECT => {
+                        if !is_key(self.key.as_ref(), packet.body) {
+                            return Ok(Turn::Ended);
+                        }
+                        connection.is_known = true;
+                        self.unknown.remove(&token);
+                    }
+                    _ if !connection.is_known => return Ok(Turn::Ended),
+                    _ => {
+                        if let Some(answer) = self.commands.begin(packet).await? {
+                            let socket = &connection.socket;
+                            let link = match &mut connection.link {
+                                Some(link) => link,
+                                none => match Link::new(socket, &mut self.writers) {
+                                    Ok(link) => none.insert(link),
+                                    Err(_) => return Ok(Turn::Ended),
+                                },
+                            };
+                            if !link.answer(answer) {
+                                return Ok(Turn::Ended);
+                            }
+                        }
+                    }
+                }
+                connection.unread.advance(length);
+            }
+            if connection.unread.is_empty() {
+                // A large packet shall not be remembered for ever.
+                connection.unread = BytesMut::new();
+            }
+        }
+        Ok(Turn::Again)
+    }
+
+    /// Lets a connection go. What it has asked is still answered.
+    fn end(&mut self, token: Token) {
+        self.unknown.remove(&token);
+        if let Some(mut connection) = self.connections.remove(&token) {
+            // A link has a descriptor of its own for the same socket, which would keep this registered.
+            self.ready.remove(&mut connection.socket);
+        }
+    }
+
+    /// Ends those who should have said the key by now, and the oldest where they are too many.
+    fn end_unknown(&mut self) {
+        while let Some((token, since)) = self.unknown.first_key_value() {
+            if since.elapsed() < PATIENCE && self.unknown.len() <= MOST_UNKNOWN {
+                return;
+            }
+            self.refused("key");
+            self.end(*token);
+        }
+    }
+
+    fn refused(&self, reason: &'static str) {
+        self.commands.gateway.metrics().php_refused.get_or_create(&Reason { reason }).inc();
+    }
+}
+
+/// Whether a packet says the right key; with none set, the empty one.
+fn is_key(key: Option<&SecretString>, body: &[u8]) -> bool {
+    let said: Option<Key<'_>> = serde_json::from_slice(body).ok();
+    let key = key.map_or("", |key| key.expose_secret());
+    said.is_some_and(|said| bool::from(said.secret_key.as_bytes().ct_eq(key.as_bytes())))
+}
