@@ -74,7 +74,7 @@ impl Crowd {
         let (hub, shards) = runtime.block_on(async {
             let metrics = Arc::new(Metrics::new());
             let shards = std::thread::available_parallelism().map_or(1, usize::from);
-            let (hub, tasks) = Hub::start(shards, None, &metrics, None);
+            let (hub, tasks) = Hub::start(shards, None, &metrics, None, None);
             let limit =
                 Arc::new(SendLimit { bytes: 1 << 20, policy: SlowConsumer::Close, dropped: metrics.dropped.clone() });
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -86,10 +86,10 @@ impl Crowd {
                 peers.send(peer).await.unwrap();
                 let lan = LanAddress { ip: Ipv4Addr::LOCALHOST, port: 2900 };
                 let id = ClientId { lan, connection: ids.next() };
-                let arrival = Arrival { ip: Ipv4Addr::LOCALHOST.into(), connected_at: 0 };
-                let client = Client::new(id, arrival, Protocol::WebSocket, socket, None, Arc::clone(&limit));
+                let arrival = Arrival { peer: (Ipv4Addr::LOCALHOST, 1).into(), port: 0, connected_at: 0 };
+                let client = Client::new(id, arrival, Protocol::WebSocket, socket, Arc::clone(&limit));
                 client.open(None);
-                hub.insert(client).await.unwrap();
+                hub.insert(client, false).await.unwrap();
                 let joined = Arc::clone(&group);
                 let joining = hub.begin_at_client(id, move |shard| shard.join(id, &joined, 1)).await.unwrap();
                 assert_eq!(joining.one().await.unwrap(), Ok(true));

@@ -17,8 +17,9 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};
-use std::net::IpAddr;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd as _;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
@@ -27,6 +28,7 @@ use bytes::{Buf, Bytes};
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use rustls::ServerConnection;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::config::SlowConsumer;
@@ -62,7 +64,9 @@ pub struct SendLimit {
 #[derive(Debug, Clone, Copy)]
 pub struct Arrival {
     /// Its address.
-    pub ip: IpAddr,
+    pub peer: SocketAddr,
+    /// The port it has connected to.
+    pub port: u16,
     /// Unix milliseconds.
     pub connected_at: u64,
 }
@@ -149,14 +153,12 @@ struct Outbox {
 }
 
 impl Client {
-    /// A client over a socket that the handshake has left; with TLS, its session. What is sent to it waits for
-    /// [`Client::open`].
+    /// A client over a socket. What is sent to it waits for [`Client::open`].
     pub fn new(
         id: ClientId,
         arrival: Arrival,
         protocol: Protocol,
         socket: TcpStream,
-        tls: Option<Box<ServerConnection>>,
         limit: Arc<SendLimit>,
     ) -> Arc<Self> {
         let outbox = Outbox {
@@ -169,7 +171,7 @@ impl Client {
             close: None,
             let_go: None,
             owner: None,
-            tls,
+            tls: None,
         };
         let (outbox, heard) = (Mutex::new(outbox), AtomicBool::new(false));
         Arc::new(Self { outbox, socket, protocol, id, arrival, heard, limit })
@@ -359,6 +361,18 @@ impl Client {
         self.heard.store(true, Ordering::Relaxed);
     }
 
+    /// What is written from now on goes through this session.
+    pub(crate) fn speak_tls(&self, session: ServerConnection) {
+        self.outbox.lock().tls = Some(Box::new(session));
+    }
+
+    /// Ready as soon as it is to end at once.
+    pub(crate) fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<()> {
+        let outbox = &mut *self.outbox.lock();
+        outbox.owner_is(cx);
+        if outbox.stage == Stage::Gone { Poll::Ready(()) } else { Poll::Pending }
+    }
+
     /// Whether more than the limit waited.
     pub(crate) fn has_overflowed(&self) -> bool {
         self.outbox.lock().overflowed
@@ -503,6 +517,40 @@ impl Client {
         outbox.owner = None;
         outbox.tls = None;
         shut_down(&self.socket, std::net::Shutdown::Both);
+    }
+}
+
+/// A client's socket for its handshake, before anything is sent to it.
+pub(crate) struct Handshaking(pub(crate) Arc<Client>);
+
+impl AsyncRead for Handshaking {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        loop {
+            ready!(self.0.socket.poll_read_ready(cx))?;
+            match self.0.socket.try_read(buffer.initialize_unfilled()) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return Poll::Ready(read.map(|read| buffer.advance(read))),
+            }
+        }
+    }
+}
+
+impl AsyncWrite for Handshaking {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        loop {
+            ready!(self.0.socket.poll_write_ready(cx))?;
+            match self.0.socket.try_write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                written => return Poll::Ready(written),
+            }
+        }
+    }
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        shut_down(&self.0.socket, std::net::Shutdown::Write);
+        Poll::Ready(Ok(()))
     }
 }
 

@@ -79,6 +79,7 @@ settings! {
     lan_port "LAN_PORT",
     lan_listen "LAN_LISTEN",
     secret_key "SECRET_KEY" secret,
+    workers "WORKERS",
     init_message "INIT_MESSAGE",
     leave_message "LEAVE_MESSAGE",
     leave_max_group "LEAVE_MAX_GROUP",
@@ -165,6 +166,19 @@ pub struct PhpConfig {
     pub lan_listen: LanListen,
     /// `GatewayWorker`'s `secretKey`.
     pub secret_key: Option<SecretString>,
+    /// What a client without a worker meets.
+    pub workers: WorkersPolicy,
+}
+
+/// What a client without a connected PHP worker meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum WorkersPolicy {
+    /// It is served until a worker has ever been connected; from then on none is without one.
+    Auto,
+    /// It is refused.
+    Required,
+    /// It is served; there are no workers.
+    Off,
 }
 
 /// Where PHP reaches a node's clients.
@@ -387,7 +401,7 @@ impl Reader<'_> {
                 parse(text).filter(|port| *port > 0)
             }),
         };
-        let php = self.php(raw.lan_listen, raw.secret_key);
+        let php = self.php(raw.lan_listen, raw.secret_key, raw.workers);
         Config {
             listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
             streams,
@@ -461,7 +475,7 @@ impl Reader<'_> {
         }
     }
 
-    fn php(&mut self, lan_listen: Option<String>, key: Option<String>) -> PhpConfig {
+    fn php(&mut self, lan_listen: Option<String>, key: Option<String>, workers: Option<String>) -> PhpConfig {
         let takes = "takes 1 to 256 bytes without \\, \" and control characters, which PHP cannot pass on";
         let secret_key = self.take("SECRET_KEY", key, takes, "", secret_key);
         let takes = "takes an address and port, such as 10.0.0.5:2900, or off";
@@ -478,7 +492,13 @@ impl Reader<'_> {
             self.errors
                 .push(format!("MOONGATE_SECRET_KEY: is needed where MOONGATE_LAN_LISTEN ({address}) is not loopback"));
         }
-        PhpConfig { lan_listen, secret_key }
+        let workers = self.take("WORKERS", workers, "takes auto, required or off", "auto", |text| match text {
+            "auto" => Some(WorkersPolicy::Auto),
+            "required" => Some(WorkersPolicy::Required),
+            "off" => Some(WorkersPolicy::Off),
+            _ => None,
+        });
+        PhpConfig { lan_listen, secret_key, workers }
     }
 
     fn is_refused(&self, name: &str) -> bool {

@@ -182,6 +182,8 @@ impl Close {
     pub const FENCED: Self = Self::new(1012, "node was cut off, please reconnect");
     /// More unsent bytes than `SEND_BUFFER`.
     pub const SLOW: Self = Self::new(1013, "slow consumer");
+    /// No PHP worker is connected, and without one no client is served.
+    pub const NO_WORKER: Self = Self::new(1013, "no worker is connected");
     /// RFC 6455 violated.
     pub const PROTOCOL: Self = Self::new(1002, "protocol error");
     /// A text message is not UTF-8.

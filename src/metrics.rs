@@ -108,6 +108,10 @@ pub struct Metrics {
     pub php_refused: Family<Reason, Counter>,
     /// What PHP has sent and could not be done, by reason.
     pub php_ignored: Family<Reason, Counter>,
+    /// PHP workers that are connected.
+    pub php_workers: Gauge,
+    /// Events that no PHP worker was told, by reason.
+    pub php_events_lost: Family<Reason, Counter>,
 }
 
 impl Metrics {
@@ -162,6 +166,8 @@ impl Metrics {
             fenced: series!("fenced", "Times this node was swept itself"),
             foreign_nodes: series!("foreign_nodes", "Foreign nodes heard under our prefix"),
             php_refused: series!("php_refused", "Connections of PHP that were ended, by reason"),
+            php_workers: series!("php_workers", "PHP workers connected now"),
+            php_events_lost: series!("php_events_lost", "Events that no PHP worker was told, by reason"),
             php_ignored: series!("php_ignored", "What PHP has sent and could not be done, by reason"),
             registry,
         }

@@ -19,11 +19,11 @@ use crate::edge::{ConnectionSettings, Edge};
 use crate::gateway::Gateway;
 use crate::heartbeat::Tick;
 use crate::http::{self, Api};
-use crate::hub::{Hub, Others};
+use crate::hub::{Hub, Listener, Others};
 use crate::id::LanAddress;
 use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
-use crate::php::{self, Entrance};
+use crate::php::{self, Entrance, Workers};
 
 /// The first part of a drain, in which balancers notice, is at most this long.
 const NOTICE: Duration = Duration::from_secs(5);
@@ -111,6 +111,11 @@ impl Server {
         self.streams.iter().map(|(protocol, _, address)| (*protocol, *address)).collect()
     }
 
+    /// Where PHP finds this node; none as long as nothing is bound, as for a node among others before it has found Redis.
+    pub fn php_address(&self) -> Option<SocketAddr> {
+        self.entrance.address()
+    }
+
     /// Where the API is.
     pub fn api_address(&self) -> SocketAddr {
         self.api_address
@@ -129,7 +134,9 @@ impl Server {
         let tick = Tick::new(config.clients.ping_interval, limit, Some(ping), for_streams);
         let shards = std::thread::available_parallelism().map_or(1, NonZero::get);
         let others = config.cluster.is_some().then(Others::default);
-        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others);
+        let workers = Arc::new(Workers::new(config.php.workers, Arc::clone(&metrics)));
+        let listener: Arc<dyn Listener> = Arc::<Workers>::clone(&workers);
+        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others, Some(&listener));
         let hub = Arc::new(hub);
         let open_lan = Box::new(move |lan| {
             entrance.open(lan).map_err(|error| {
@@ -143,7 +150,8 @@ impl Server {
             Some((cluster, heard, tasks)) => (Some(cluster), (Some(heard), Some(tasks))),
             None => (None, (None, None)),
         };
-        let gateway = Gateway::new(hub, cluster, lan, &config.clients, &config.time_zone, Arc::clone(&metrics));
+        let gateway =
+            Gateway::new(hub, cluster, lan, listener, &config.clients, &config.time_zone, Arc::clone(&metrics));
         let gateway = Arc::new(gateway);
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -180,7 +188,7 @@ impl Server {
         }
         // The loops have it, and end with it.
         drop(edge);
-        let (php, at_end) = (php::serve(inner, Arc::clone(&gateway), config.php.clone()), closed.clone());
+        let (php, at_end) = (php::serve(inner, Arc::clone(&gateway), workers, config.php.clone()), closed.clone());
         services.spawn(async move {
             at_end.run_until_cancelled(php).await;
         });

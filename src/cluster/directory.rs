@@ -431,7 +431,7 @@ impl Writes {
             let mut field = |name: &str, value: String| fields.extend([name.to_owned(), value]);
             if let Some(arrival) = change.arrived {
                 field("node", identity.node_id.clone());
-                field("ip", arrival.ip.to_string());
+                field("ip", arrival.peer.ip().to_string());
                 field("connected_at", arrival.connected_at.to_string());
             }
             if let (Some(uid), true) = (&change.uid, bound) {

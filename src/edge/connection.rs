@@ -1,14 +1,16 @@
 //! What all connections have in common, whatever their clients speak: how they begin, and the tail that runs whatever ends
 //! them: the client leaves the hub, then its close is told.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::VecDeque;
+use std::net::SocketAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
-use rustls::ServerConnection;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
@@ -36,26 +38,65 @@ pub(super) enum End {
     Lost,
 }
 
-/// A client over a socket; none, and the socket is closed, when this node has just lost its place among the others.
+/// A client over a socket that has connected to this port; none, and the socket is closed, when this node has just lost its
+/// place among the others.
 pub(super) fn client(
     gateway: &Gateway,
     protocol: Protocol,
-    socket: TcpStream,
-    session: Option<Box<ServerConnection>>,
+    (socket, peer): (TcpStream, SocketAddr),
+    port: u16,
 ) -> Option<Arc<Client>> {
     let id = gateway.next_client_id()?;
-    let ip = socket.peer_addr().map_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED), |peer| peer.ip());
     let connected_at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
-    Some(Client::new(id, Arrival { ip, connected_at }, protocol, socket, session, gateway.send_limit()))
+    Some(Client::new(id, Arrival { peer, port, connected_at }, protocol, socket, gateway.send_limit()))
 }
 
-/// The client is there; false when this node stops.
-pub(super) async fn begin(gateway: &Gateway, client: &Arc<Client>) -> bool {
-    let begun = Box::pin(gateway.connected(Arc::clone(client))).await.is_ok();
+/// The client is there, as a guest until now or not at all; false when this node stops.
+pub(super) async fn begin(gateway: &Gateway, client: &Arc<Client>, is_guest: bool) -> bool {
+    let begun = Box::pin(gateway.connected(Arc::clone(client), is_guest)).await.is_ok();
     if !begun {
         client.release();
     }
     begun
+}
+
+/// Brings what a client says to whoever listens. What is not taken at once is waited for before more is read.
+#[derive(Default)]
+pub(super) struct Saying {
+    /// What one read has brought beyond that.
+    waiting: VecDeque<Bytes>,
+    taking: Option<BoxFuture<'static, ()>>,
+    /// What comes of it when all is said.
+    end: Option<Close>,
+}
+
+impl Saying {
+    pub(super) fn say(&mut self, gateway: &Gateway, client: &Client, message: Bytes) {
+        client.note_heard();
+        gateway.received();
+        if !gateway.listens() {
+            return;
+        }
+        if self.taking.is_some() {
+            self.waiting.push_back(message);
+        } else if let Err(message) = gateway.hub().said(client.id(), message) {
+            self.taking = Some(gateway.hub().say(client.id(), message));
+        }
+    }
+
+    /// The client has said something wrong behind all that.
+    pub(super) fn end(&mut self, close: Close) {
+        self.end = Some(close);
+    }
+
+    /// Ready when all is taken; with an end, if that was its last word.
+    pub(super) fn poll_said(&mut self, cx: &mut Context<'_>, gateway: &Gateway, client: &Client) -> Poll<Option<End>> {
+        while let Some(taking) = &mut self.taking {
+            ready!(taking.as_mut().poll(cx));
+            self.taking = self.waiting.pop_front().map(|message| gateway.hub().say(client.id(), message));
+        }
+        Poll::Ready(self.end.take().map(End::Violation))
+    }
 }
 
 /// Has it talk; a panic of ours is its end, too.

@@ -18,20 +18,21 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Edge;
 use crate::accept::{MAX_HEAD, MAX_HEADERS};
+use crate::client::Client;
 
 type Body = axum::body::Body;
 
 impl Edge {
     /// Reads one request and answers it; gives the stream back, with bytes that came behind the request, when it is
     /// a WebSocket now.
-    pub(super) async fn http_handshake<S>(self: &Arc<Self>, stream: S) -> Option<(S, Bytes)>
+    pub(super) async fn http_handshake<S>(self: &Arc<Self>, client: &Client, stream: S) -> Option<(S, Bytes)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let upgrade = Arc::new(Mutex::new(None));
         let service = hyper::service::service_fn(|request| {
-            let response = self.answer(request, &upgrade);
-            async { Ok::<_, Infallible>(response) }
+            let answer = self.answer(request, client, Arc::clone(&upgrade));
+            async { Ok::<_, Infallible>(answer.await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
             .max_buf_size(MAX_HEAD)
@@ -49,7 +50,12 @@ impl Edge {
         Some((parts.io.into_inner(), parts.read_buf))
     }
 
-    fn answer(&self, mut request: Request<Incoming>, upgrade: &Mutex<Option<OnUpgrade>>) -> Response<Body> {
+    async fn answer(
+        &self,
+        mut request: Request<Incoming>,
+        client: &Client,
+        upgrade: Arc<Mutex<Option<OnUpgrade>>>,
+    ) -> Response<Body> {
         if self.refusing.is_cancelled() {
             self.refuse("draining");
             return refusal(
@@ -66,7 +72,21 @@ impl Edge {
                 "this node has no place among the others yet; connect again\n",
             );
         }
-        match accept_key(request.method(), request.headers()) {
+        let accept = accept_key(request.method(), request.headers());
+        let is_served = match &accept {
+            Ok(_) if self.gateway.lacks_listener() => false,
+            Ok(_) if self.gateway.listens() => self.gateway.shook_hands(client.id(), head(&request)).await,
+            _ => true,
+        };
+        if !is_served {
+            self.refuse("no_worker");
+            return refusal(
+                StatusCode::SERVICE_UNAVAILABLE,
+                &[(RETRY_AFTER, "1")],
+                "no worker is connected to this node; connect again\n",
+            );
+        }
+        match accept {
             Ok(accept) => {
                 *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
                 let mut response = Response::new(Body::empty());
@@ -86,6 +106,15 @@ impl Edge {
             }
         }
     }
+}
+
+/// A request's head as it came, but for what HTTP lets be written in several ways.
+fn head(request: &Request<Incoming>) -> Vec<u8> {
+    let mut head = format!("{} {} {:?}\r\n", request.method(), request.uri(), request.version()).into_bytes();
+    for (name, value) in request.headers() {
+        head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    }
+    head
 }
 
 fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: &'static str) -> Response<Body> {

@@ -9,17 +9,20 @@ mod stream;
 pub mod tls;
 mod websocket;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accept::AcceptFailures;
+use crate::client::{Client, Handshaking};
 use crate::gateway::Gateway;
-use crate::message::Protocol;
+use crate::message::{Close, Protocol};
 use crate::metrics::Reason;
 use tls::Certificates;
 
@@ -59,25 +62,20 @@ impl Edge {
     /// Accepts until `closed`.
     pub async fn run(self: Arc<Self>, protocol: Protocol, listener: TcpListener) {
         let mut failures = AcceptFailures::default();
+        let port = listener.local_addr().map_or(0, |address| address.port());
         loop {
             let accepted = tokio::select! {
                 () = self.closed.cancelled() => break,
                 accepted = listener.accept() => accepted,
             };
             match accepted {
-                Ok((socket, _)) if protocol != Protocol::WebSocket => self.let_in(protocol, socket),
-                Ok((socket, _)) => {
-                    let edge = Arc::clone(&self);
-                    self.handshakes.spawn(async move {
-                        let handshake =
-                            tokio::time::timeout(edge.handshake_timeout, Box::pin(edge.shake_hands(socket)));
-                        tokio::select! {
-                            () = edge.closed.cancelled() => {}
-                            shaken = handshake => if shaken.is_err() {
-                                edge.refuse("timeout");
-                            }
-                        }
-                    });
+                Ok(arrived) if protocol != Protocol::WebSocket => self.let_in(protocol, arrived, port),
+                Ok(arrived) => {
+                    // Before TLS: without it a handshake can wait for a delayed acknowledgement.
+                    if arrived.0.set_nodelay(true).is_ok() {
+                        let edge = Arc::clone(&self);
+                        self.handshakes.spawn(async move { Box::pin(edge.shake_hands(arrived, port)).await });
+                    }
                 }
                 Err(error) => failures.wait(&error, self.gateway.metrics()).await,
             }
@@ -86,38 +84,67 @@ impl Edge {
         self.handshakes.wait().await;
     }
 
-    async fn shake_hands(self: &Arc<Self>, socket: TcpStream) {
-        // Before TLS: without it a handshake can wait for a delayed acknowledgement.
-        if socket.set_nodelay(true).is_err() {
+    /// From a connection to a client, or to an end in time.
+    async fn shake_hands(self: &Arc<Self>, arrived: (TcpStream, SocketAddr), port: u16) {
+        let Some(client) = connection::client(&self.gateway, Protocol::WebSocket, arrived, port) else {
+            self.refuse("not_ready");
+            return;
+        };
+        let is_guest = self.gateway.listens() && !self.refusing.is_cancelled();
+        if is_guest && self.gateway.hub().insert(Arc::clone(&client), true).await.is_err() {
             return;
         }
-        let shaken = match &self.certificates {
-            None => self.http_handshake(socket).await.map(|(socket, ahead)| (socket, None, ahead)),
-            Some(certificates) => match certificates.accept(socket).await {
-                Ok(stream) => self.http_handshake(stream).await.map(|(stream, ahead)| {
-                    let (socket, session) = stream.into_inner();
-                    (socket, Some(Box::new(session)), ahead)
-                }),
-                Err(error) => {
-                    tracing::debug!(%error, "TLS handshake failed");
-                    self.refuse("tls");
-                    None
-                }
-            },
+        let handshake = tokio::time::timeout(self.handshake_timeout, self.handshake(&client));
+        let shaken = tokio::select! {
+            () = self.closed.cancelled() => None,
+            // Whoever listens may end it at once.
+            () = std::future::poll_fn(|cx| client.poll_cut(cx)) => None,
+            shaken = handshake => shaken.unwrap_or_else(|_| {
+                self.refuse("timeout");
+                None
+            }),
         };
-        if let Some((socket, session, ahead)) = shaken {
-            websocket::spawn(self, socket, session, &ahead);
+        if let Some(ahead) = shaken {
+            websocket::spawn(self, client, is_guest, &ahead);
+            return;
+        }
+        if is_guest {
+            // A hub that has stopped has no guests.
+            self.gateway.hub().ended(client.id(), Close::LOST).await.ok();
+        }
+        client.release();
+    }
+
+    /// TLS and the request; what came behind it, when the connection is a WebSocket now.
+    async fn handshake(self: &Arc<Self>, client: &Arc<Client>) -> Option<Bytes> {
+        let socket = Handshaking(Arc::clone(client));
+        let Some(certificates) = &self.certificates else {
+            return self.http_handshake(client, socket).await.map(|(_, ahead)| ahead);
+        };
+        match certificates.accept(socket).await {
+            Ok(stream) => {
+                let (stream, ahead) = self.http_handshake(client, stream).await?;
+                client.speak_tls(stream.into_inner().1);
+                Some(ahead)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "TLS handshake failed");
+                self.refuse("tls");
+                None
+            }
         }
     }
 
     /// Without a handshake there is nothing to say to whoever is not let in.
-    fn let_in(self: &Arc<Self>, protocol: Protocol, socket: TcpStream) {
+    fn let_in(self: &Arc<Self>, protocol: Protocol, arrived: (TcpStream, SocketAddr), port: u16) {
         if self.refusing.is_cancelled() {
             self.refuse("draining");
         } else if !self.gateway.has_place() {
             self.refuse("not_ready");
-        } else if socket.set_nodelay(true).is_ok() && keep_alive(&socket).is_ok() {
-            stream::spawn(self, protocol, socket);
+        } else if self.gateway.lacks_listener() {
+            self.refuse("no_worker");
+        } else if arrived.0.set_nodelay(true).is_ok() && keep_alive(&arrived.0).is_ok() {
+            stream::spawn(self, protocol, arrived, port);
         }
     }
 

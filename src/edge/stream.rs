@@ -4,15 +4,16 @@
 //! frame is only counted and told.
 
 use std::cell::RefCell;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf as _, BytesMut};
+use bytes::{Buf as _, Bytes, BytesMut};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Edge;
-use super::connection::{self, CLOSE_TIME, End};
+use super::connection::{self, CLOSE_TIME, End, Saying};
 use crate::client::Client;
 use crate::gateway::Gateway;
 use crate::message::{Close, Protocol};
@@ -28,19 +29,20 @@ thread_local! {
 }
 
 /// Takes a socket over as it was accepted.
-pub(super) fn spawn(edge: &Arc<Edge>, protocol: Protocol, socket: TcpStream) {
-    let Some(client) = connection::client(&edge.gateway, protocol, socket, None) else { return };
+pub(super) fn spawn(edge: &Arc<Edge>, protocol: Protocol, arrived: (TcpStream, SocketAddr), port: u16) {
+    let Some(client) = connection::client(&edge.gateway, protocol, arrived, port) else { return };
     edge.connections.spawn(own(Arc::clone(&edge.gateway), client, edge.connection.max_message_size));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
 async fn own(gateway: Arc<Gateway>, client: Arc<Client>, max_message_size: usize) {
-    if !connection::begin(&gateway, &client).await {
+    if !connection::begin(&gateway, &client, false).await {
         return;
     }
     let mut cutter = Cutter { protocol: client.protocol(), most: max_message_size, unfinished: BytesMut::new() };
+    let mut saying = Saying::default();
     let talk = std::future::poll_fn(|cx| {
-        SCRATCH.with_borrow_mut(|scratch| poll_talk(cx, &gateway, &client, &mut cutter, scratch))
+        SCRATCH.with_borrow_mut(|scratch| poll_talk(cx, &gateway, &client, &mut cutter, &mut saying, scratch))
     });
     let end = connection::talk(&client, talk).await;
     Box::pin(connection::end(&gateway, &client, end, finish(&client))).await;
@@ -51,20 +53,23 @@ fn poll_talk(
     gateway: &Gateway,
     client: &Client,
     cutter: &mut Cutter,
+    saying: &mut Saying,
     scratch: &mut [u8],
 ) -> Poll<End> {
     if let Poll::Ready(end) = connection::poll_ended(cx, client) {
         return Poll::Ready(end);
     }
+    if let Some(end) = ready!(saying.poll_said(cx, gateway, client)) {
+        return Poll::Ready(end);
+    }
     let most = if client.protocol() == Protocol::Tcp { READ } else { READ_MANY };
     let read = scratch.get_mut(..most).unwrap_or_default();
     let Ok(length @ 1..) = ready!(client.poll_read(cx, read)) else { return Poll::Ready(End::Lost) };
-    let said = cutter.cut(read.get(..length).unwrap_or_default(), |_message| {
-        client.note_heard();
-        gateway.received();
+    let said = cutter.cut(read.get(..length).unwrap_or_default(), |message| {
+        saying.say(gateway, client, Bytes::copy_from_slice(message));
     });
     if let Err(close) = said {
-        return Poll::Ready(End::Violation(close));
+        saying.end(close);
     }
     // Others shall have their turn; this one comes again.
     cx.waker().wake_by_ref();

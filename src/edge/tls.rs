@@ -12,11 +12,11 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 use tokio_util::sync::CancellationToken;
 
+use crate::client::Handshaking;
 use crate::config::TlsFiles;
 use crate::metrics::Metrics;
 
@@ -78,7 +78,7 @@ impl Certificates {
     }
 
     /// The TLS handshake; the caller sets its deadline.
-    pub(super) async fn accept(&self, socket: TcpStream) -> io::Result<TlsStream<TcpStream>> {
+    pub(super) async fn accept(&self, socket: Handshaking) -> io::Result<TlsStream<Handshaking>> {
         self.acceptor.accept(socket).await
     }
 

@@ -9,19 +9,17 @@ use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use futures_util::Stream as _;
-use rustls::ServerConnection;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
-use super::connection::{self, CLOSE_TIME, End};
+use super::connection::{self, CLOSE_TIME, End, Saying};
 use super::{ConnectionSettings, Edge};
 use crate::client::Client;
 use crate::gateway::Gateway;
-use crate::message::{Close, Protocol};
+use crate::message::Close;
 
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
 /// with the default of 128 KiB an idle connection would need seventy times its memory.
@@ -30,15 +28,14 @@ const READ_BUFFER: usize = 512;
 /// What a client may say at once before others are looked at.
 const READ_BATCH: usize = 64;
 
-/// Takes a socket over after its handshake; `ahead` came behind the request.
-pub(super) fn spawn(edge: &Arc<Edge>, socket: TcpStream, session: Option<Box<ServerConnection>>, ahead: &Bytes) {
-    let Some(client) = connection::client(&edge.gateway, Protocol::WebSocket, socket, session) else { return };
-    edge.connections.spawn(own(Arc::clone(&edge.gateway), client, edge.connection, ahead.to_vec()));
+/// Takes a client over after its handshake; `ahead` came behind the request.
+pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>, is_guest: bool, ahead: &Bytes) {
+    edge.connections.spawn(own(Arc::clone(&edge.gateway), client, is_guest, edge.connection, ahead.to_vec()));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
-async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSettings, ahead: Vec<u8>) {
-    if !connection::begin(&gateway, &client).await {
+async fn own(gateway: Arc<Gateway>, client: Arc<Client>, is_guest: bool, settings: ConnectionSettings, ahead: Vec<u8>) {
+    if !connection::begin(&gateway, &client, is_guest).await {
         return;
     }
     let config = WebSocketConfig::default()
@@ -49,7 +46,8 @@ async fn own(gateway: Arc<Gateway>, client: Arc<Client>, settings: ConnectionSet
     let stream = WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, Some(config));
     let mut socket = Box::pin(stream).await;
 
-    let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket));
+    let mut saying = Saying::default();
+    let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket, &mut saying));
     let end = connection::talk(&client, talk).await;
     let goodbye = matches!(end, End::Peer(_));
     // Boxed, as is all that is awaited only at the ends of a connection's life: the task keeps room for its largest await.
@@ -101,18 +99,20 @@ fn poll_talk(
     client: &Client,
     settings: ConnectionSettings,
     socket: &mut WebSocketStream<Io>,
+    saying: &mut Saying,
 ) -> Poll<End> {
     for _ in 0..READ_BATCH {
         // Each time, as reading may have filled the outbox (pongs), or ended it.
         if let Poll::Ready(end) = connection::poll_ended(cx, client) {
             return Poll::Ready(end);
         }
+        if let Some(end) = ready!(saying.poll_said(cx, gateway, client)) {
+            return Poll::Ready(end);
+        }
         let Some(read) = ready!(Pin::new(&mut *socket).poll_next(cx)) else { return Poll::Ready(End::Lost) };
         match read {
-            Ok(Frame::Text(_) | Frame::Binary(_)) => {
-                client.note_heard();
-                gateway.received();
-            }
+            Ok(Frame::Text(text)) => saying.say(gateway, client, text.into()),
+            Ok(Frame::Binary(bytes)) => saying.say(gateway, client, bytes),
             Ok(Frame::Pong(_)) if settings.pong_counts => client.note_heard(),
             Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_)) => {}
             Ok(Frame::Close(frame)) => {

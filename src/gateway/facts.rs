@@ -13,7 +13,7 @@ impl Gateway {
         }
         let named = uids.to_vec();
         let of = move |shard: &mut Shard| {
-            named.iter().map(|uid| shard.of_uid(uid).map(|client| client.id).collect()).collect()
+            named.iter().map(|uid| shard.of_uid(uid).filter(is_known).map(|client| client.id).collect()).collect()
         };
         Ok(merged(uids.len(), self.hub.begin_at_uids(uids, of).await?.all().await?))
     }
@@ -38,7 +38,7 @@ impl Gateway {
         }
         let named = groups.to_vec();
         let of = move |shard: &mut Shard| {
-            named.iter().map(|group| shard.of_group(group).map(|client| client.id).collect()).collect()
+            named.iter().map(|group| shard.of_group(group).filter(is_known).map(|client| client.id).collect()).collect()
         };
         Ok(merged(groups.len(), self.hub.begin_at_groups(groups, of).await?.all().await?))
     }
@@ -91,7 +91,7 @@ impl Gateway {
         }
         let entry =
             |client: View<'_>| Entry { id: client.id, uid: client.uid.cloned(), groups: client.groups.to_vec() };
-        let found = self.hub.at_all(move |shard| shard.all().map(entry).collect::<Vec<_>>()).await?;
+        let found = self.hub.at_all(move |shard| shard.all().filter(is_known).map(entry).collect::<Vec<_>>()).await?;
         Ok(found.into_iter().flatten().collect())
     }
 
@@ -102,11 +102,13 @@ impl Gateway {
         of: impl Fn(View<'_>) -> T + Send + Sync + 'static,
     ) -> Result<Vec<Option<T>>, Failure> {
         if let [id] = *ids {
-            let found = self.hub.begin_at_client(id, move |shard| shard.view(id).map(of)).await?;
+            let found = self.hub.begin_at_client(id, move |shard| shard.view(id).filter(is_known).map(of)).await?;
             return Ok(vec![found.one().await?]);
         }
         let named = ids.to_vec();
-        let found = self.hub.at_all(move |shard| named.iter().map(|id| shard.view(*id).map(&of)).collect::<Vec<_>>());
+        let found = self
+            .hub
+            .at_all(move |shard| named.iter().map(|id| shard.view(*id).filter(is_known).map(&of)).collect::<Vec<_>>());
         let mut answer: Vec<Option<T>> = ids.iter().map(|_| None).collect();
         for found in found.await? {
             for (place, found) in answer.iter_mut().zip(found) {
@@ -115,6 +117,11 @@ impl Gateway {
         }
         Ok(answer)
     }
+}
+
+/// Whoever is still shaking hands is known to PHP's workers alone.
+fn is_known(client: &View<'_>) -> bool {
+    !client.is_guest
 }
 
 /// Puts together what the shards found for each name.

@@ -23,7 +23,7 @@ use crate::client::{Client, Departed, SendLimit};
 use crate::cluster::{Answer, Channel, Cluster, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
-use crate::hub::{Hub, Stopped, Target, TooManyGroups, Topic};
+use crate::hub::{About, Event, Hub, Listener, Stopped, Target, TooManyGroups, Topic};
 use crate::id::{ClientId, ConnectionIds, LanAddress, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
@@ -101,6 +101,7 @@ pub struct Gateway {
     /// The other nodes; none when this one is alone.
     cluster: Option<Cluster>,
     lan: LanAddress,
+    listener: Arc<dyn Listener>,
     ids: ConnectionIds,
     limits: Limits,
     send_limit: Arc<SendLimit>,
@@ -126,6 +127,7 @@ impl Gateway {
         hub: Arc<Hub>,
         cluster: Option<Cluster>,
         lan: LanAddress,
+        listener: Arc<dyn Listener>,
         config: &ClientConfig,
         time_zone: &jiff::tz::TimeZone,
         metrics: Arc<Metrics>,
@@ -136,6 +138,7 @@ impl Gateway {
             hub,
             cluster,
             lan,
+            listener,
             ids: ConnectionIds::new(),
             limits: Limits { groups: config.max_groups, session: config.max_session_size },
             send_limit: Arc::new(send_limit),
@@ -161,6 +164,9 @@ impl Gateway {
 
     /// Whether this node is to get new clients.
     pub(crate) fn readiness(&self) -> Readiness {
+        if self.listener.is_missing() {
+            return Readiness::Not("no PHP worker is connected");
+        }
         self.cluster.as_ref().map_or(Readiness::Ready, Cluster::readiness)
     }
 
@@ -201,10 +207,14 @@ impl Gateway {
 
     /// A client is there. The first message it gets is `INIT_MESSAGE`, when a query on any node finds it; while Redis is
     /// away it gets it at once, and Redis follows.
-    pub(crate) async fn connected(&self, client: Arc<Client>) -> Result<(), Stopped> {
+    pub(crate) async fn connected(&self, client: Arc<Client>, is_guest: bool) -> Result<(), Stopped> {
         self.metrics.connections.inc();
         let id = client.id();
-        self.hub.insert(Arc::clone(&client)).await?;
+        if is_guest {
+            self.hub.begin_at_client(id, move |shard| shard.welcome(id)).await?.one().await?;
+        } else {
+            self.hub.insert(Arc::clone(&client), false).await?;
+        }
         if self.cluster.as_ref().is_some_and(Cluster::has_redis) {
             let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt([id])).await?.one().await?;
             drop(tokio::time::timeout(ASK_TIME, receipt.wait()).await);
@@ -215,9 +225,28 @@ impl Gateway {
         Ok(())
     }
 
-    /// A client sent a message. Nobody takes events out yet, so it is a sign of life and nothing else.
+    /// A client sent a message.
     pub(crate) fn received(&self) {
         self.metrics.received.inc();
+    }
+
+    /// Whether somebody is to be told what clients do.
+    pub(crate) fn listens(&self) -> bool {
+        self.listener.listens()
+    }
+
+    /// Whether no client is served, as nobody is there to be told.
+    pub(crate) fn lacks_listener(&self) -> bool {
+        self.listener.is_missing()
+    }
+
+    /// A client's handshake has come, and is to be answered. False when it is not served.
+    pub(crate) async fn shook_hands(&self, id: ClientId, head: Vec<u8>) -> bool {
+        let told = self.hub.begin_at_client(id, move |shard| shard.shook_hands(id, &head)).await;
+        match told {
+            Ok(told) => told.one().await.unwrap_or(false),
+            Err(Stopped) => false,
+        }
     }
 
     /// A client of this node has ended.
@@ -227,6 +256,10 @@ impl Gateway {
 
     /// A client has left, for whatever reason, and all nodes know: the same tail for all.
     pub(crate) async fn departed(&self, departed: &Departed) {
+        if departed.close == Close::NODE && self.listener.listens() {
+            let about = About { id: departed.id, arrival: None, session: departed.session.as_ref() };
+            self.listener.tell(Event::Ended, about, &mut None);
+        }
         let Some(template) = &self.leave else { return };
         for group in &departed.groups {
             let size = self.group_sizes(std::slice::from_ref(group)).await.map(|sizes| sizes.first().copied());

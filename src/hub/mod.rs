@@ -3,6 +3,7 @@
 //! The hub is the truth about its clients. It is cut into shards by client; each is owned by one task, which takes
 //! what it shall do from its inbox, in order. See `shard` for the way of a message, and `client` for its end.
 
+mod events;
 mod journal;
 mod shard;
 mod targets;
@@ -14,12 +15,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
+pub use events::{About, Event, Fate, Listener, Route};
 use journal::Journal;
 pub use journal::{Change, Receipt, Single, Told, Written};
 use shard::{Delivery, Heard};
@@ -47,7 +50,8 @@ const BEAT: Duration = Duration::from_millis(100);
 
 enum Op {
     Deliver(Delivery),
-    Insert(Arc<Client>),
+    Insert { client: Arc<Client>, is_guest: bool },
+    Said { id: ClientId, message: Bytes },
     Run(Box<dyn FnOnce(&mut Shard) + Send>),
 }
 
@@ -139,12 +143,13 @@ impl ShardTasks {
 
 impl Hub {
     /// A hub of `shards` shards (1 to 64), each with its task. With `others` it keeps a journal of what they are to be
-    /// told: somebody must take it.
+    /// told: somebody must take it. A `listener` is told what clients do.
     pub fn start(
         shards: usize,
         tick: Option<&Tick>,
         metrics: &Arc<Metrics>,
         others: Option<Others>,
+        listener: Option<&Arc<dyn Listener>>,
     ) -> (Self, ShardTasks) {
         let topics = || others.as_ref().map(|others| Arc::clone(&others.topics));
         let (uids, groups) = (Targets::new(topics(), Topic::Uid), Targets::new(topics(), Topic::Group));
@@ -156,7 +161,8 @@ impl Hub {
                 let journal = Journal::new(Arc::clone(&others.changed));
                 (journal, Arc::clone(&others.topics))
             });
-            let shard = Shard::new(index, Arc::clone(&uids), Arc::clone(&groups), Arc::clone(&clients), journal);
+            let indexes = (Arc::clone(&uids), Arc::clone(&groups));
+            let shard = Shard::new(index, indexes, Arc::clone(&clients), journal, listener.cloned());
             tasks.spawn(run(shard, ops, tick.cloned(), Arc::clone(metrics)));
             inbox
         });
@@ -189,9 +195,30 @@ impl Hub {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// Takes a client in.
-    pub async fn insert(&self, client: Arc<Client>) -> Result<(), Stopped> {
-        self.push(self.shard_of(client.id()), Op::Insert(client)).await
+    /// Takes a client in. A guest is still shaking hands: only the listener knows of it.
+    pub async fn insert(&self, client: Arc<Client>, is_guest: bool) -> Result<(), Stopped> {
+        self.push(self.shard_of(client.id()), Op::Insert { client, is_guest }).await
+    }
+
+    /// A client has said something, which the listener is to be told; gives back what cannot be taken now.
+    pub fn said(&self, id: ClientId, message: Bytes) -> Result<(), Bytes> {
+        let Some(inbox) = self.inboxes.get(self.shard_of(id)) else { return Ok(()) };
+        match inbox.try_send(Op::Said { id, message }) {
+            Err(mpsc::error::TrySendError::Full(Op::Said { message, .. })) => Err(message),
+            // When the hub has ended, nobody is told.
+            _ => Ok(()),
+        }
+    }
+
+    /// The same, where it could not be taken: waits until it can.
+    pub fn say(&self, id: ClientId, message: Bytes) -> BoxFuture<'static, ()> {
+        let inbox = self.inboxes.get(self.shard_of(id)).cloned();
+        async move {
+            if let Some(inbox) = inbox {
+                inbox.send(Op::Said { id, message }).await.ok();
+            }
+        }
+        .boxed()
     }
 
     /// A client's socket has ended by itself; its owner is told what it had.
@@ -456,7 +483,8 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
         {
             match op {
                 Op::Deliver(delivery) => appended += shard.deliver(delivery, alone),
-                Op::Insert(client) => shard.insert(&client),
+                Op::Insert { client, is_guest } => shard.insert(&client, is_guest),
+                Op::Said { id, message } => shard.said(id, &message),
                 Op::Run(act) => act(&mut shard),
             }
             shard.settle();

@@ -19,6 +19,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
+use super::events::{About, Event, Fate, Listener, Route};
 use super::journal::{Change, Journal, Now, Receipt, Told};
 use super::targets::Targets;
 use super::topics::{Topic, Topics};
@@ -146,6 +147,11 @@ struct Facts {
     has_joined: bool,
     session: Option<Session>,
     heartbeat: Heartbeat,
+    /// It is still shaking hands: only the listener knows of it.
+    is_guest: bool,
+    /// What is said to it reaches it: of a WebSocket, a good request has come.
+    is_reachable: bool,
+    route: Route,
 }
 
 /// The state of one shard.
@@ -158,6 +164,7 @@ pub struct Shard {
     /// What other nodes are to be told, if there are any.
     journal: Option<Journal>,
     topics: Option<Arc<Topics>>,
+    listener: Option<Arc<dyn Listener>>,
     /// By slot; apart from the facts, so that a broadcast walks over little memory.
     clients: Vec<Option<Arc<Client>>>,
     facts: Vec<Option<Facts>>,
@@ -187,10 +194,10 @@ pub struct Shard {
 impl Shard {
     pub(super) fn new(
         index: usize,
-        uid_targets: Arc<Targets<Uid>>,
-        group_targets: Arc<Targets<Group>>,
+        (uid_targets, group_targets): (Arc<Targets<Uid>>, Arc<Targets<Group>>),
         total: Arc<AtomicUsize>,
         others: Option<(Journal, Arc<Topics>)>,
+        listener: Option<Arc<dyn Listener>>,
     ) -> Self {
         let (journal, topics) = others.unzip();
         Self {
@@ -200,6 +207,7 @@ impl Shard {
             total,
             journal,
             topics,
+            listener,
             clients: Vec::new(),
             facts: Vec::new(),
             free: Vec::new(),
@@ -220,8 +228,8 @@ impl Shard {
 
     // --- coming and going ---
 
-    /// Takes a client in.
-    pub(super) fn insert(&mut self, client: &Arc<Client>) {
+    /// Takes a client in; a guest is still shaking hands.
+    pub(super) fn insert(&mut self, client: &Arc<Client>, is_guest: bool) {
         let connection = client.id().connection;
         let facts = Facts {
             uid: None,
@@ -230,6 +238,9 @@ impl Shard {
             has_joined: false,
             session: None,
             heartbeat: Heartbeat::default(),
+            is_guest,
+            is_reachable: !is_guest,
+            route: None,
         };
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -246,13 +257,87 @@ impl Shard {
             *client_place = Some(Arc::clone(client));
             *facts_place = Some(facts);
             self.by_connection.insert(connection, slot);
-            if self.total.fetch_add(1, Ordering::Relaxed) == 0 {
-                self.changed_from_or_to_nobody();
+            if !is_guest {
+                self.arrived(slot);
             }
-            if let Some(journal) = &mut self.journal {
-                journal.arrived(client.id());
+            // A WebSocket that is no guest came when nobody listened.
+            if is_guest || client.protocol() != Protocol::WebSocket {
+                self.tell(slot, Event::Connected);
             }
         }
+    }
+
+    /// A guest is a client like others from now on. False when it is gone.
+    pub(crate) fn welcome(&mut self, id: ClientId) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        if let Some(facts) = self.facts_mut(slot)
+            && std::mem::replace(&mut facts.is_guest, false)
+        {
+            self.arrived(slot);
+        }
+        true
+    }
+
+    /// A client is there for everyone, with what it has.
+    fn arrived(&mut self, slot: Slot) {
+        if self.total.fetch_add(1, Ordering::Relaxed) == 0 {
+            self.changed_from_or_to_nobody();
+        }
+        let Some(id) = self.client(slot).map(|client| client.id()) else { return };
+        let Some(facts) = self.facts.get(slot as usize).and_then(Option::as_ref) else { return };
+        if let Some(journal) = &mut self.journal {
+            journal.arrived(id);
+            if facts.uid.is_some() {
+                journal.bound(id, false);
+            }
+            for group in &facts.groups {
+                journal.joined(id, group, false);
+            }
+            if facts.session.is_some() {
+                journal.session(id);
+            }
+        }
+    }
+
+    // --- what the listener is told ---
+
+    /// A client has said something.
+    pub(super) fn said(&mut self, id: ClientId, message: &[u8]) {
+        if let Some(slot) = self.slot(id) {
+            self.tell(slot, Event::Said(message));
+        }
+    }
+
+    /// A client's handshake has come. False when it is not served.
+    pub(crate) fn shook_hands(&mut self, id: ClientId, head: &[u8]) -> bool {
+        let Some(slot) = self.slot(id) else { return false };
+        if let Some(facts) = self.facts_mut(slot) {
+            facts.is_reachable = true;
+        }
+        self.tell(slot, Event::ShookHands(head))
+    }
+
+    /// Tells the listener, if there is one; false when that was the client's end.
+    fn tell(&mut self, slot: Slot, event: Event<'_>) -> bool {
+        let Some(listener) = self.listener.as_ref().filter(|listener| listener.listens()) else { return true };
+        let place = slot as usize;
+        let (Some(Some(client)), Some(Some(facts))) = (self.clients.get(place), self.facts.get_mut(place)) else {
+            return false;
+        };
+        let about = About { id: client.id(), arrival: Some(client.arrival()), session: facts.session.as_ref() };
+        let close = match listener.tell(event, about, &mut facts.route) {
+            Fate::Stays => return true,
+            Fate::Refused => Close::NO_WORKER,
+            Fate::TooBig => Close::TOO_BIG,
+        };
+        self.close_slot(slot, None, &close);
+        false
+    }
+
+    /// The journal, of what others are to be told of this client.
+    fn journal_of(&mut self, slot: Slot) -> Option<&mut Journal> {
+        let is_guest = self.facts.get(slot as usize)?.as_ref()?.is_guest;
+        self.journal.as_mut().filter(|_| !is_guest)
     }
 
     fn changed_from_or_to_nobody(&self) {
@@ -265,15 +350,15 @@ impl Shard {
     fn remove(&mut self, slot: Slot, close: Close, farewell: Farewell) {
         let place = slot as usize;
         let Some(client) = self.clients.get_mut(place).and_then(Option::take) else { return };
-        let Some(facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
+        let Some(mut facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
         self.by_connection.remove(&client.id().connection);
-        if self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if !facts.is_guest && self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.changed_from_or_to_nobody();
         }
         self.free.push(slot);
         let known = match &mut self.journal {
-            Some(journal) => journal.gone(client.id(), facts.uid.as_ref(), &facts.groups),
-            None => false,
+            Some(journal) if !facts.is_guest => journal.gone(client.id(), facts.uid.as_ref(), &facts.groups),
+            _ => false,
         };
         if let Some(uid) = &facts.uid {
             leave(&mut self.uids, &mut self.left_uids, uid, slot);
@@ -290,6 +375,14 @@ impl Shard {
             self.by_connection = HashMap::new();
             self.uids = HashMap::new();
             self.groups = HashMap::new();
+        }
+        if let Some(listener) = self.listener.as_ref().filter(|listener| listener.listens()) {
+            let (id, arrival) = (client.id(), Some(client.arrival()));
+            let about = About { id, arrival, session: facts.session.as_ref() };
+            // Whoever was refused at once was never told of.
+            if facts.route.is_some() || close != Close::NO_WORKER {
+                listener.tell(Event::Ended, about, &mut facts.route);
+            }
         }
         let departed =
             Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
@@ -338,7 +431,9 @@ impl Shard {
     fn close_slot(&mut self, slot: Slot, last: Option<&Message>, close: &Close) -> bool {
         let Some(client) = self.client(slot) else { return false };
         let is_open = client.is_open();
-        self.remove(slot, close.clone(), Farewell::Close(last.cloned()));
+        let is_reachable = self.facts_mut(slot).is_some_and(|facts| facts.is_reachable);
+        let farewell = if is_reachable { Farewell::Close(last.cloned()) } else { Farewell::Destroy };
+        self.remove(slot, close.clone(), farewell);
         is_open
     }
 
@@ -379,7 +474,7 @@ impl Shard {
     /// Takes all there is, as if nothing had been told ever; and what was to be taken back.
     pub fn take_everything(&mut self) -> Vec<(ClientId, Change)> {
         let mut changes: HashMap<ClientId, Change> = self.take_changes().unwrap_or_default().into_iter().collect();
-        let ids: Vec<ClientId> = self.all().map(|client| client.id).collect();
+        let ids: Vec<ClientId> = self.all().filter(|client| !client.is_guest).map(|client| client.id).collect();
         for id in ids {
             let Some(mut everything) = self.now(id).map(|now| now.everything()) else { continue };
             if let Some(change) = changes.get(&id) {
@@ -448,7 +543,7 @@ impl Shard {
             facts.uid = Some(uid);
             facts.order = 0;
         }
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = self.journal_of(slot) {
             journal.bound(id, single);
         }
         true
@@ -462,7 +557,7 @@ impl Shard {
             && let Some(uid) = facts.uid.take()
         {
             leave(&mut self.uids, &mut self.left_uids, &uid, slot);
-            if let Some(journal) = &mut self.journal {
+            if let Some(journal) = self.journal_of(slot) {
                 journal.unbound(id, &uid);
             }
         }
@@ -496,7 +591,7 @@ impl Shard {
         if facts.groups.len() + fresh.len() > most {
             return Err(TooManyGroups { most });
         }
-        if let Some(journal) = &mut self.journal {
+        if let Some(journal) = self.journal.as_mut().filter(|_| !facts.is_guest) {
             for group in groups {
                 journal.joined(id, group, facts.groups.contains(group));
             }
@@ -539,7 +634,7 @@ impl Shard {
             if let Some(place) = facts.groups.iter().position(|member| member == group) {
                 facts.groups.remove(place);
                 leave(&mut self.groups, &mut self.left_groups, group, slot);
-                if let Some(journal) = &mut self.journal {
+                if let Some(journal) = self.journal.as_mut().filter(|_| !facts.is_guest) {
                     journal.left(id, group);
                 }
             }
@@ -556,7 +651,7 @@ impl Shard {
         let slot = self.slot(id)?;
         let facts = self.facts_mut(slot)?;
         let changed = change(facts.session.as_ref()).map(|session| facts.session = session);
-        if let (Ok(()), Some(journal)) = (&changed, &mut self.journal) {
+        if let (Ok(()), Some(journal)) = (&changed, self.journal_of(slot)) {
             journal.session(id);
         }
         Some(changed)
@@ -599,6 +694,7 @@ impl Shard {
             groups: &facts.groups,
             has_joined: facts.has_joined,
             session: facts.session.as_ref(),
+            is_guest: facts.is_guest,
         })
     }
 
@@ -838,6 +934,8 @@ pub struct View<'a> {
     pub has_joined: bool,
     /// Its session, when it was ever set.
     pub session: Option<&'a Session>,
+    /// It is still shaking hands: others do not know of it.
+    pub is_guest: bool,
 }
 
 /// A client would be in more groups than `MAX_GROUPS_PER_CLIENT`.

@@ -8,8 +8,10 @@
 //!
 //! Answers are written by a task for each connection that asks (see `link`), so that nobody waits for them here.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::io::{self, Read as _};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,9 +25,10 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::commands::Commands;
-use super::link::Link;
+use super::link::{self, Link};
 use super::packet::{Packet, command};
 use super::ready::Ready;
+use super::workers::{Registration, Workers};
 use crate::accept::AcceptFailures;
 use crate::hub::Stopped;
 use crate::metrics::Reason;
@@ -45,11 +48,15 @@ const MOST_UNKNOWN: usize = 1024;
 /// And this is the longest packet with a key.
 const LONGEST_KEY: usize = 64 * 1024;
 
+/// Workers hear from us this often.
+const PING: Duration = Duration::from_secs(25);
+
 const LISTENER: Token = Token(0);
 
 /// A listener that is bound, and what is connected to it.
 pub(super) struct Inner {
     commands: Arc<Commands>,
+    workers: Arc<Workers>,
     key: Option<SecretString>,
     ready: Ready,
     listener: mio::net::TcpListener,
@@ -64,11 +71,22 @@ pub(super) struct Inner {
 
 struct Connection {
     socket: TcpStream,
+    peer: IpAddr,
     is_known: bool,
     /// The beginning of a packet whose end has not come.
     unread: BytesMut,
-    /// Where answers are written.
+    /// Where answers and events are written.
     link: Option<Link>,
+    /// It is a worker.
+    worker: Option<Registration>,
+}
+
+/// Where answers and events are written, from the first one on.
+fn link_of<'a>(socket: &TcpStream, link: &'a mut Option<Link>, writers: &mut JoinSet<()>) -> Option<&'a Link> {
+    if link.is_none() {
+        *link = Link::new(socket, writers).ok();
+    }
+    link.as_ref()
 }
 
 /// What became of a connection that was read.
@@ -85,13 +103,16 @@ enum Turn {
 #[derive(Deserialize)]
 struct Key<'a> {
     #[serde(borrow)]
-    secret_key: std::borrow::Cow<'a, str>,
+    secret_key: Cow<'a, str>,
+    #[serde(borrow, default)]
+    worker_key: Cow<'a, str>,
 }
 
 impl Inner {
     pub(super) fn new(
         listener: std::net::TcpListener,
         commands: Arc<Commands>,
+        workers: Arc<Workers>,
         key: Option<SecretString>,
     ) -> io::Result<Self> {
         let mut listener = mio::net::TcpListener::from_std(listener);
@@ -99,6 +120,7 @@ impl Inner {
         ready.add(&mut listener, LISTENER)?;
         Ok(Self {
             commands,
+            workers,
             key,
             ready,
             listener,
@@ -116,11 +138,16 @@ impl Inner {
         // What has more to say than a turn is long; it goes on before anything newer.
         let mut unfinished = Vec::new();
         let mut patience = tokio::time::interval(PATIENCE / 10);
+        let mut pings = tokio::time::interval(PING);
         loop {
             let batch = tokio::select! {
                 biased;
                 _ = patience.tick() => {
                     self.end_unknown();
+                    continue;
+                }
+                _ = pings.tick() => {
+                    self.workers.ping(self.commands.gateway.lan().ip);
                     continue;
                 }
                 () = tokio::task::yield_now(), if !unfinished.is_empty() => std::mem::take(&mut unfinished),
@@ -151,8 +178,8 @@ impl Inner {
     /// Lets in whoever waits. Nothing is read yet: others may have said something before.
     async fn accept(&mut self) {
         loop {
-            let mut socket = match self.listener.accept() {
-                Ok((socket, _)) => socket,
+            let (mut socket, peer) = match self.listener.accept() {
+                Ok(accepted) => accepted,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
                 Err(error) => {
                     self.failures.wait(&error, self.commands.gateway.metrics()).await;
@@ -169,7 +196,8 @@ impl Inner {
                 self.unknown.insert(token, Instant::now());
                 self.end_unknown();
             }
-            let connection = Connection { socket, is_known, unread: BytesMut::new(), link: None };
+            let connection =
+                Connection { socket, peer: peer.ip(), is_known, unread: BytesMut::new(), link: None, worker: None };
             self.connections.insert(token, connection);
         }
     }
@@ -197,25 +225,30 @@ impl Inner {
                 };
                 match packet.command {
                     command::WORKER_CONNECT | command::GATEWAY_CLIENT_CONNECT => {
-                        if !is_key(self.key.as_ref(), packet.body) {
-                            return Ok(Turn::Ended);
-                        }
+                        let Some(said) = said_key(self.key.as_ref(), packet.body) else { return Ok(Turn::Ended) };
                         connection.is_known = true;
                         self.unknown.remove(&token);
+                        if packet.command == command::WORKER_CONNECT {
+                            let name = format!("{}:{}", connection.peer, said.worker_key);
+                            if !self.workers.are_welcome() {
+                                return Ok(Turn::Ended);
+                            }
+                            let Some(link) = link_of(&connection.socket, &mut connection.link, &mut self.writers)
+                            else {
+                                return Ok(Turn::Ended);
+                            };
+                            // The one before, of this same connection, goes first.
+                            let registration = self.workers.register(&name, link);
+                            connection.worker = Some(registration);
+                            link::be_patient(&connection.socket);
+                        }
                     }
                     _ if !connection.is_known => return Ok(Turn::Ended),
                     _ => {
                         if let Some(answer) = self.commands.begin(packet).await? {
-                            let socket = &connection.socket;
-                            let link = match &mut connection.link {
-                                Some(link) => link,
-                                none => match Link::new(socket, &mut self.writers) {
-                                    Ok(link) => none.insert(link),
-                                    Err(_) => return Ok(Turn::Ended),
-                                },
-                            };
-                            if !link.answer(answer) {
-                                return Ok(Turn::Ended);
+                            match link_of(&connection.socket, &mut connection.link, &mut self.writers) {
+                                Some(link) if link.answer(answer) => {}
+                                _ => return Ok(Turn::Ended),
                             }
                         }
                     }
@@ -236,6 +269,9 @@ impl Inner {
         if let Some(mut connection) = self.connections.remove(&token) {
             // A link has a descriptor of its own for the same socket, which would keep this registered.
             self.ready.remove(&mut connection.socket);
+            if let Some(link) = &connection.link {
+                link.end();
+            }
         }
     }
 
@@ -255,9 +291,9 @@ impl Inner {
     }
 }
 
-/// Whether a packet says the right key; with none set, the empty one.
-fn is_key(key: Option<&SecretString>, body: &[u8]) -> bool {
-    let said: Option<Key<'_>> = serde_json::from_slice(body).ok();
+/// What a packet says that says the right key; with none set, the empty one.
+fn said_key<'a>(key: Option<&SecretString>, body: &'a [u8]) -> Option<Key<'a>> {
+    let said: Key<'_> = serde_json::from_slice(body).ok()?;
     let key = key.map_or("", |key| key.expose_secret());
-    said.is_some_and(|said| bool::from(said.secret_key.as_bytes().ct_eq(key.as_bytes())))
+    bool::from(said.secret_key.as_bytes().ct_eq(key.as_bytes())).then_some(said)
 }

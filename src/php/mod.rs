@@ -3,12 +3,14 @@
 //! | file | what is in it |
 //! | --- | --- |
 //! | `inner` | the inner listener: who is connected, in which order what they say is done |
+//! | `workers` | who hears of which client, and what |
 //! | `ready` | the order in which sockets have something to say |
 //! | `commands` | what each command does, and its answer |
 //! | `link` | what is written to an inner connection |
 //! | `packet` | packets of the inner protocol |
 //! | `ext` | JSON in packets |
 //! | `serialize` | PHP's `serialize()` |
+//! | `request` | what workers learn of a WebSocket handshake |
 //! | `session` | a PHP session as JSON, and back |
 //!
 //! PHP's end asks every node itself, and puts the answers together; so what is done here is done with this node's clients
@@ -20,8 +22,10 @@ mod inner;
 mod link;
 pub mod packet;
 mod ready;
+mod request;
 pub mod serialize;
 pub mod session;
+mod workers;
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -35,6 +39,7 @@ use crate::gateway::Gateway;
 use crate::id::LanAddress;
 use commands::Commands;
 use inner::Inner;
+pub use workers::Workers;
 
 /// Where the inner listener is bound: it moves with the LAN address.
 pub struct Entrance {
@@ -88,6 +93,11 @@ impl Entrance {
         (Self { config, bound: Mutex::default(), listeners: Arc::clone(&listeners) }, listeners)
     }
 
+    /// Where it is.
+    pub fn address(&self) -> Option<SocketAddr> {
+        *self.bound.lock()
+    }
+
     /// Listens for a node of this LAN address, as the settings say; does nothing where it does so already.
     pub fn open(&self, lan: LanAddress) -> Result<(), NotOpen> {
         let Some(address) = self.config.lan_listen(lan) else { return Ok(()) };
@@ -110,11 +120,11 @@ impl Entrance {
 }
 
 /// Serves PHP at whatever address the node has, until the node stops.
-pub async fn serve(listeners: Arc<Listeners>, gateway: Arc<Gateway>, config: PhpConfig) {
+pub async fn serve(listeners: Arc<Listeners>, gateway: Arc<Gateway>, workers: Arc<Workers>, config: PhpConfig) {
     let commands = Arc::new(Commands::new(gateway));
     let mut listener = listeners.next().await;
     loop {
-        let inner = match Inner::new(listener, Arc::clone(&commands), config.secret_key.clone()) {
+        let inner = match Inner::new(listener, Arc::clone(&commands), Arc::clone(&workers), config.secret_key.clone()) {
             Ok(inner) => inner,
             Err(error) => {
                 tracing::error!(%error, "no door for PHP");

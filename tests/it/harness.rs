@@ -70,6 +70,8 @@ pub struct Node {
     pub api: SocketAddr,
     /// Where clients connect without WebSocket.
     pub streams: Vec<(Protocol, SocketAddr)>,
+    /// Where PHP finds it; among others that is found with Redis.
+    pub php: Option<SocketAddr>,
     token: Option<String>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<usize, moongate::server::Ended>>>,
@@ -94,16 +96,25 @@ impl Node {
             Config::read(variables.map(|(name, value)| (OsString::from(name), OsString::from(value)))).unwrap();
         let server = Server::bind(config).unwrap();
         let (clients, api, streams) = (server.clients_address(), server.api_address(), server.stream_addresses());
+        let php = server.php_address();
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(stop.clone()));
         let token =
             settings.iter().find(|(name, _)| *name == "MOONGATE_API_TOKEN").map(|(_, token)| (*token).to_owned());
-        Self { clients, api, streams, token, stop, running: Some(running) }
+        Self { clients, api, streams, php, token, stop, running: Some(running) }
     }
 
     /// A node that runs elsewhere, such as in a process of its own, as its clients and applications know it.
     pub fn elsewhere(clients: SocketAddr, api: SocketAddr) -> Self {
-        Self { clients, api, streams: Vec::new(), token: None, stop: CancellationToken::new(), running: None }
+        Self {
+            clients,
+            api,
+            streams: Vec::new(),
+            php: None,
+            token: None,
+            stop: CancellationToken::new(),
+            running: None,
+        }
     }
 
     pub fn api_url(&self, path: &str) -> String {

@@ -3,6 +3,7 @@
 mod doors;
 mod order;
 mod replay;
+mod timeline;
 mod vectors;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -27,6 +28,7 @@ pub const LEAVE_GROUP: u8 = 21;
 pub const SEND_TO_GROUP: u8 = 22;
 pub const COUNT: u8 = 24;
 pub const SELECT: u8 = 25;
+pub const WORKER_CONNECT: u8 = 200;
 pub const CLIENT_CONNECT: u8 = 202;
 pub const GET_SESSION: u8 = 203;
 pub const SET_SESSION: u8 = 204;

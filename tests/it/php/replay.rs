@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use super::timeline;
 use super::vectors::{self, Ids};
 use super::{
     BIND_UID, Browser, CLIENTS_OF_UID, COUNT, IS_ONLINE, JOIN_GROUP, LEAVE_GROUP, PHP, Peer, SELECT, SEND_TO_ONE,
@@ -188,5 +189,98 @@ async fn every_method_of_phps_client_has_the_recorded_effect_on_nodes_of_a_clust
     let redis = Redis::start().await;
     for file in vectors::names("client_api") {
         Box::pin(replay_cases(&file, Some(&redis))).await;
+    }
+}
+
+/// Each recorded conversation is a test of its own.
+macro_rules! conversations {
+    ($($folder:ident { $($name:ident)* })*) => {$(
+        mod $folder {
+            $(
+                #[tokio::test(flavor = "multi_thread")]
+                async fn $name() {
+                    Box::pin(super::timeline::replay(concat!(stringify!($folder), "/", stringify!($name), ".json"))).await;
+                }
+            )*
+
+            #[test]
+            fn all_are_replayed() {
+                let mut replayed = vec![$(concat!(stringify!($folder), "/", stringify!($name), ".json")),*];
+                replayed.extend(super::LEFT_OUT);
+                for name in super::vectors::names(stringify!($folder)) {
+                    assert!(replayed.contains(&&*name), "{name}");
+                }
+            }
+        }
+    )*};
+}
+
+/// What a node does otherwise; the tests beside these say how.
+const LEFT_OUT: &[&str] = &[
+    "events/keepalive_pings.json",
+    "inner/crash_serialized_bool.json",
+    "inner/crash_serialized_int.json",
+    "inner/crash_serialized_unparseable.json",
+    "inner/raw_before_handshake.json",
+    "websocket/ping_between_fragments.json",
+    "events/no_worker.json",
+];
+
+conversations! {
+    inner {
+        authentication
+        authentication_with_key
+        framing
+        kick_and_destroy
+        malformed_packets
+        select
+        sending
+        sessions
+        uid_and_group_rules
+        worker_key_conflict
+    }
+    events {
+        broadcast
+        client_close_frame
+        client_leaves_before_handshake
+        client_tcp_fin
+        client_tcp_reset
+        group_chat_across_nodes
+        heartbeat_limit_1
+        heartbeat_no_limit
+        message_array
+        message_binary
+        message_fragmented
+        message_text
+        messages_pipelined
+        onconnect_close
+        onconnect_destroy
+        onconnect_send
+        onconnect_session
+        onwebsocketconnect_refuse
+        ping_pong_close
+        protocol_frame
+        protocol_tcp
+        protocol_text
+        routing_two_workers
+        routing_worker_returns
+        secret_key
+        server_close_with_message
+        server_close_without_message
+        server_destroy
+        session
+        session_changed_outside
+        session_update_api
+        worker_connect
+        worker_connect_two_processes
+        worker_goes_away
+        worker_queries
+        ws_connect
+        ws_connect_query_cookie_headers
+    }
+    websocket {
+        framing_errors
+        handshake
+        refused_handshakes
     }
 }

@@ -117,7 +117,10 @@ pub fn meaning(command: u8, payload: &[u8], ids: Option<&Ids>) -> String {
             format!("{entries:?}")
         }
         (26, serialize::Value::Array(entries)) => {
-            let mut names: Vec<String> = entries.iter().map(|(_, name)| format!("{name:?}")).collect();
+            // What is not UTF-8 is no name to a node.
+            let is_name = |name: &serialize::Value<'_>| !matches!(name, serialize::Value::Bytes(name) if std::str::from_utf8(name).is_err());
+            let names = entries.iter().filter(|(_, name)| is_name(name));
+            let mut names: Vec<String> = names.map(|(_, name)| format!("{name:?}")).collect();
             names.sort();
             format!("{names:?}")
         }
