@@ -181,7 +181,7 @@ impl Replay {
     }
 
     /// The gateway that a channel's name tells, or the first.
-    fn gateway_of(&self, channel: &str) -> String {
+    fn gateway_of(channel: &str) -> String {
         let named = ["A", "B"].into_iter().find(|name| {
             channel.ends_with(&format!(" at {name}")) || channel.starts_with(&format!("gateway {name}<-"))
         });
@@ -189,7 +189,7 @@ impl Replay {
     }
 
     async fn open(&mut self, channel: &str, is_client: bool) {
-        let name = self.gateway_of(channel);
+        let name = Self::gateway_of(channel);
         let gateway = self.gateways.get_mut(&name).unwrap();
         let socket = TcpStream::connect(if is_client { gateway.clients } else { gateway.inner }).await.unwrap();
         if is_client && let Some(silent) = &mut gateway.silent {
@@ -249,7 +249,7 @@ impl Replay {
                 let (command, ext) = channel.questions.pop_front().unwrap();
                 let mut expected = vectors::meaning(command, &vectors::bytes(entry)[4..], Some(&gateway.ids));
                 if command == 15 && std::str::from_utf8(&ext).is_err() {
-                    expected = "[]".to_owned();
+                    "[]".clone_into(&mut expected);
                 }
                 let length = u32::from_be_bytes(channel.read(4, what).await.try_into().unwrap());
                 let answer = channel.read(length as usize, what).await;
