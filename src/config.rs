@@ -78,6 +78,8 @@ settings! {
     lan_ip "LAN_IP",
     lan_port "LAN_PORT",
     lan_listen "LAN_LISTEN",
+    register_listen "REGISTER_LISTEN",
+    register_address "REGISTER_ADDRESS",
     secret_key "SECRET_KEY" secret,
     workers "WORKERS",
     init_message "INIT_MESSAGE",
@@ -164,6 +166,10 @@ pub struct LanConfig {
 pub struct PhpConfig {
     /// Where PHP reaches this node's clients.
     pub lan_listen: LanListen,
+    /// Where PHP asks for gateways.
+    pub register_listen: RegisterListen,
+    /// Registers of PHP at which this node is one more gateway, as `host:port`.
+    pub registers: Vec<String>,
     /// `GatewayWorker`'s `secretKey`.
     pub secret_key: Option<SecretString>,
     /// What a client without a worker meets.
@@ -192,7 +198,23 @@ pub enum LanListen {
     At(SocketAddr),
 }
 
+/// Where PHP asks for gateways.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RegisterListen {
+    /// Nowhere.
+    Off,
+    /// Here, unless another node of this machine does so; then from when that one is gone.
+    Usual(SocketAddr),
+    /// Here.
+    At(SocketAddr),
+}
+
 impl PhpConfig {
+    /// Whether PHP finds nothing here.
+    pub fn is_off(&self) -> bool {
+        self.lan_listen == LanListen::Off && self.register_listen == RegisterListen::Off && self.registers.is_empty()
+    }
+
     /// Where a node with this LAN address is reached; none when it is not.
     pub fn lan_listen(&self, lan: LanAddress) -> Option<SocketAddr> {
         match self.lan_listen {
@@ -345,6 +367,15 @@ impl Config {
     }
 }
 
+/// The variables of the door for PHP.
+struct PhpRaw {
+    lan_listen: Option<String>,
+    register_listen: Option<String>,
+    register_address: Option<String>,
+    secret_key: Option<String>,
+    workers: Option<String>,
+}
+
 struct Reader<'a> {
     errors: &'a mut Vec<String>,
 }
@@ -401,7 +432,13 @@ impl Reader<'_> {
                 parse(text).filter(|port| *port > 0)
             }),
         };
-        let php = self.php(raw.lan_listen, raw.secret_key, raw.workers);
+        let php = self.php(PhpRaw {
+            lan_listen: raw.lan_listen,
+            register_listen: raw.register_listen,
+            register_address: raw.register_address,
+            secret_key: raw.secret_key,
+            workers: raw.workers,
+        });
         Config {
             listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
             streams,
@@ -475,30 +512,49 @@ impl Reader<'_> {
         }
     }
 
-    fn php(&mut self, lan_listen: Option<String>, key: Option<String>, workers: Option<String>) -> PhpConfig {
+    fn php(&mut self, raw: PhpRaw) -> PhpConfig {
         let takes = "takes 1 to 256 bytes without \\, \" and control characters, which PHP cannot pass on";
-        let secret_key = self.take("SECRET_KEY", key, takes, "", secret_key);
+        let secret_key = self.take("SECRET_KEY", raw.secret_key, takes, "", secret_key);
         let takes = "takes an address and port, such as 10.0.0.5:2900, or off";
-        let lan_listen = self.take("LAN_LISTEN", lan_listen, takes, "", |text| match text {
+        let lan_listen = self.take("LAN_LISTEN", raw.lan_listen, takes, "", |text| match text {
             "" => Some(LanListen::Lan),
             "off" => Some(LanListen::Off),
             address => parse(address).map(LanListen::At),
         });
-        if let LanListen::At(address) = lan_listen
-            && !address.ip().is_loopback()
-            && secret_key.is_none()
-            && !self.is_refused("SECRET_KEY")
-        {
-            self.errors
-                .push(format!("MOONGATE_SECRET_KEY: is needed where MOONGATE_LAN_LISTEN ({address}) is not loopback"));
+        let takes = "takes an address and port, such as 127.0.0.1:1238, or off";
+        let register_listen = self.take("REGISTER_LISTEN", raw.register_listen, takes, "", |text| match text {
+            "" => Some(RegisterListen::Usual((Ipv4Addr::LOCALHOST, 1238).into())),
+            "off" => Some(RegisterListen::Off),
+            address => parse(address).map(RegisterListen::At),
+        });
+        let takes = "takes host:port, or several with commas between";
+        let registers = self.take("REGISTER_ADDRESS", raw.register_address, takes, "", |text| {
+            let address = |text: &str| {
+                let (host, port) = text.trim().rsplit_once(':')?;
+                (!host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)).then(|| text.trim().to_owned())
+            };
+            text.split(',').filter(|_| !text.is_empty()).map(address).collect()
+        });
+        let open = [
+            ("LAN_LISTEN", if let LanListen::At(address) = lan_listen { Some(address) } else { None }),
+            ("REGISTER_LISTEN", if let RegisterListen::At(address) = register_listen { Some(address) } else { None }),
+        ];
+        if secret_key.is_none() && !self.is_refused("SECRET_KEY") {
+            for (name, address) in open {
+                if let Some(address) = address.filter(|address| !address.ip().is_loopback()) {
+                    self.errors.push(format!(
+                        "MOONGATE_SECRET_KEY: is needed where MOONGATE_{name} ({address}) is not loopback"
+                    ));
+                }
+            }
         }
-        let workers = self.take("WORKERS", workers, "takes auto, required or off", "auto", |text| match text {
+        let workers = self.take("WORKERS", raw.workers, "takes auto, required or off", "auto", |text| match text {
             "auto" => Some(WorkersPolicy::Auto),
             "required" => Some(WorkersPolicy::Required),
             "off" => Some(WorkersPolicy::Off),
             _ => None,
         });
-        PhpConfig { lan_listen, secret_key, workers }
+        PhpConfig { lan_listen, register_listen, registers, secret_key, workers }
     }
 
     fn is_refused(&self, name: &str) -> bool {

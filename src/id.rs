@@ -68,6 +68,11 @@ pub struct ClientId {
     pub connection: u32,
 }
 
+impl ClientId {
+    /// The id of no client.
+    pub const NOBODY: Self = Self { lan: LanAddress { ip: Ipv4Addr::UNSPECIFIED, port: 0 }, connection: 0 };
+}
+
 /// A text is not a client id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("takes a client id of 20 hex digits")]

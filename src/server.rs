@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{CannotListen, Cluster, Refused};
-use crate::config::{Config, StreamListener};
+use crate::config::{Config, RegisterListen, StreamListener};
 use crate::edge::tls::{Certificates, TlsError};
 use crate::edge::{ConnectionSettings, Edge};
 use crate::gateway::Gateway;
@@ -77,8 +77,10 @@ pub struct Server {
     streams: Vec<(Protocol, TcpListener, SocketAddr)>,
     /// First part of the client ids of a node that is alone; among others it is found with Redis.
     lan: LanAddress,
-    entrance: Entrance,
+    entrance: Arc<Entrance>,
     inner: Arc<php::Listeners>,
+    /// Where PHP asks for gateways, if an address for that was set.
+    register: Option<(TcpListener, SocketAddr)>,
     certificates: Option<Certificates>,
 }
 
@@ -98,7 +100,24 @@ impl Server {
         if config.cluster.is_none() {
             open_alone(&entrance, &mut lan, config.lan.port_is_set)?;
         }
-        Ok(Self { config, clients, api, clients_address, api_address, streams, lan, entrance, inner, certificates })
+        let register = match config.php.register_listen {
+            RegisterListen::At(address) => Some(listen("MOONGATE_REGISTER_LISTEN", address)?),
+            _ => None,
+        };
+        let entrance = Arc::new(entrance);
+        Ok(Self {
+            config,
+            clients,
+            api,
+            clients_address,
+            api_address,
+            streams,
+            lan,
+            entrance,
+            inner,
+            register,
+            certificates,
+        })
     }
 
     /// Where clients connect.
@@ -116,6 +135,11 @@ impl Server {
         self.entrance.address()
     }
 
+    /// Where PHP asks for gateways, if an address for that was set.
+    pub fn register_address(&self) -> Option<SocketAddr> {
+        self.register.as_ref().map(|(_, address)| *address)
+    }
+
     /// Where the API is.
     pub fn api_address(&self) -> SocketAddr {
         self.api_address
@@ -123,7 +147,9 @@ impl Server {
 
     /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, Ended> {
-        let Self { config, clients, api, clients_address, streams, lan, entrance, inner, certificates, .. } = self;
+        let Self {
+            config, clients, api, clients_address, streams, lan, entrance, inner, register, certificates, ..
+        } = self;
         let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
             "" => Message::ping(),
@@ -138,8 +164,9 @@ impl Server {
         let listener: Arc<dyn Listener> = Arc::<Workers>::clone(&workers);
         let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others, Some(&listener));
         let hub = Arc::new(hub);
+        let opening = Arc::clone(&entrance);
         let open_lan = Box::new(move |lan| {
-            entrance.open(lan).map_err(|error| {
+            opening.open(lan).map_err(|error| {
                 let refused = Refused { variable: error.variable, why: error.to_string() };
                 if error.is_port_taken() { CannotListen::PortTaken(refused) } else { CannotListen::Never(refused) }
             })
@@ -188,9 +215,11 @@ impl Server {
         }
         // The loops have it, and end with it.
         drop(edge);
-        let (php, at_end) = (php::serve(inner, Arc::clone(&gateway), workers, config.php.clone()), closed.clone());
+        let php = Arc::new(php::Door::new(Arc::clone(&gateway), entrance, workers, config.php.clone()));
+        let (serving, at_end) = (Arc::clone(&php), closed.clone());
         services.spawn(async move {
-            at_end.run_until_cancelled(php).await;
+            let register = register.map(|(listener, _)| listener);
+            at_end.run_until_cancelled(serving.serve(inner, register)).await;
         });
         let router = Api {
             gateway: Arc::clone(&gateway),
@@ -222,9 +251,12 @@ impl Server {
             refused = out_of_cluster => return Err(refused.map_or(Ended::Broken, Into::into)),
         }
         let left = drain(&gateway, &connections, &refusing, config.drain).await;
-        if let Some(tasks) = cluster_tasks {
-            tasks.leave(LEAVE).await;
-        }
+        let leave = async {
+            if let Some(tasks) = cluster_tasks {
+                tasks.leave(LEAVE).await;
+            }
+        };
+        tokio::join!(php.leave(), leave);
         closed.cancel();
         // Whoever does not read an answer, or finish a request, is not waited for: what is left is dropped.
         drop(timeout(LAST_ANSWERS, async { while services.join_next().await.is_some() {} }).await);

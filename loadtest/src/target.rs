@@ -213,6 +213,7 @@ impl TargetArgs {
             .env("MOONGATE_LISTEN", node.clients.to_string())
             .env("MOONGATE_API_LISTEN", node.api.address.to_string())
             .env("MOONGATE_LAN_LISTEN", "off")
+            .env("MOONGATE_REGISTER_LISTEN", "off")
             .env("MOONGATE_PING_INTERVAL", "0s")
             .env("MOONGATE_DRAIN", "0s");
         if let Some(redis) = redis {

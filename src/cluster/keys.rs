@@ -19,6 +19,7 @@
 //! | `mg:clients:<run>` | hash | client id → `[uid, groups…]` in JSON, for each client of this run of a node: what to sweep | the run has clients | its own |
 //! | `{mg:nodes}:runs` | hash | node id → its run, a fresh UUID at every start | the node | `mg:nodes` |
 //! | `{mg:nodes}:lan` | hash | LAN address → node id | the node | `mg:nodes` |
+//! | `{mg:nodes}:php` | hash | address at which PHP finds a gateway → the run of the node that says so; `workers`: a PHP worker has been connected | the node; `workers` for ever | `mg:nodes` |
 //! | `{mg:nodes}:swept` | sorted set | tombstones: run → Redis' time in ms at which it may be forgotten | a day | `mg:nodes` |
 //! | `{mg:nodes}:sweeper:<run>` | string | who is sweeping after that run | 3 s, renewed | `mg:nodes` |
 //!
@@ -87,6 +88,10 @@ impl Keys {
 
     pub(super) fn lan(&self) -> String {
         self.beside_nodes("lan")
+    }
+
+    pub(super) fn php(&self) -> String {
+        self.beside_nodes("php")
     }
 
     pub(super) fn swept(&self) -> String {
@@ -211,7 +216,7 @@ mod tests {
     #[test]
     fn what_one_script_looks_at_is_in_one_slot() {
         let keys = Keys::new("mg");
-        for key in [keys.runs(), keys.lan(), keys.swept(), keys.sweeper("x")] {
+        for key in [keys.runs(), keys.lan(), keys.php(), keys.swept(), keys.sweeper("x")] {
             assert!(key.starts_with("{mg:nodes}:"), "{key}");
         }
     }

@@ -8,6 +8,7 @@
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
+//! | `php` | where PHP finds gateways |
 //! | `scripts/` | Lua, one file per atomic step |
 //!
 //! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,
@@ -18,6 +19,7 @@ mod directory;
 mod envelope;
 mod keys;
 mod members;
+mod php;
 mod redis;
 
 use std::collections::HashMap;
@@ -38,6 +40,7 @@ pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
 pub use directory::{Entry, Facts};
 pub use envelope::{Answer, Back, Do, MAX_PART};
 pub use keys::Channel;
+pub use php::Php;
 
 use crate::client::Departed;
 use crate::config::ClusterConfig;

@@ -17,6 +17,7 @@ use tokio::time::timeout;
 use crate::client::{Arrival, Client, LetGo};
 use crate::gateway::Gateway;
 use crate::hub::Stopped;
+use crate::id::ClientId;
 use crate::message::{Close, Protocol};
 
 /// So long we try to get out what is queued and the close frame, and wait for the client's own.
@@ -38,17 +39,17 @@ pub(super) enum End {
     Lost,
 }
 
-/// A client over a socket that has connected to this port; none, and the socket is closed, when this node has just lost its
-/// place among the others.
+/// A client over a socket that has connected to this port. Nobody, to be refused, while this node has no place among the
+/// others.
 pub(super) fn client(
     gateway: &Gateway,
     protocol: Protocol,
     (socket, peer): (TcpStream, SocketAddr),
     port: u16,
-) -> Option<Arc<Client>> {
-    let id = gateway.next_client_id()?;
+) -> Arc<Client> {
+    let id = gateway.next_client_id().unwrap_or(ClientId::NOBODY);
     let connected_at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
-    Some(Client::new(id, Arrival { peer, port, connected_at }, protocol, socket, gateway.send_limit()))
+    Client::new(id, Arrival { peer, port, connected_at }, protocol, socket, gateway.send_limit())
 }
 
 /// The client is there, as a guest until now or not at all; false when this node stops.

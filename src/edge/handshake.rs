@@ -19,19 +19,25 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use super::Edge;
 use crate::accept::{MAX_HEAD, MAX_HEADERS};
 use crate::client::Client;
+use crate::id::ClientId;
 
 type Body = axum::body::Body;
 
 impl Edge {
     /// Reads one request and answers it; gives the stream back, with bytes that came behind the request, when it is
     /// a WebSocket now.
-    pub(super) async fn http_handshake<S>(self: &Arc<Self>, client: &Client, stream: S) -> Option<(S, Bytes)>
+    pub(super) async fn http_handshake<S>(
+        self: &Arc<Self>,
+        client: &Client,
+        is_guest: bool,
+        stream: S,
+    ) -> Option<(S, Bytes)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
         let upgrade = Arc::new(Mutex::new(None));
         let service = hyper::service::service_fn(|request| {
-            let answer = self.answer(request, client, Arc::clone(&upgrade));
+            let answer = self.answer(request, is_guest.then(|| client.id()), client, Arc::clone(&upgrade));
             async { Ok::<_, Infallible>(answer.await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
@@ -50,61 +56,63 @@ impl Edge {
         Some((parts.io.into_inner(), parts.read_buf))
     }
 
-    async fn answer(
+    /// What is wrong is answered at once, even to one who does not wait for it; a guest's good request is told of first.
+    fn answer(
         &self,
         mut request: Request<Incoming>,
+        guest: Option<ClientId>,
         client: &Client,
         upgrade: Arc<Mutex<Option<OnUpgrade>>>,
-    ) -> Response<Body> {
+    ) -> impl Future<Output = Response<Body>> {
+        let checked = self.check(&request, client);
+        async move {
+            let accept = match checked {
+                Ok(accept) => accept,
+                Err(refusal) => return refusal,
+            };
+            if let Some(guest) = guest
+                && !self.gateway.shook_hands(guest, head(&request)).await
+            {
+                return self.no_worker();
+            }
+            *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+            let headers = response.headers_mut();
+            headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+            response
+        }
+    }
+
+    /// The `Sec-WebSocket-Accept` of a request that is served, or the answer to one that is not.
+    #[allow(clippy::result_large_err)] // both are answers
+    fn check(&self, request: &Request<Incoming>, client: &Client) -> Result<HeaderValue, Response<Body>> {
         if self.refusing.is_cancelled() {
-            self.refuse("draining");
-            return refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &[(RETRY_AFTER, "1")],
-                "this node is stopping; connect again\n",
-            );
+            return Err(self.not_now("draining", "this node is stopping; connect again\n"));
         }
-        if !self.gateway.has_place() {
-            self.refuse("not_ready");
-            return refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &[(RETRY_AFTER, "1")],
-                "this node has no place among the others yet; connect again\n",
-            );
+        if client.id() == ClientId::NOBODY || !self.gateway.has_place() {
+            let words = "this node has no place among the others yet; connect again\n";
+            return Err(self.not_now("not_ready", words));
         }
-        let accept = accept_key(request.method(), request.headers());
-        let is_served = match &accept {
-            Ok(_) if self.gateway.lacks_listener() => false,
-            Ok(_) if self.gateway.listens() => self.gateway.shook_hands(client.id(), head(&request)).await,
-            _ => true,
-        };
-        if !is_served {
-            self.refuse("no_worker");
-            return refusal(
-                StatusCode::SERVICE_UNAVAILABLE,
-                &[(RETRY_AFTER, "1")],
-                "no worker is connected to this node; connect again\n",
-            );
-        }
-        match accept {
-            Ok(accept) => {
-                *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-                let headers = response.headers_mut();
-                headers.insert(UPGRADE, HeaderValue::from_static("websocket"));
-                headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-                headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
-                response
-            }
-            Err((status, words)) => {
-                self.refuse("not_websocket");
-                let version = (SEC_WEBSOCKET_VERSION, "13");
-                let headers: &[_] =
-                    if status == StatusCode::UPGRADE_REQUIRED { &[(UPGRADE, "websocket"), version] } else { &[] };
-                refusal(status, headers, words)
-            }
-        }
+        let accept = accept_key(request.method(), request.headers()).map_err(|(status, words)| {
+            self.refuse("not_websocket");
+            let version = (SEC_WEBSOCKET_VERSION, "13");
+            let headers: &[_] =
+                if status == StatusCode::UPGRADE_REQUIRED { &[(UPGRADE, "websocket"), version] } else { &[] };
+            refusal(status, headers, words)
+        })?;
+        if self.gateway.lacks_listener() { Err(self.no_worker()) } else { Ok(accept) }
+    }
+
+    fn no_worker(&self) -> Response<Body> {
+        self.not_now("no_worker", "no PHP worker is connected to this node; connect again\n")
+    }
+
+    fn not_now(&self, reason: &'static str, words: &'static str) -> Response<Body> {
+        self.refuse(reason);
+        refusal(StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, "1")], words)
     }
 }
 

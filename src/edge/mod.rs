@@ -22,6 +22,7 @@ use tokio_util::task::TaskTracker;
 use crate::accept::AcceptFailures;
 use crate::client::{Client, Handshaking};
 use crate::gateway::Gateway;
+use crate::id::ClientId;
 use crate::message::{Close, Protocol};
 use crate::metrics::Reason;
 use tls::Certificates;
@@ -86,15 +87,14 @@ impl Edge {
 
     /// From a connection to a client, or to an end in time.
     async fn shake_hands(self: &Arc<Self>, arrived: (TcpStream, SocketAddr), port: u16) {
-        let Some(client) = connection::client(&self.gateway, Protocol::WebSocket, arrived, port) else {
-            self.refuse("not_ready");
-            return;
-        };
-        let is_guest = self.gateway.listens() && !self.refusing.is_cancelled();
+        let client = connection::client(&self.gateway, Protocol::WebSocket, arrived, port);
+        let is_refused =
+            client.id() == ClientId::NOBODY || self.gateway.lacks_listener() || self.refusing.is_cancelled();
+        let is_guest = self.gateway.listens() && !is_refused;
         if is_guest && self.gateway.hub().insert(Arc::clone(&client), true).await.is_err() {
             return;
         }
-        let handshake = tokio::time::timeout(self.handshake_timeout, self.handshake(&client));
+        let handshake = tokio::time::timeout(self.handshake_timeout, self.handshake(&client, is_guest));
         let shaken = tokio::select! {
             () = self.closed.cancelled() => None,
             // Whoever listens may end it at once.
@@ -116,14 +116,14 @@ impl Edge {
     }
 
     /// TLS and the request; what came behind it, when the connection is a WebSocket now.
-    async fn handshake(self: &Arc<Self>, client: &Arc<Client>) -> Option<Bytes> {
+    async fn handshake(self: &Arc<Self>, client: &Arc<Client>, is_guest: bool) -> Option<Bytes> {
         let socket = Handshaking(Arc::clone(client));
         let Some(certificates) = &self.certificates else {
-            return self.http_handshake(client, socket).await.map(|(_, ahead)| ahead);
+            return self.http_handshake(client, is_guest, socket).await.map(|(_, ahead)| ahead);
         };
         match certificates.accept(socket).await {
             Ok(stream) => {
-                let (stream, ahead) = self.http_handshake(client, stream).await?;
+                let (stream, ahead) = self.http_handshake(client, is_guest, stream).await?;
                 client.speak_tls(stream.into_inner().1);
                 Some(ahead)
             }
@@ -139,12 +139,15 @@ impl Edge {
     fn let_in(self: &Arc<Self>, protocol: Protocol, arrived: (TcpStream, SocketAddr), port: u16) {
         if self.refusing.is_cancelled() {
             self.refuse("draining");
-        } else if !self.gateway.has_place() {
-            self.refuse("not_ready");
         } else if self.gateway.lacks_listener() {
             self.refuse("no_worker");
         } else if arrived.0.set_nodelay(true).is_ok() && keep_alive(&arrived.0).is_ok() {
-            stream::spawn(self, protocol, arrived, port);
+            let client = connection::client(&self.gateway, protocol, arrived, port);
+            if client.id() == ClientId::NOBODY {
+                self.refuse("not_ready");
+            } else {
+                stream::spawn(self, client);
+            }
         }
     }
 

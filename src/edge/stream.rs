@@ -4,12 +4,10 @@
 //! frame is only counted and told.
 
 use std::cell::RefCell;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use bytes::{Buf as _, Bytes, BytesMut};
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::Edge;
@@ -28,9 +26,8 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u8>> = RefCell::new(vec![0; READ]);
 }
 
-/// Takes a socket over as it was accepted.
-pub(super) fn spawn(edge: &Arc<Edge>, protocol: Protocol, arrived: (TcpStream, SocketAddr), port: u16) {
-    let Some(client) = connection::client(&edge.gateway, protocol, arrived, port) else { return };
+/// Takes a client over as its socket was accepted.
+pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>) {
     edge.connections.spawn(own(Arc::clone(&edge.gateway), client, edge.connection.max_message_size));
 }
 

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
 use crate::client::{Client, Departed, SendLimit};
-use crate::cluster::{Answer, Channel, Cluster, Readiness, Unavailable};
+use crate::cluster::{Answer, Channel, Cluster, Php, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
 use crate::hub::{About, Event, Hub, Listener, Stopped, Target, TooManyGroups, Topic};
@@ -158,6 +158,21 @@ impl Gateway {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// The same, to keep.
+    pub(crate) fn shared_metrics(&self) -> Arc<Metrics> {
+        Arc::clone(&self.metrics)
+    }
+
+    /// Whether this node is one of several.
+    pub(crate) fn has_others(&self) -> bool {
+        self.cluster.is_some()
+    }
+
+    /// Looks at what the nodes know of PHP, and says what this one knows; none where there are no others.
+    pub(crate) async fn php(&self, ours: &[String], had_workers: bool) -> Option<Result<Php, Unavailable>> {
+        Some(self.cluster.as_ref()?.php(ours, had_workers).await)
     }
 
     // --- the life of a client ---

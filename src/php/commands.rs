@@ -9,6 +9,7 @@
 use std::collections::HashMap;
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -36,16 +37,23 @@ fn is_empty(name: &[u8]) -> bool {
 pub(super) struct Commands {
     pub(super) gateway: Arc<Gateway>,
     complain: Throttle,
+    were_used: AtomicBool,
 }
 
 impl Commands {
     pub(super) fn new(gateway: Arc<Gateway>) -> Self {
-        Self { gateway, complain: Throttle::default() }
+        Self { gateway, complain: Throttle::default(), were_used: AtomicBool::new(false) }
+    }
+
+    /// Whether there was any.
+    pub(super) fn were_used(&self) -> bool {
+        self.were_used.load(Ordering::Relaxed)
     }
 
     /// Begins a command; returns what a question will be answered with. Waits for nothing but room in the inboxes.
     pub(super) async fn begin(&self, packet: Packet<'_>) -> Result<Option<Answer>, Stopped> {
         let Some(op) = op(packet.command) else { return Ok(None) };
+        self.were_used.store(true, Ordering::Relaxed);
         let answer = Box::pin(self.carry_out(packet)).await?;
         self.gateway.metrics().commands.get_or_create(&Outcome { op, outcome: "ok" }).inc();
         Ok(answer)

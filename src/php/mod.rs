@@ -6,6 +6,8 @@
 //! | `workers` | who hears of which client, and what |
 //! | `ready` | the order in which sockets have something to say |
 //! | `commands` | what each command does, and its answer |
+//! | `register` | tells PHP where the gateways are; announces this node at a Register of PHP |
+//! | `gateways` | where they are |
 //! | `link` | what is written to an inner connection |
 //! | `packet` | packets of the inner protocol |
 //! | `ext` | JSON in packets |
@@ -18,10 +20,12 @@
 
 mod commands;
 mod ext;
+mod gateways;
 mod inner;
 mod link;
 pub mod packet;
 mod ready;
+mod register;
 mod request;
 pub mod serialize;
 pub mod session;
@@ -30,16 +34,22 @@ mod workers;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::task::JoinSet;
 
-use crate::config::{LanListen, PhpConfig};
+use crate::config::{LanListen, PhpConfig, RegisterListen};
 use crate::gateway::Gateway;
 use crate::id::LanAddress;
 use commands::Commands;
+use gateways::Gateways;
 use inner::Inner;
 pub use workers::Workers;
+
+/// A list that PHP has read may be as old as this.
+const LAST_CALLS: Duration = Duration::from_secs(3);
 
 /// Where the inner listener is bound: it moves with the LAN address.
 pub struct Entrance {
@@ -93,6 +103,17 @@ impl Entrance {
         (Self { config, bound: Mutex::default(), listeners: Arc::clone(&listeners) }, listeners)
     }
 
+    /// What PHP is told of a node with this LAN address; none where it is not reached under it.
+    fn announced(&self, lan: LanAddress) -> Option<String> {
+        let bound = self.address()?;
+        let is_reached = match self.config.lan_listen {
+            // Whoever says where knows why.
+            LanListen::At(_) => true,
+            _ => bound.ip() == lan.ip,
+        };
+        is_reached.then(|| format!("{}:{}", lan.ip, lan.port))
+    }
+
     /// Where it is.
     pub fn address(&self) -> Option<SocketAddr> {
         *self.bound.lock()
@@ -119,21 +140,69 @@ impl Entrance {
     }
 }
 
-/// Serves PHP at whatever address the node has, until the node stops.
-pub async fn serve(listeners: Arc<Listeners>, gateway: Arc<Gateway>, workers: Arc<Workers>, config: PhpConfig) {
-    let commands = Arc::new(Commands::new(gateway));
-    let mut listener = listeners.next().await;
-    loop {
-        let inner = match Inner::new(listener, Arc::clone(&commands), Arc::clone(&workers), config.secret_key.clone()) {
-            Ok(inner) => inner,
-            Err(error) => {
-                tracing::error!(%error, "no door for PHP");
-                return;
+/// The door for PHP.
+pub struct Door {
+    commands: Arc<Commands>,
+    gateways: Arc<Gateways>,
+    workers: Arc<Workers>,
+    config: PhpConfig,
+}
+
+impl Door {
+    /// A door that is not open yet.
+    pub fn new(gateway: Arc<Gateway>, entrance: Arc<Entrance>, workers: Arc<Workers>, config: PhpConfig) -> Self {
+        let gateways = Gateways::new(Arc::clone(&gateway), entrance, Arc::clone(&workers));
+        Self { commands: Arc::new(Commands::new(gateway)), gateways: Arc::new(gateways), workers, config }
+    }
+
+    /// Serves PHP at whatever address the node has. `register`: where an address for it was set.
+    pub async fn serve(self: Arc<Self>, inner: Arc<Listeners>, register: Option<tokio::net::TcpListener>) {
+        if self.config.is_off() {
+            return;
+        }
+        let mut tasks = JoinSet::new();
+        let gateways = Arc::clone(&self.gateways);
+        tasks.spawn(async move { gateways.run().await });
+        for address in &self.config.registers {
+            let key = self.config.secret_key.clone();
+            tasks.spawn(register::announce(address.clone(), Arc::clone(&self.gateways), key));
+        }
+        let door = Arc::clone(&self);
+        tasks.spawn(async move {
+            let listener = match (register, door.config.register_listen) {
+                (Some(listener), _) => listener,
+                (None, RegisterListen::Usual(address)) => register::usual(address).await,
+                (None, _) => return,
+            };
+            let metrics = door.commands.gateway.shared_metrics();
+            register::serve(listener, Arc::clone(&door.gateways), door.config.secret_key.clone(), metrics).await;
+        });
+        self.serve_inner(&inner).await;
+    }
+
+    async fn serve_inner(&self, listeners: &Listeners) {
+        let mut listener = listeners.next().await;
+        loop {
+            let key = self.config.secret_key.clone();
+            let inner = match Inner::new(listener, Arc::clone(&self.commands), Arc::clone(&self.workers), key) {
+                Ok(inner) => inner,
+                Err(error) => {
+                    tracing::error!(%error, "no door for PHP");
+                    return std::future::pending().await;
+                }
+            };
+            tokio::select! {
+                () = inner.run() => return std::future::pending().await,
+                moved = listeners.next() => listener = moved,
             }
-        };
-        tokio::select! {
-            () = inner.run() => return,
-            moved = listeners.next() => listener = moved,
+        }
+    }
+
+    /// The node leaves: it is not listed any more. Whoever has read the list before still finds it for a while.
+    pub async fn leave(&self) {
+        self.gateways.leave();
+        if self.commands.were_used() {
+            tokio::time::sleep(LAST_CALLS).await;
         }
     }
 }

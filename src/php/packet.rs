@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use crate::id::{ClientId, LanAddress};
+use crate::id::ClientId;
 
 /// Bytes before ext data and body.
 pub const HEADER: usize = 28;
@@ -105,6 +105,11 @@ pub struct Origin {
     pub port: u16,
 }
 
+impl Origin {
+    /// Nowhere that is known.
+    pub const UNKNOWN: Self = Self { client: SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0), port: 0 };
+}
+
 /// An event as a worker gets it.
 pub fn event(command: u8, flags: u8, id: ClientId, origin: Origin, session: &[u8], body: &[u8]) -> Vec<u8> {
     let length = HEADER + session.len() + body.len();
@@ -130,9 +135,7 @@ pub fn event(command: u8, flags: u8, id: ClientId, origin: Origin, session: &[u8
 
 /// The packet that says nothing but that this end is there: about nobody, from nowhere.
 pub fn ping() -> Vec<u8> {
-    let nobody = ClientId { lan: LanAddress { ip: Ipv4Addr::UNSPECIFIED, port: 0 }, connection: 0 };
-    let nowhere = Origin { client: (Ipv4Addr::UNSPECIFIED, 0).into(), port: 0 };
-    event(command::PING, SCALAR, nobody, nowhere, b"", b"")
+    event(command::PING, SCALAR, ClientId::NOBODY, Origin::UNKNOWN, b"", b"")
 }
 
 /// An answer: four bytes of length, these not included, then `serialize()` output.

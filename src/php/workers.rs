@@ -84,12 +84,26 @@ impl Workers {
         self.policy != WorkersPolicy::Off
     }
 
+    /// Whether any has ever been connected to this node.
+    pub(super) fn had_any(&self) -> bool {
+        self.state.lock().registered > 0
+    }
+
+    /// Some have been connected, if only to another node: from now on no client is served without one, as in PHP.
+    pub(super) fn need(&self) {
+        if self.are_welcome() {
+            let mut state = self.state.lock();
+            if !std::mem::replace(&mut state.needed, true) {
+                self.changed(&state);
+            }
+        }
+    }
+
     /// A worker has connected; one of the same name is ended.
     pub(super) fn register(self: &Arc<Self>, name: &str, link: &Link) -> Registration {
         let name: Arc<str> = name.into();
         let mut state = self.state.lock();
         state.registered += 1;
-        // From the first one on, as in PHP: no client without a worker.
         state.needed = true;
         let worker = Worker { link: link.clone(), place: state.registered, clients: 0 };
         if let Some(before) = state.workers.insert(Arc::clone(&name), worker) {
@@ -169,8 +183,7 @@ impl Listener for Workers {
 
     fn tell(&self, event: Event<'_>, about: About<'_>, route: &mut Route) -> Fate {
         let session = about.session.map(|session| session::to_php(session.as_str())).unwrap_or_default();
-        let nowhere = Origin { client: (Ipv4Addr::UNSPECIFIED, 0).into(), port: 0 };
-        let origin = about.arrival.map_or(nowhere, origin);
+        let origin = about.arrival.map_or(Origin::UNKNOWN, origin);
         let described;
         let (number, flags, body) = match event {
             Event::Connected => (command::ON_CONNECT, SCALAR, &b""[..]),

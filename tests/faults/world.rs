@@ -172,6 +172,7 @@ fn spawn(arguments: &[&str], settings: &[(&str, &str)], directory: &TempDir) -> 
         ("MOONGATE_LISTEN", "127.0.0.1:0"),
         ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
         ("MOONGATE_LAN_LISTEN", "off"),
+        ("MOONGATE_REGISTER_LISTEN", "off"),
         ("MOONGATE_LOG_FORMAT", "json"),
         ("MOONGATE_DRAIN", "1s"),
     ];

@@ -72,6 +72,8 @@ pub struct Node {
     pub streams: Vec<(Protocol, SocketAddr)>,
     /// Where PHP finds it; among others that is found with Redis.
     pub php: Option<SocketAddr>,
+    /// Where PHP asks for gateways, if that was set.
+    pub register: Option<SocketAddr>,
     token: Option<String>,
     stop: CancellationToken,
     running: Option<JoinHandle<Result<usize, moongate::server::Ended>>>,
@@ -88,6 +90,7 @@ impl Node {
             ("MOONGATE_LISTEN", "127.0.0.1:0"),
             ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
             ("MOONGATE_LAN_LISTEN", "off"),
+            ("MOONGATE_REGISTER_LISTEN", "off"),
             ("MOONGATE_DRAIN", "0s"),
         ];
         let variables =
@@ -96,12 +99,12 @@ impl Node {
             Config::read(variables.map(|(name, value)| (OsString::from(name), OsString::from(value)))).unwrap();
         let server = Server::bind(config).unwrap();
         let (clients, api, streams) = (server.clients_address(), server.api_address(), server.stream_addresses());
-        let php = server.php_address();
+        let (php, register) = (server.php_address(), server.register_address());
         let stop = CancellationToken::new();
         let running = tokio::spawn(server.run(stop.clone()));
         let token =
             settings.iter().find(|(name, _)| *name == "MOONGATE_API_TOKEN").map(|(_, token)| (*token).to_owned());
-        Self { clients, api, streams, php, token, stop, running: Some(running) }
+        Self { clients, api, streams, php, register, token, stop, running: Some(running) }
     }
 
     /// A node that runs elsewhere, such as in a process of its own, as its clients and applications know it.
@@ -111,6 +114,7 @@ impl Node {
             api,
             streams: Vec::new(),
             php: None,
+            register: None,
             token: None,
             stop: CancellationToken::new(),
             running: None,

@@ -22,10 +22,11 @@ use tokio_util::sync::CancellationToken;
 use crate::harness::{Answer, Client, PATIENCE, eventually, raw_http, soon};
 
 /// Listens where nobody else does, unless a test says otherwise.
-const DEFAULTS: [(&str, &str); 4] = [
+const DEFAULTS: [(&str, &str); 5] = [
     ("MOONGATE_LISTEN", "127.0.0.1:0"),
     ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
     ("MOONGATE_LAN_LISTEN", "off"),
+    ("MOONGATE_REGISTER_LISTEN", "off"),
     ("MOONGATE_LOG_FORMAT", "json"),
 ];
 

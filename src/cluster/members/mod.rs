@@ -504,7 +504,8 @@ impl Members {
     /// Takes a run's name out.
     fn leaving_of(&self, node_id: &str, run: &str) -> Command {
         let keys = &self.shared.keys;
-        let leave = Command::script(include_str!("../scripts/leave.lua"), [keys.nodes(), keys.runs(), keys.lan()]);
+        let keys = [keys.nodes(), keys.runs(), keys.lan(), keys.php()];
+        let leave = Command::script(include_str!("../scripts/leave.lua"), keys);
         leave.arg(node_id).arg(run)
     }
 }

@@ -2,9 +2,11 @@
 
 mod doors;
 mod order;
+mod register;
 mod replay;
 mod timeline;
 mod vectors;
+mod workers;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 
@@ -88,6 +90,47 @@ impl Peer {
         assert_eq!(rest, b"");
     }
 }
+
+impl Peer {
+    /// A worker.
+    pub async fn worker(inner: SocketAddr, key: &str) -> Self {
+        let mut worker = Self::connect(inner).await;
+        let body = serde_json::json!({"worker_key": key, "secret_key": ""}).to_string();
+        worker.send(&packet(WORKER_CONNECT, 0, b"", body.as_bytes())).await;
+        // It is one when what comes behind is answered.
+        assert_eq!(worker.ask(IS_ONLINE, 0, b"").await, "i:0;");
+        worker
+    }
+
+    /// What a worker is told next.
+    pub async fn event(&mut self) -> Event {
+        let length = soon("an event", self.0.read_u32()).await.unwrap();
+        let mut rest = vec![0; length as usize - 4];
+        soon("the rest of an event", self.0.read_exact(&mut rest)).await.unwrap();
+        let number = |place: usize| u32::from_be_bytes(rest[place..place + 4].try_into().unwrap());
+        let ext = number(20) as usize;
+        Event {
+            command: rest[0],
+            client_id: format!("{:08x}{:02x}{:02x}{:08x}", number(1), rest[5], rest[6], number(13)),
+            session: rest[24..24 + ext].to_vec(),
+            body: rest[24 + ext..].to_vec(),
+        }
+    }
+}
+
+/// What a worker is told.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Event {
+    pub command: u8,
+    pub client_id: String,
+    pub session: Vec<u8>,
+    pub body: Vec<u8>,
+}
+
+pub const ON_CONNECT: u8 = 1;
+pub const ON_MESSAGE: u8 = 3;
+pub const ON_CLOSE: u8 = 4;
+pub const ON_WEBSOCKET_CONNECT: u8 = 205;
 
 /// A WebSocket as bytes: what PHP sends as text need not be text.
 pub struct Browser {
