@@ -18,6 +18,8 @@ pub struct Php {
     pub gateways: Vec<String>,
     /// A worker has been connected to some node.
     pub had_workers: bool,
+    /// What this node has to say was there already.
+    pub is_told: bool,
 }
 
 impl Cluster {
@@ -56,6 +58,7 @@ impl Cluster {
         // What this node has said may have been lost with Redis' data; what it does not say any more may stand there.
         let missing = ours.iter().filter(|address| known.get(*address) != Some(&run));
         let mut said: Vec<&str> = missing.flat_map(|address| [address.as_str(), run.as_str()]).collect();
+        let is_told = said.is_empty();
         if had_workers && !known.contains_key(WORKERS) {
             said.extend([WORKERS, "1"]);
         }
@@ -71,6 +74,6 @@ impl Cluster {
         let others =
             known.iter().filter(|(address, owner)| !ours.contains(address) && **owner != run && is_there(owner));
         let others = others.map(|(address, _)| address.clone());
-        Ok(Php { gateways: ours.iter().cloned().chain(others).collect(), had_workers })
+        Ok(Php { gateways: ours.iter().cloned().chain(others).collect(), had_workers, is_told })
     }
 }

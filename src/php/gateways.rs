@@ -7,13 +7,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use serde::Serialize;
 use tokio::sync::{Notify, broadcast};
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use super::{Entrance, Workers};
 use crate::gateway::Gateway;
 
 /// How often the other nodes are looked at.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// When Redis has lost data, the others have said theirs again after this.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Lists that a worker may be behind; whoever is further behind gets the last one.
 const MOST_BEHIND: usize = 64;
@@ -169,20 +172,33 @@ impl Gateways {
     pub(super) async fn run(&self) {
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // What this node had said when it was last all there, and how long the others are given to say theirs again.
+        let (mut told, mut doubt) = (Vec::new(), Instant::now());
         loop {
             let has_changed = tokio::select! {
                 _ = looks.tick() => false,
                 () = self.changed.notified() => true,
             };
-            match self.gateway.php(&self.ours(), self.workers.had_any()).await {
+            let said = self.ours();
+            match self.gateway.php(&said, self.workers.had_any()).await {
                 Some(Ok(php)) => {
                     if php.had_workers {
                         self.workers.need();
                     }
+                    if php.is_told {
+                        told = said;
+                    } else if said == told {
+                        // It was there, and is not: Redis has lost data.
+                        doubt = Instant::now() + PATIENCE;
+                    }
                     let ours = self.ours();
-                    let mut others: Vec<String> =
-                        php.gateways.into_iter().filter(|address| !ours.contains(address)).collect();
+                    let mut others = php.gateways;
+                    if doubt > Instant::now() {
+                        others.extend(self.state.lock().all.iter().cloned());
+                    }
+                    others.retain(|address| !ours.contains(address));
                     others.sort();
+                    others.dedup();
                     self.say([ours, others].concat(), has_changed);
                 }
                 // As it was: who is there is not known now.

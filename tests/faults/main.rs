@@ -19,6 +19,9 @@
 #[path = "../it/harness.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "tests/it uses the rest")]
 mod harness;
+#[path = "../it/php/peer.rs"]
+#[allow(dead_code, reason = "tests/it uses the rest")]
+mod peer;
 #[path = "../it/proxy.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod proxy;
@@ -32,6 +35,7 @@ mod loss;
 mod model;
 mod names;
 mod outage;
+mod php;
 mod start;
 mod storm;
 mod world;
