@@ -23,12 +23,13 @@ test: ## Everything that a change must pass: unit, property, integration, the re
 	@scripts/install-test-tools
 	cargo test --locked --workspace --lib --bins --test it
 
-test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, the deployment
+test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the deployment
 	@# The harness tests itself in `make test`.
 	cargo test --locked --test faults -- --test-threads=6 --skip harness:: --skip proxy:: --skip redis::
 	cargo test --locked --features jemalloc --test it -- clients::
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
 	cargo bench --locked -- --test
+	@scripts/fuzz
 	@scripts/check-deploy
 
 lint: ## Format, clippy with warnings denied, licenses and sources

@@ -453,7 +453,7 @@ enum Wanted {
 }
 
 /// PHP's session with an update laid over it; none where one of them is no array.
-fn merged(stored: &[u8], update: &[u8]) -> Option<Vec<u8>> {
+pub(super) fn merged(stored: &[u8], update: &[u8]) -> Option<Vec<u8>> {
     let (mut stored, update) = (serialize::parse(stored).ok()?, serialize::parse(update).ok()?);
     if !matches!((&stored, &update), (serialize::Value::Array(_), serialize::Value::Array(_))) {
         return None;

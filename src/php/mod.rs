@@ -20,6 +20,8 @@
 
 mod commands;
 mod ext;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gateways;
 mod inner;
 mod link;

@@ -53,6 +53,37 @@ struct Line<'a> {
     secret_key: Cow<'a, str>,
 }
 
+/// Who somebody says to be.
+enum Said<'a> {
+    /// Whoever asks for gateways: a worker or a caller.
+    Worker,
+    /// A gateway, and where it is.
+    Gateway(Cow<'a, str>),
+    /// Nobody new.
+    Ping,
+}
+
+impl<'a> Said<'a> {
+    /// None of what is no line of this protocol, or does not say the key.
+    fn read(line: &'a str, key: Option<&SecretString>) -> Option<Self> {
+        let line: Line<'_> = serde_json::from_str(line.trim_end_matches('\r')).ok()?;
+        let expected = key.map_or("", |key| key.expose_secret());
+        let is_key = bool::from(line.secret_key.as_bytes().ct_eq(expected.as_bytes()));
+        match &*line.event {
+            "ping" => Some(Self::Ping),
+            "worker_connect" if is_key => Some(Self::Worker),
+            "gateway_connect" if is_key && is_address(&line.address) => Some(Self::Gateway(line.address)),
+            _ => None,
+        }
+    }
+}
+
+/// Whether a line means something to a Register without a key.
+#[cfg(any(test, fuzzing))]
+pub(super) fn is_understood(line: &str) -> bool {
+    Said::read(line, None).is_some()
+}
+
 /// Answers whoever connects, for ever.
 pub(super) async fn serve(
     listener: TcpListener,
@@ -108,21 +139,18 @@ async fn converse(mut socket: TcpStream, gateways: &Arc<Gateways>, key: Option<&
             Ok(None) => return Ok(true),
             Err(_) | Ok(Some(Err(_))) => return Ok(false),
         };
-        let Ok(line) = serde_json::from_str::<Line<'_>>(line.trim_end_matches('\r')) else { return Ok(false) };
-        let expected = key.map_or("", |key| key.expose_secret());
-        let is_key = bool::from(line.secret_key.as_bytes().ct_eq(expected.as_bytes()));
-        match &*line.event {
-            "ping" => {}
-            "worker_connect" if is_key => {
+        match Said::read(&line, key) {
+            Some(Said::Ping) => {}
+            Some(Said::Worker) => {
                 is_known = true;
                 lists.get_or_insert_with(|| gateways.lines());
                 writer.write_all(gateways.line().as_bytes()).await?;
             }
-            "gateway_connect" if is_key && is_address(&line.address) => {
+            Some(Said::Gateway(address)) => {
                 is_known = true;
-                place.register(&line.address);
+                place.register(&address);
             }
-            _ => return Ok(false),
+            None => return Ok(false),
         }
     }
 }
