@@ -3,7 +3,7 @@
 use GatewayWorker\Lib\Gateway;
 
 /**
- * A chat room, as a BusinessWorker runs it. Clients say, in JSON:
+ * A chat room, run by a BusinessWorker. Clients say, in JSON:
  *
  *     {"type": "login", "name": "Ann", "room": "1"}
  *     {"type": "say", "text": "hi all"}
@@ -20,42 +20,32 @@ class Events
     public static function onMessage($client_id, $message)
     {
         $said = json_decode($message, true);
-        // What is no text, or too long for a name, counts as not said.
-        $get = fn ($key, $most) => is_string($said[$key] ?? null) && strlen($said[$key]) <= $most ? $said[$key] : '';
-        [$me, $room] = [$_SESSION['name'] ?? '', $_SESSION['room'] ?? ''];
+        // What is no text counts as not said.
+        $get = fn ($key, $most = 64) => is_string($said[$key] ?? null) && strlen($said[$key]) <= $most ? $said[$key] : '';
+        [$type, $name, $room, $to, $text] = [$get('type'), $get('name'), $get('room'), $get('to'), $get('text', 4096)];
+        $me = $_SESSION['name'] ?? '';
 
-        switch ($get('type', 16)) {
-            case 'login':
-                [$name, $room] = [$get('name', 64), $get('room', 64)];
-                if ($me || !$name || !$room) {
-                    break;
-                }
-                // Whoever says a name is believed: a real application asks for a token here.
-                $_SESSION = ['name' => $name, 'room' => $room];
-                Gateway::bindUid($client_id, $name);
-                Gateway::joinGroup($client_id, $room);
-                $online = array_column(Gateway::getClientSessionsByGroup($room), 'name');
-                // This callback's own $_SESSION is stored when it returns.
-                $online = array_values(array_unique([...$online, $name]));
-                Gateway::sendToGroup($room, self::json('joined', ['name' => $name, 'online' => $online]));
-                break;
-            case 'say':
-                if ($me) {
-                    Gateway::sendToGroup($room, self::json('said', ['name' => $me, 'text' => $get('text', 4096)]));
-                }
-                break;
-            case 'private':
-                $to = $get('to', 64);
-                if ($me && Gateway::isUidOnline($to)) {
-                    Gateway::sendToUid([$to, $me], self::json('private', ['name' => $me, 'to' => $to, 'text' => $get('text', 4096)]));
-                } elseif ($me) {
-                    Gateway::sendToCurrentClient(self::json('offline', ['name' => $to]));
-                }
-                break;
+        if ($type === 'login' && !$me && $name && $room) {
+            // Whoever says a name is believed. A real application asks for a token here.
+            $_SESSION = ['name' => $name, 'room' => $room];
+            Gateway::bindUid($client_id, $name);
+            Gateway::joinGroup($client_id, $room);
+            // The sessions of the others: one's own is stored when this function returns.
+            $online = array_column(Gateway::getClientSessionsByGroup($room), 'name');
+            $online = array_values(array_unique([...$online, $name]));
+            Gateway::sendToGroup($room, self::json('joined', ['name' => $name, 'online' => $online]));
+        } elseif ($type === 'say' && $me && $text) {
+            Gateway::sendToGroup($_SESSION['room'], self::json('said', ['name' => $me, 'text' => $text]));
+        } elseif ($type === 'private' && $me && $text && $to !== $me) {
+            if (Gateway::isUidOnline($to)) {
+                Gateway::sendToUid([$to, $me], self::json('private', ['name' => $me, 'to' => $to, 'text' => $text]));
+            } else {
+                Gateway::sendToCurrentClient(self::json('offline', ['name' => $to]));
+            }
         }
     }
 
-    /** Somebody has left, and is in no group any more; $_SESSION is what it was. */
+    /** Somebody has left, and is in no group any more. The session is what it was. */
     public static function onClose($client_id)
     {
         if (isset($_SESSION['room'])) {

@@ -45,7 +45,11 @@ impl FanoutArgs {
             (None, None) => (Pace::Window(self.window), format!("window {}", self.window)),
         };
         let Self { clients, groups, messages, publishers, run, .. } = self;
-        let door = if run.sitting.target.door()? == Door::Redis { ", through Redis" } else { "" };
+        let door = match run.sitting.target.door()? {
+            Door::Http => "",
+            Door::Redis => ", through Redis",
+            Door::Php => ", as PHP",
+        };
         let title = format!(
             "fanout: {clients} clients in {groups} group(s), {} B, {messages} messages, {words}{door}",
             run.size

@@ -60,6 +60,8 @@ pub(crate) enum Wire {
     Http(Api, Kind),
     /// `PUBLISH`, to channels with this prefix.
     Redis(redis::Address, String, Kind),
+    /// `GatewayWorker`'s inner protocol, which answers no message.
+    Php(SocketAddr, Kind),
     /// Orders to the bare server.
     Floor(SocketAddr),
 }
@@ -74,7 +76,7 @@ impl Wire {
                 Ok(socket)
             }
             Self::Redis(address, ..) => address.connect(),
-            Self::Floor(address) => socket::tcp(*address, None),
+            Self::Php(address, _) | Self::Floor(address) => socket::tcp(*address, None),
         }
     }
 
@@ -83,6 +85,7 @@ impl Wire {
         match self {
             Self::Http(api, _) => api.address.to_string(),
             Self::Redis(address, ..) => format!("Redis, {address:?},"),
+            Self::Php(address, _) => format!("the door for PHP, {address},"),
             Self::Floor(_) => "the floor server".to_owned(),
         }
     }
@@ -121,6 +124,18 @@ impl Wire {
                     redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
                 }
             }
+            Self::Php(_, kind) => {
+                let (_, letter) = kind.names();
+                let (command, ext) = match kind {
+                    Kind::Group => (22, format!("{{\"group\":[\"{letter}{}\"],\"exclude\":null}}", first.topic)),
+                    Kind::Uid => (14, format!("[\"{letter}{}\"]", first.topic)),
+                };
+                for header in headers {
+                    body.clear();
+                    header.write(&mut body, size);
+                    php_packet(out, command, ext.as_bytes(), &body);
+                }
+            }
             Self::Floor(_) => {
                 for header in headers {
                     body.extend_from_slice(&(size as u32).to_le_bytes());
@@ -131,6 +146,11 @@ impl Wire {
         }
     }
 
+    /// Whether requests are answered.
+    fn answers(&self) -> bool {
+        !matches!(self, Self::Php(..))
+    }
+
     /// Appends a request that binds a client to a uid and puts it into a group.
     pub(crate) fn bind(&self, out: &mut Vec<u8>, client_id: &str, uid: u32, group: u32) -> Result<()> {
         let command = |topic, kind| memberships([(client_id, topic)].into_iter(), kind).concat();
@@ -139,7 +159,7 @@ impl Wire {
                 let (bind, join) = (command(uid, Kind::Uid), command(group, Kind::Group));
                 api.post(out, "batch", format!("{{\"commands\":[{bind},{join}]}}").as_bytes());
             }
-            Self::Redis(..) => return Err("what is bound through Redis is not answered".into()),
+            Self::Redis(..) | Self::Php(..) => return Err("what is bound there is not answered".into()),
             Self::Floor(_) => floor::order(out, b'J', group, &u32::from_str_radix(client_id, 16)?.to_le_bytes()),
         }
         Ok(())
@@ -169,6 +189,7 @@ impl Wire {
                 }
                 Ok(Some((input.len() - rest.len(), error)))
             }
+            Self::Php(..) => Err("the door for PHP answered what is not answered".into()),
             Self::Floor(_) => match input.first() {
                 Some(b'K') => Ok(Some((1, None))),
                 Some(_) => Err("the floor server did not answer K".into()),
@@ -176,6 +197,18 @@ impl Wire {
             },
         }
     }
+}
+
+/// Appends a packet of `GatewayWorker`'s inner protocol.
+fn php_packet(out: &mut Vec<u8>, command: u8, ext: &[u8], body: &[u8]) {
+    out.extend_from_slice(&((28 + ext.len() + body.len()) as u32).to_be_bytes());
+    out.push(command);
+    out.extend_from_slice(&[0; 16]);
+    // the body is a scalar
+    out.extend_from_slice(&[1, 0, 0]);
+    out.extend_from_slice(&(ext.len() as u32).to_be_bytes());
+    out.extend_from_slice(ext);
+    out.extend_from_slice(body);
 }
 
 /// When the next message is due.
@@ -452,8 +485,10 @@ impl Publisher {
             lane.written = 0;
         }
         self.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
-        lane.waiting += 1;
-        self.waiting += 1;
+        if self.wire.answers() {
+            lane.waiting += 1;
+            self.waiting += 1;
+        }
         if lane.waiting < self.depth {
             self.free.push_back(index);
         }
@@ -616,6 +651,19 @@ mod tests {
             rest = after;
         }
         assert!(rest.is_empty());
+    }
+
+    #[test]
+    fn to_php_each_message_is_a_packet() {
+        let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
+        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, 64, false);
+        let ext = br#"{"group":["g2"],"exclude":null}"#;
+        let length = 28 + ext.len() + 64;
+        assert_eq!(out.len(), 2 * length);
+        let (packet, _) = out.split_at(length);
+        assert_eq!((packet[3] as usize, packet[4], packet[21], packet[27] as usize), (length, 22, 1, ext.len()));
+        assert!(packet[28..].starts_with(ext));
+        assert_eq!(Header::read(&packet[28 + ext.len()..], 64), Some(first));
     }
 
     #[test]

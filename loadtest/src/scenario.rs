@@ -272,7 +272,7 @@ impl Scenario<'_> {
             }
         };
         // the floor is driven as the gateway is
-        let depth = if self.args.sitting.target.door()? == Door::Redis { PIPELINE } else { 1 };
+        let depth = if self.args.sitting.target.door()? == Door::Http { 1 } else { PIPELINE };
         let publisher = Publisher::new(wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
         let clients = connected.into_iter().enumerate().map(|(index, client)| (client, self.topic(index))).collect();
         let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;

@@ -66,6 +66,8 @@ pub(crate) enum Door {
     Http,
     /// `PUBLISH`, pipelined
     Redis,
+    /// `GatewayWorker`'s inner protocol, pipelined; of a gateway that was started for the run, and of one node
+    Php,
 }
 
 /// One of the gateways to compare.
@@ -85,6 +87,8 @@ pub(crate) struct Node {
     pub(crate) clients: SocketAddr,
     /// Its HTTP API.
     pub(crate) api: Api,
+    /// Where PHP finds it, if that is how messages are published.
+    php: Option<SocketAddr>,
 }
 
 /// A gateway that answers.
@@ -108,6 +112,9 @@ impl TargetArgs {
     /// How messages are published.
     pub(crate) fn door(&self) -> Result<Door> {
         match self.door {
+            Some(Door::Php) if self.spawn.is_none() || self.nodes.iter().any(|&nodes| nodes != 1) => {
+                Err("--door php: only with --spawn, and of one node, as PHP asks each node itself".into())
+            }
             Some(Door::Redis) if !self.has_redis() => Err("--door redis: name one, --redis or --redis-spawn".into()),
             Some(door) => Ok(door),
             None => Ok(if self.has_redis() { Door::Redis } else { Door::Http }),
@@ -178,9 +185,11 @@ impl TargetArgs {
         let trust = certificate.as_ref().map(Certificate::trust).transpose()?;
         let api = |address| Api { address, token: self.token.clone() };
         let (mut nodes, mut processes, mut pids) = (Vec::new(), Vec::new(), self.pid.clone());
+        let door = self.door()?;
         if let Some(path) = &self.spawn {
             for _ in 0..cluster.nodes {
-                let node = Node { clients: process::free_port()?, api: api(process::free_port()?) };
+                let php = if door == Door::Php { Some(process::free_port()?) } else { None };
+                let node = Node { clients: process::free_port()?, api: api(process::free_port()?), php };
                 let process = self.start(path, &node, redis.as_deref(), certificate.as_ref())?;
                 pids.push(process.id());
                 processes.push(process);
@@ -191,10 +200,10 @@ impl TargetArgs {
                 return Err("--api: once, or as often as --ws".into());
             }
             for (ws, url) in self.ws.iter().zip(self.api.iter().cycle()) {
-                nodes.push(Node { clients: http::address(ws)?, api: api(http::address(url)?) });
+                nodes.push(Node { clients: http::address(ws)?, api: api(http::address(url)?), php: None });
             }
         }
-        let (prefix, door) = (self.prefix.clone(), self.door()?);
+        let prefix = self.prefix.clone();
         let mut target = Target { nodes, trust, meter: Meter { pids }, prefix, door, processes, redis };
         target.await_ready()?;
         Ok(target)
@@ -212,7 +221,7 @@ impl TargetArgs {
         command
             .env("MOONGATE_LISTEN", node.clients.to_string())
             .env("MOONGATE_API_LISTEN", node.api.address.to_string())
-            .env("MOONGATE_LAN_LISTEN", "off")
+            .env("MOONGATE_LAN_LISTEN", node.php.map_or("off".to_owned(), |php| php.to_string()))
             .env("MOONGATE_REGISTER_LISTEN", "off")
             .env("MOONGATE_PING_INTERVAL", "0s")
             .env("MOONGATE_DRAIN", "0s");
@@ -273,6 +282,7 @@ impl Target {
     /// How to publish to it; over HTTP always by the first node.
     pub(crate) fn wire(&self, kind: Kind) -> Result<Wire> {
         match (self.door, &self.redis, &*self.nodes) {
+            (Door::Php, _, [Node { php: Some(php), .. }, ..]) => Ok(Wire::Php(*php, kind)),
             (Door::Redis, Some(redis), _) => Ok(Wire::Redis(redis.address.clone(), self.prefix.clone(), kind)),
             (_, _, [node, ..]) => Ok(Wire::Http(node.api.clone(), kind)),
             _ => Err("--ws: at least one node is needed".into()),
@@ -334,5 +344,9 @@ mod tests {
         assert_eq!(args("--redis-spawn --spawn moongate").door().unwrap(), Door::Redis);
         assert_eq!(args("--redis redis://127.0.0.1:1 --door http").door().unwrap(), Door::Http);
         assert!(args("--spawn moongate --door redis").door().is_err());
+        assert_eq!(args("--spawn moongate --door php").door().unwrap(), Door::Php);
+        for line in ["--spawn moongate --nodes 2 --redis-spawn", "--ws 127.0.0.1:1 --api 127.0.0.1:2"] {
+            assert!(args(&format!("{line} --door php")).door().is_err());
+        }
     }
 }
