@@ -4,7 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, TcpKeepalive, Type};
 use tokio::time::Instant;
 
 use crate::metrics::Metrics;
@@ -33,6 +33,15 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// A peer that has been silent for so long is asked by the kernel whether it is there, as by PHP.
+const KEEP_ALIVE: Duration = Duration::from_secs(55);
+
+/// The kernel finds out that a peer is gone, where nobody else does.
+pub(crate) fn keep_alive(socket: &SockRef<'_>) -> io::Result<()> {
+    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(Duration::from_secs(10)).with_retries(3);
+    socket.set_tcp_keepalive(&keep_alive)
+}
+
 /// The failures of one listener: descriptors or memory ran out. The loop waits a moment and goes on, for ever; it is
 /// counted each time, and said now and then.
 #[derive(Default)]
@@ -42,11 +51,16 @@ pub(crate) struct AcceptFailures {
 
 impl AcceptFailures {
     pub(crate) async fn wait(&mut self, error: &io::Error, metrics: &Metrics) {
+        tokio::time::sleep(self.note(error, metrics)).await;
+    }
+
+    /// The same for a loop that has other things to do; returns when to try again.
+    pub(crate) fn note(&mut self, error: &io::Error, metrics: &Metrics) -> Duration {
         metrics.accept_errors.inc();
         if self.said.is_none_or(|said| said.elapsed() > SAY_AGAIN) {
             self.said = Some(Instant::now());
             tracing::warn!(%error, "cannot accept connections");
         }
-        tokio::time::sleep(PAUSE).await;
+        PAUSE
     }
 }

@@ -425,7 +425,7 @@ impl Reader<'_> {
         .collect();
         let ping_not_response_limit_is_set =
             raw.ping_not_response_limit.as_ref().is_some_and(|limit| !limit.is_empty());
-        let lan = LanConfig {
+        let mut lan = LanConfig {
             port_is_set: raw.lan_port.as_ref().is_some_and(|port| !port.is_empty()),
             ip: self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip),
             port: self.take("LAN_PORT", raw.lan_port, "takes a port from 1 to 65535", "2900", |text| {
@@ -439,6 +439,10 @@ impl Reader<'_> {
             secret_key: raw.secret_key,
             workers: raw.workers,
         });
+        if let (LanListen::At(address), false) = (php.lan_listen, lan.port_is_set) {
+            // Where it listens PHP shall find it.
+            (lan.port, lan.port_is_set) = (address.port(), true);
+        }
         Config {
             listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
             streams,
@@ -519,7 +523,7 @@ impl Reader<'_> {
         let lan_listen = self.take("LAN_LISTEN", raw.lan_listen, takes, "", |text| match text {
             "" => Some(LanListen::Lan),
             "off" => Some(LanListen::Off),
-            address => parse(address).map(LanListen::At),
+            address => parse(address).filter(|address: &SocketAddr| address.port() > 0).map(LanListen::At),
         });
         let takes = "takes an address and port, such as 127.0.0.1:1238, or off";
         let register_listen = self.take("REGISTER_LISTEN", raw.register_listen, takes, "", |text| match text {

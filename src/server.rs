@@ -160,7 +160,8 @@ impl Server {
         let tick = Tick::new(config.clients.ping_interval, limit, Some(ping), for_streams);
         let shards = std::thread::available_parallelism().map_or(1, NonZero::get);
         let others = config.cluster.is_some().then(Others::default);
-        let workers = Arc::new(Workers::new(config.php.workers, Arc::clone(&metrics)));
+        let is_unsure = config.cluster.is_some() && !config.php.is_off();
+        let workers = Arc::new(Workers::new(config.php.workers, is_unsure, Arc::clone(&metrics)));
         let listener: Arc<dyn Listener> = Arc::<Workers>::clone(&workers);
         let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others, Some(&listener));
         let hub = Arc::new(hub);

@@ -19,7 +19,7 @@
 //! | `mg:clients:<run>` | hash | client id → `[uid, groups…]` in JSON, for each client of this run of a node: what to sweep | the run has clients | its own |
 //! | `{mg:nodes}:runs` | hash | node id → its run, a fresh UUID at every start | the node | `mg:nodes` |
 //! | `{mg:nodes}:lan` | hash | LAN address → node id | the node | `mg:nodes` |
-//! | `{mg:nodes}:php` | hash | address at which PHP finds a gateway → the run of the node that says so; `workers`: a PHP worker has been connected | the node; `workers` for ever | `mg:nodes` |
+//! | `{mg:nodes}:php` | hash | `<run> <address>`: that run of a node says that PHP finds a gateway there; `workers`: a PHP worker has been connected | the run; `workers` for ever | `mg:nodes` |
 //! | `{mg:nodes}:swept` | sorted set | tombstones: run → Redis' time in ms at which it may be forgotten | a day | `mg:nodes` |
 //! | `{mg:nodes}:sweeper:<run>` | string | who is sweeping after that run | 3 s, renewed | `mg:nodes` |
 //!

@@ -269,6 +269,7 @@ pub struct Cluster {
     shared: Arc<Shared>,
     bus: Arc<Bus>,
     directory: Arc<Directory>,
+    last_look: Mutex<php::LastLook>,
 }
 
 /// The tasks of a cluster; they end when this is dropped.
@@ -352,7 +353,7 @@ impl Cluster {
         });
         let life = Arc::clone(&members);
         tasks.spawn(async move { Box::pin(life.live()).await });
-        let cluster = Self { shared, bus, directory };
+        let cluster = Self { shared, bus, directory, last_look: Mutex::default() };
         Ok((cluster, Yield { inbox, departed }, ClusterTasks { tasks, members }))
     }
 
@@ -382,6 +383,11 @@ impl Cluster {
     /// Whether this node has a place among the others; without one it has no address to make client ids from.
     pub fn is_member(&self) -> bool {
         *self.shared.member.borrow()
+    }
+
+    /// Whether it has, and when that changes.
+    pub fn membership(&self) -> watch::Receiver<bool> {
+        self.shared.member.subscribe()
     }
 
     /// The first part of this node's client ids.

@@ -256,7 +256,7 @@ pub(super) struct Mark {
     /// The server process behind it.
     pub(super) run_id: Arc<str>,
     /// Its number there.
-    id: u64,
+    pub(super) id: u64,
 }
 
 /// One connection, checked.

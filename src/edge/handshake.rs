@@ -37,7 +37,7 @@ impl Edge {
     {
         let upgrade = Arc::new(Mutex::new(None));
         let service = hyper::service::service_fn(|request| {
-            let answer = self.answer(request, is_guest.then(|| client.id()), client, Arc::clone(&upgrade));
+            let answer = self.answer(request, is_guest, client, Arc::clone(&upgrade));
             async { Ok::<_, Infallible>(answer.await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
@@ -60,7 +60,7 @@ impl Edge {
     fn answer(
         &self,
         mut request: Request<Incoming>,
-        guest: Option<ClientId>,
+        is_guest: bool,
         client: &Client,
         upgrade: Arc<Mutex<Option<OnUpgrade>>>,
     ) -> impl Future<Output = Response<Body>> {
@@ -70,9 +70,7 @@ impl Edge {
                 Ok(accept) => accept,
                 Err(refusal) => return refusal,
             };
-            if let Some(guest) = guest
-                && !self.gateway.shook_hands(guest, head(&request)).await
-            {
+            if is_guest && !self.gateway.shook_hands(client, &head(&request)).await {
                 return self.no_worker();
             }
             *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
@@ -92,7 +90,8 @@ impl Edge {
         if self.refusing.is_cancelled() {
             return Err(self.not_now("draining", "this node is stopping; connect again\n"));
         }
-        if client.id() == ClientId::NOBODY || !self.gateway.has_place() {
+        // With another address since it was accepted it would have an id that nobody finds.
+        if client.id() == ClientId::NOBODY || !self.gateway.has_place() || client.id().lan != self.gateway.lan() {
             let words = "this node has no place among the others yet; connect again\n";
             return Err(self.not_now("not_ready", words));
         }

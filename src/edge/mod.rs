@@ -14,21 +14,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::accept::AcceptFailures;
+use crate::accept::{AcceptFailures, keep_alive};
 use crate::client::{Client, Handshaking};
 use crate::gateway::Gateway;
 use crate::id::ClientId;
 use crate::message::{Close, Protocol};
 use crate::metrics::Reason;
 use tls::Certificates;
-
-/// A client without WebSocket that has been silent for so long is asked by the kernel whether it is there, as by PHP.
-const KEEP_ALIVE: Duration = Duration::from_secs(55);
 
 /// The door for clients.
 pub struct Edge {
@@ -141,7 +138,7 @@ impl Edge {
             self.refuse("draining");
         } else if self.gateway.lacks_listener() {
             self.refuse("no_worker");
-        } else if arrived.0.set_nodelay(true).is_ok() && keep_alive(&arrived.0).is_ok() {
+        } else if arrived.0.set_nodelay(true).is_ok() && keep_alive(&SockRef::from(&arrived.0)).is_ok() {
             let client = connection::client(&self.gateway, protocol, arrived, port);
             if client.id() == ClientId::NOBODY {
                 self.refuse("not_ready");
@@ -154,10 +151,4 @@ impl Edge {
     fn refuse(&self, reason: &'static str) {
         self.gateway.metrics().refused.get_or_create(&Reason { reason }).inc();
     }
-}
-
-/// The kernel finds out that a peer is gone, where no heartbeat does.
-fn keep_alive(socket: &TcpStream) -> std::io::Result<()> {
-    let keep_alive = TcpKeepalive::new().with_time(KEEP_ALIVE).with_interval(Duration::from_secs(10)).with_retries(3);
-    SockRef::from(socket).set_tcp_keepalive(&keep_alive)
 }

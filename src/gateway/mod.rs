@@ -165,9 +165,9 @@ impl Gateway {
         Arc::clone(&self.metrics)
     }
 
-    /// Whether this node is one of several.
-    pub(crate) fn has_others(&self) -> bool {
-        self.cluster.is_some()
+    /// Whether this node has a place among others, and when that changes; none where it is alone.
+    pub(crate) fn membership(&self) -> Option<tokio::sync::watch::Receiver<bool>> {
+        self.cluster.as_ref().map(Cluster::membership)
     }
 
     /// Looks at what the nodes know of PHP, and says what this one knows; none where there are no others.
@@ -256,8 +256,9 @@ impl Gateway {
     }
 
     /// A client's handshake has come, and is to be answered. False when it is not served.
-    pub(crate) async fn shook_hands(&self, id: ClientId, head: Vec<u8>) -> bool {
-        let told = self.hub.begin_at_client(id, move |shard| shard.shook_hands(id, &head)).await;
+    pub(crate) async fn shook_hands(&self, client: &Client, head: &[u8]) -> bool {
+        let (id, request) = (client.id(), self.listener.describe(head, client.arrival()));
+        let told = self.hub.begin_at_client(id, move |shard| shard.shook_hands(id, &request)).await;
         match told {
             Ok(told) => told.one().await.unwrap_or(false),
             Err(Stopped) => false,
@@ -545,6 +546,9 @@ fn unanswered(heard: u64, answered: usize) -> Failure {
 fn kind(close: &Close) -> &'static str {
     if *close == Close::DESTROYED {
         return "destroyed";
+    }
+    if *close == Close::NO_WORKER {
+        return "no_worker";
     }
     match close.code {
         1006 if *close == Close::NODE => "node",

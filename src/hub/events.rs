@@ -12,12 +12,14 @@ use crate::session::Session;
 pub enum Event<'a> {
     /// It has connected; with WebSocket, its handshake is still to come.
     Connected,
-    /// Its handshake has come, and is not answered yet: the head of the request.
+    /// Its handshake has come, and is not answered yet: what [`Listener::describe`] made of the request.
     ShookHands(&'a [u8]),
     /// It has said something.
     Said(&'a [u8]),
     /// It has ended, and is in no list any more.
     Ended,
+    /// The same, but others tell of it.
+    Lost,
 }
 
 /// Whom an event is about, as it was then; for [`Event::Ended`], as it was before.
@@ -52,6 +54,9 @@ pub trait Listener: Send + Sync {
 
     /// Whether there is nobody to be told, and no client served without.
     fn is_missing(&self) -> bool;
+
+    /// What it wants to be told of a request with this head.
+    fn describe(&self, head: &[u8], arrival: Arrival) -> Vec<u8>;
 
     /// Takes note of an event.
     fn tell(&self, event: Event<'_>, about: About<'_>, route: &mut Route) -> Fate;

@@ -234,6 +234,27 @@ impl Hub {
         message: Message,
         confirm: bool,
     ) -> Result<Delivering, Stopped> {
+        self.begin_sending(to, except, false, message, confirm).await
+    }
+
+    /// Sends to this node's share of a target, those included that are still shaking hands; nobody asks what becomes of it.
+    pub async fn send_to_guests_too(
+        &self,
+        to: Target,
+        except: Option<Arc<Except>>,
+        message: Message,
+    ) -> Result<(), Stopped> {
+        self.begin_sending(to, except, true, message, false).await.map(drop)
+    }
+
+    async fn begin_sending(
+        &self,
+        to: Target,
+        except: Option<Arc<Except>>,
+        to_guests: bool,
+        message: Message,
+        confirm: bool,
+    ) -> Result<Delivering, Stopped> {
         let (shards, ask) = match &to {
             Target::All => (self.all_shards(), confirm),
             Target::Clients(ids) => {
@@ -252,8 +273,8 @@ impl Hub {
                 delivering.answers.push(answer);
                 heard
             });
-            let delivery = Delivery { to: to.clone(), except: except.clone(), message: message.clone(), heard };
-            self.push(shard, Op::Deliver(delivery)).await?;
+            let (to, except, message) = (to.clone(), except.clone(), message.clone());
+            self.push(shard, Op::Deliver(Delivery { to, except, to_guests, message, heard })).await?;
         }
         Ok(delivering)
     }

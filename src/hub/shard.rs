@@ -68,6 +68,8 @@ pub struct Except {
 pub(super) struct Delivery {
     pub(super) to: Target,
     pub(super) except: Option<Arc<Except>>,
+    /// Also to those that are still shaking hands.
+    pub(super) to_guests: bool,
     pub(super) message: Message,
     /// Told what became of it, when somebody asked.
     pub(super) heard: Option<oneshot::Sender<Heard>>,
@@ -170,6 +172,8 @@ pub struct Shard {
     facts: Vec<Option<Facts>>,
     free: Vec<Slot>,
     by_connection: HashMap<u32, Slot>,
+    /// How many are still shaking hands.
+    guests: usize,
     uids: HashMap<Uid, Members>,
     groups: HashMap<Group, Members>,
     /// Left during the present step, one entry for each membership: still in the node's index.
@@ -212,6 +216,7 @@ impl Shard {
             facts: Vec::new(),
             free: Vec::new(),
             by_connection: HashMap::new(),
+            guests: 0,
             uids: HashMap::new(),
             groups: HashMap::new(),
             left_uids: Vec::new(),
@@ -257,7 +262,9 @@ impl Shard {
             *client_place = Some(Arc::clone(client));
             *facts_place = Some(facts);
             self.by_connection.insert(connection, slot);
-            if !is_guest {
+            if is_guest {
+                self.guests += 1;
+            } else {
                 self.arrived(slot);
             }
             // A WebSocket that is no guest came when nobody listened.
@@ -273,6 +280,7 @@ impl Shard {
         if let Some(facts) = self.facts_mut(slot)
             && std::mem::replace(&mut facts.is_guest, false)
         {
+            self.guests -= 1;
             self.arrived(slot);
         }
         true
@@ -309,12 +317,12 @@ impl Shard {
     }
 
     /// A client's handshake has come. False when it is not served.
-    pub(crate) fn shook_hands(&mut self, id: ClientId, head: &[u8]) -> bool {
+    pub(crate) fn shook_hands(&mut self, id: ClientId, request: &[u8]) -> bool {
         let Some(slot) = self.slot(id) else { return false };
         if let Some(facts) = self.facts_mut(slot) {
             facts.is_reachable = true;
         }
-        self.tell(slot, Event::ShookHands(head))
+        self.tell(slot, Event::ShookHands(request))
     }
 
     /// Tells the listener, if there is one; false when that was the client's end.
@@ -352,7 +360,9 @@ impl Shard {
         let Some(client) = self.clients.get_mut(place).and_then(Option::take) else { return };
         let Some(mut facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
         self.by_connection.remove(&client.id().connection);
-        if !facts.is_guest && self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
+        if facts.is_guest {
+            self.guests -= 1;
+        } else if self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.changed_from_or_to_nobody();
         }
         self.free.push(slot);
@@ -379,8 +389,10 @@ impl Shard {
         if let Some(listener) = self.listener.as_ref().filter(|listener| listener.listens()) {
             let (id, arrival) = (client.id(), Some(client.arrival()));
             let about = About { id, arrival, session: facts.session.as_ref() };
-            // Whoever was refused at once was never told of.
-            if facts.route.is_some() || close != Close::NO_WORKER {
+            // Whoever was refused at once was never told of; and of a node that was swept, the one that sweeps tells.
+            if close == Close::FENCED {
+                listener.tell(Event::Lost, about, &mut facts.route);
+            } else if facts.route.is_some() || close != Close::NO_WORKER {
                 listener.tell(Event::Ended, about, &mut facts.route);
             }
         }
@@ -431,10 +443,16 @@ impl Shard {
     fn close_slot(&mut self, slot: Slot, last: Option<&Message>, close: &Close) -> bool {
         let Some(client) = self.client(slot) else { return false };
         let is_open = client.is_open();
-        let is_reachable = self.facts_mut(slot).is_some_and(|facts| facts.is_reachable);
-        let farewell = if is_reachable { Farewell::Close(last.cloned()) } else { Farewell::Destroy };
-        self.remove(slot, close.clone(), farewell);
+        self.remove(slot, close.clone(), self.farewell(slot, last));
         is_open
+    }
+
+    /// How a connection is ended in order. Before its handshake nothing can be said.
+    fn farewell(&self, slot: Slot, last: Option<&Message>) -> Farewell {
+        match self.facts.get(slot as usize) {
+            Some(Some(facts)) if facts.is_reachable => Farewell::Close(last.cloned()),
+            _ => Farewell::Destroy,
+        }
     }
 
     /// Ends a step: what was left leaves the node's index, too. Not before: whoever sends to a uid or group looks there
@@ -712,9 +730,13 @@ impl Shard {
 
     /// Hands a message to its targets. `alone`: nothing else is ready to go. Returns how many outboxes it was put into.
     pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) -> usize {
-        let Delivery { to, except, message, heard } = delivery;
+        let Delivery { to, except, to_guests, message, heard } = delivery;
         let mut slots = std::mem::take(&mut self.slots);
         let held = self.resolve(&to, except.as_deref(), &mut slots, heard.is_some());
+        if self.guests > 0 && !to_guests {
+            let is_guest = |slot: Slot| matches!(self.facts.get(slot as usize), Some(Some(facts)) if facts.is_guest);
+            slots.retain(|&slot| !is_guest(slot));
+        }
         let targets = slots.len();
         let broadcast = Broadcast { message, slots, next: 0, result: Heard { held, took: 0 }, heard };
         self.broadcast = Some(broadcast);
@@ -801,7 +823,7 @@ impl Shard {
     /// Writes to up to [`PIECE`] sockets: the message that is alone, else what waits in dirty outboxes.
     pub(super) fn write_piece(&mut self) {
         if let Some(broadcast) = &self.broadcast {
-            let most = (PIECE_BYTES / broadcast.message.frame().len()).clamp(1, PIECE);
+            let most = (PIECE_BYTES / broadcast.message.frame().len().max(1)).clamp(1, PIECE);
             self.hand(most, Client::send);
             return;
         }
@@ -838,7 +860,7 @@ impl Shard {
             Pushed::Dropped | Pushed::Closed => {}
         });
         for slot in overflowed {
-            self.remove(slot, Close::SLOW, Farewell::Close(None));
+            self.remove(slot, Close::SLOW, self.farewell(slot, None));
         }
         if broadcast.next < broadcast.slots.len() {
             self.broadcast = Some(broadcast);

@@ -143,8 +143,7 @@ impl Commands {
 
     async fn send(&self, packet: &Packet<'_>, to: Target, except: Option<Arc<Except>>) -> Result<(), Stopped> {
         if let Some(message) = self.message(packet) {
-            // Nobody asks what became of it.
-            drop(self.gateway.hub().begin_delivery(to, except, message, false).await?);
+            self.gateway.hub().send_to_guests_too(to, except, message).await?;
         }
         Ok(())
     }
@@ -152,13 +151,11 @@ impl Commands {
     /// A packet's message; none of a null that says "no message", nor of what cannot be sent.
     fn message(&self, packet: &Packet<'_>) -> Option<Message> {
         let Packet { body, flags, .. } = *packet;
-        if flags & RAW != 0 {
-            return (flags & SCALAR != 0).then(|| Message::raw(body));
-        }
-        if flags & SCALAR != 0 {
+        if flags & SCALAR != 0 && flags & RAW == 0 {
             return Some(Message::text_of(body));
         }
         let message = match serialize::parse(body) {
+            _ if flags & RAW != 0 => (flags & SCALAR != 0 && !body.is_empty()).then(|| Message::raw(body)),
             Ok(serialize::Value::Null) if packet.command == command::KICK => return None,
             Ok(serialize::Value::Bytes(text)) => Some(Message::text_of(&text)),
             Ok(value @ (serialize::Value::Null | serialize::Value::Array(_))) => {
@@ -167,7 +164,7 @@ impl Commands {
             _ => None,
         };
         if message.is_none() {
-            self.ignored("message", "a message that is no scalar, or cannot be written as JSON");
+            self.ignored("message", "a message that cannot be written as JSON, or is nothing");
         }
         message
     }
@@ -208,7 +205,7 @@ impl Commands {
         let Some(as_it_is) = self.session(update) else { return Ok(()) };
         let (update, gateway) = (update.to_vec(), Arc::clone(&self.gateway));
         self.change(connection, move |shard, id| {
-            shard.change_session::<()>(id, |stored| {
+            let updated = shard.change_session::<()>(id, |stored| {
                 let stored = stored.map(|stored| session::to_php(stored.as_str())).unwrap_or_default();
                 if is_empty(&stored) {
                     return Ok(as_it_is);
@@ -218,6 +215,9 @@ impl Commands {
                 gateway.check_session(&merged).map_err(drop)?;
                 Ok(Some(merged))
             });
+            if updated == Some(Err(())) {
+                gateway.metrics().php_ignored.get_or_create(&Reason { reason: "session" }).inc();
+            }
         })
         .await
     }

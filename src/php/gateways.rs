@@ -6,17 +6,20 @@ use std::time::Duration;
 
 use parking_lot::Mutex;
 use serde::Serialize;
-use tokio::sync::{Notify, broadcast};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::{Entrance, Workers};
 use crate::gateway::Gateway;
 
-/// How often the other nodes are looked at.
-const LOOK: Duration = Duration::from_secs(1);
+/// How often the other nodes are looked at: twice in the time in which one that has crashed is to be gone.
+const LOOK: Duration = Duration::from_millis(800);
 
-/// When Redis has lost data, the others have said theirs again after this.
+/// When Redis was away or has lost data, the others have said theirs again after this.
 const PATIENCE: Duration = Duration::from_secs(5);
+
+/// Whoever asks a node that has just started waits so long for the first list: less than PHP does.
+const FIRST_LOOK: Duration = Duration::from_secs(4);
 
 /// Lists that a worker may be behind; whoever is further behind gets the last one.
 const MOST_BEHIND: usize = 64;
@@ -27,10 +30,11 @@ pub(super) struct Gateways {
     entrance: Arc<Entrance>,
     workers: Arc<Workers>,
     state: Mutex<State>,
-    /// A gateway of PHP has come or gone.
+    /// A gateway of PHP has come or gone, or this node leaves.
     changed: Notify,
-    /// This node leaves.
     leaving: AtomicBool,
+    /// The others have been looked at.
+    has_looked: watch::Sender<bool>,
     lines: broadcast::Sender<Arc<str>>,
 }
 
@@ -39,8 +43,10 @@ struct State {
     /// PHP's gateways that have registered here, in order of registering: of which connection, and where.
     registered: Vec<(u64, String)>,
     last_connection: u64,
-    /// All there were when last looked at.
-    all: Vec<String>,
+    /// Those that others tell of, as last seen.
+    others: Vec<String>,
+    /// The list as it was last told to workers.
+    told: Vec<String>,
 }
 
 /// What the Register says.
@@ -72,6 +78,7 @@ impl Drop for Place {
 impl Gateways {
     pub(super) fn new(gateway: Arc<Gateway>, entrance: Arc<Entrance>, workers: Arc<Workers>) -> Self {
         Self {
+            has_looked: watch::Sender::new(gateway.membership().is_none()),
             gateway,
             entrance,
             workers,
@@ -82,17 +89,11 @@ impl Gateways {
         }
     }
 
-    /// The list, as the Register says it.
-    pub(super) fn line(&self) -> Arc<str> {
-        let ours = self.ours();
-        let mut state = self.state.lock();
-        for address in ours {
-            // Known before the others have been looked at.
-            if !state.all.contains(&address) {
-                state.all.insert(0, address);
-            }
-        }
-        line(&state.all)
+    /// The list, as the Register says it; of a node that has just started, as soon as it knows of the others.
+    pub(super) async fn line(&self) -> Arc<str> {
+        // The sender is here.
+        drop(timeout(FIRST_LOOK, self.has_looked.subscribe().wait_for(|has_looked| *has_looked)).await);
+        line(&self.all())
     }
 
     /// The lists from now on.
@@ -110,7 +111,7 @@ impl Gateways {
     /// This node is not listed any more.
     pub(super) fn leave(&self) {
         self.leaving.store(true, Ordering::Relaxed);
-        self.say_alone();
+        self.say(false);
         self.changed.notify_one();
     }
 
@@ -131,80 +132,91 @@ impl Gateways {
         ours
     }
 
+    /// All gateways there are.
+    fn all(&self) -> Vec<String> {
+        let mut all = self.ours();
+        for address in &self.state.lock().others {
+            if !all.contains(address) {
+                all.push(address.clone());
+            }
+        }
+        all
+    }
+
     fn set(&self, connection: u64, address: Option<&str>) {
         {
             let mut state = self.state.lock();
             let before = state.registered.len();
-            match state.registered.iter().position(|(other, _)| *other == connection) {
-                None if address.is_none() => return,
-                Some(place) if address.is_none() => drop(state.registered.remove(place)),
-                Some(place) => {
-                    if let (Some((_, old)), Some(address)) = (state.registered.get_mut(place), address) {
-                        address.clone_into(old);
-                    }
-                }
-                None => state.registered.extend(address.map(|address| (connection, address.to_owned()))),
+            let place = state.registered.iter().position(|(other, _)| *other == connection);
+            match (place.and_then(|place| state.registered.get_mut(place)), address) {
+                (None, None) => return,
+                (None, Some(address)) => state.registered.push((connection, address.to_owned())),
+                (Some((_, old)), Some(address)) => address.clone_into(old),
+                (Some(_), None) => state.registered.retain(|(other, _)| *other != connection),
             }
             tracing::info!(address, gateways = state.registered.len(), before, "a PHP gateway has come or gone");
         }
-        self.say_alone();
+        self.say(true);
         self.changed.notify_one();
     }
 
-    /// Where there are no others, everybody is told at once.
-    fn say_alone(&self) {
-        if !self.gateway.has_others() {
-            self.say(self.ours(), true);
-        }
-    }
-
-    /// Tells everybody of the list; without need only if it is another than before.
-    fn say(&self, all: Vec<String>, anyway: bool) {
+    /// Tells all workers of the list; without need only if it is another than before.
+    fn say(&self, anyway: bool) {
+        let all = self.all();
         let mut state = self.state.lock();
-        if anyway || state.all != all {
-            state.all = all;
+        if anyway || state.told != all {
+            state.told = all;
             // Perhaps nobody is there.
-            self.lines.send(line(&state.all)).ok();
+            self.lines.send(line(&state.told)).ok();
         }
     }
 
     /// Looks at the others again and again.
     pub(super) async fn run(&self) {
+        let mut membership = self.gateway.membership();
         let mut looks = interval(LOOK);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        // What this node had said when it was last all there, and how long the others are given to say theirs again.
-        let (mut told, mut doubt) = (Vec::new(), Instant::now());
+        // Until then nobody is missed.
+        let mut doubt = Instant::now();
+        let mut missed: Vec<String> = Vec::new();
         loop {
-            let has_changed = tokio::select! {
-                _ = looks.tick() => false,
-                () = self.changed.notified() => true,
+            let entered = async {
+                match &mut membership {
+                    Some(membership) => drop(membership.changed().await),
+                    None => std::future::pending().await,
+                }
             };
-            let said = self.ours();
-            match self.gateway.php(&said, self.workers.had_any()).await {
+            tokio::select! {
+                _ = looks.tick() => {}
+                () = self.changed.notified() => {}
+                () = entered => {}
+            }
+            match self.gateway.php(&self.ours(), self.workers.had_any()).await {
                 Some(Ok(php)) => {
-                    if php.had_workers {
-                        self.workers.need();
-                    }
-                    if php.is_told {
-                        told = said;
-                    } else if said == told {
-                        // It was there, and is not: Redis has lost data.
+                    self.workers.learn(php.had_workers);
+                    if php.is_in_doubt {
                         doubt = Instant::now() + PATIENCE;
                     }
-                    let ours = self.ours();
-                    let mut others = php.gateways;
-                    if doubt > Instant::now() {
-                        others.extend(self.state.lock().all.iter().cloned());
+                    let mut others = php.others;
+                    {
+                        // One that is not heard of is gone when it is not heard of twice.
+                        let mut state = self.state.lock();
+                        let known = std::mem::take(&mut state.others);
+                        let absent: Vec<String> =
+                            known.into_iter().filter(|address| !others.contains(address)).collect();
+                        let kept = absent.iter().filter(|address| doubt > Instant::now() || !missed.contains(address));
+                        others.extend(kept.cloned());
+                        others.sort();
+                        missed = absent;
+                        state.others = others;
                     }
-                    others.retain(|address| !ours.contains(address));
-                    others.sort();
-                    others.dedup();
-                    self.say([ours, others].concat(), has_changed);
+                    self.has_looked.send_replace(true);
                 }
                 // As it was: who is there is not known now.
                 Some(Err(error)) => tracing::debug!(%error, "the other gateways are not known"),
-                None => self.say(self.ours(), false),
+                None => {}
             }
+            self.say(false);
         }
     }
 }

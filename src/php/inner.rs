@@ -20,16 +20,17 @@ use mio::Token;
 use mio::net::TcpStream;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use socket2::SockRef;
 use subtle::ConstantTimeEq as _;
 use tokio::task::JoinSet;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
 
 use super::commands::Commands;
 use super::link::{self, Link};
 use super::packet::{Packet, command};
 use super::ready::Ready;
 use super::workers::{Registration, Workers};
-use crate::accept::AcceptFailures;
+use crate::accept::{AcceptFailures, keep_alive};
 use crate::hub::Stopped;
 use crate::metrics::Reason;
 
@@ -42,8 +43,11 @@ const MOST_READ: usize = 16 << 20;
 /// Whoever has to say the key says it within this.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// So many may be about to say it.
-const MOST_UNKNOWN: usize = 1024;
+/// So many may be about to say it: many more than are let in before what they have said is read.
+const MOST_UNKNOWN: usize = 8192;
+
+/// Connections that are let in at once.
+const MOST_ACCEPTED: usize = 512;
 
 /// And this is the longest packet with a key.
 const LONGEST_KEY: usize = 64 * 1024;
@@ -65,6 +69,10 @@ pub(super) struct Inner {
     /// Those that have not said the key, in order of connecting, and since when.
     unknown: BTreeMap<Token, Instant>,
     writers: JoinSet<()>,
+    /// What has more to say than a turn is long.
+    unfinished: Vec<Token>,
+    /// Somebody waits to be let in; not before then.
+    accept_after: Option<Instant>,
     read: Vec<u8>,
     failures: AcceptFailures,
 }
@@ -95,8 +103,10 @@ enum Turn {
     Over,
     /// There is more.
     Again,
-    /// It has ended, or is to be ended.
+    /// It has ended.
     Ended,
+    /// It is to be ended, and why.
+    Refused(&'static str),
 }
 
 /// What a packet with a key says.
@@ -128,6 +138,8 @@ impl Inner {
             last: LISTENER,
             unknown: BTreeMap::new(),
             writers: JoinSet::new(),
+            unfinished: Vec::new(),
+            accept_after: None,
             read: vec![0; READ],
             failures: AcceptFailures::default(),
         })
@@ -135,71 +147,93 @@ impl Inner {
 
     /// Serves until the node stops.
     pub(super) async fn run(mut self) {
-        // What has more to say than a turn is long; it goes on before anything newer.
-        let mut unfinished = Vec::new();
-        let mut patience = tokio::time::interval(PATIENCE / 10);
-        let mut pings = tokio::time::interval(PING);
+        let (mut patience, mut pings) = (Instant::now(), Instant::now() + PING);
         loop {
-            let batch = tokio::select! {
-                biased;
-                _ = patience.tick() => {
-                    self.end_unknown();
-                    continue;
-                }
-                _ = pings.tick() => {
-                    self.workers.ping(self.commands.gateway.lan().ip);
-                    continue;
-                }
-                () = tokio::task::yield_now(), if !unfinished.is_empty() => std::mem::take(&mut unfinished),
-                batch = self.ready.next() => match batch {
-                    Ok(batch) => batch,
-                    Err(error) => {
-                        tracing::error!(%error, "the inner listener cannot be read any more");
-                        return;
-                    }
-                },
-            };
+            let now = Instant::now();
+            if patience <= now {
+                patience = now + PATIENCE / 10;
+                self.end_unknown();
+            }
+            if pings <= now {
+                pings = now + PING;
+                self.workers.ping(self.commands.gateway.lan().ip);
+            }
             while self.writers.try_join_next().is_some() {}
+            let batch = if !self.unfinished.is_empty() {
+                // Others of this process have their turn; but nothing newer is done before this.
+                tokio::task::yield_now().await;
+                Ok(std::mem::take(&mut self.unfinished))
+            } else if self.accept_after.is_some_and(|after| after <= now) {
+                // Who waits to be let in does not wait for the others to be silent.
+                tokio::task::yield_now().await;
+                self.ready.now()
+            } else {
+                let due = patience.min(pings).min(self.accept_after.unwrap_or(pings));
+                tokio::select! {
+                    () = sleep_until(due) => Ok(Vec::new()),
+                    batch = self.ready.next() => batch,
+                }
+            };
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => {
+                    tracing::error!(%error, "the inner listener cannot be read any more");
+                    return;
+                }
+            };
             for token in batch {
                 if token == LISTENER {
-                    self.accept().await;
+                    self.accept_after.get_or_insert(now);
                     continue;
                 }
                 match self.read(token).await {
                     Ok(Turn::Over) => {}
-                    Ok(Turn::Again) => unfinished.push(token),
+                    Ok(Turn::Again) => self.unfinished.push(token),
                     Ok(Turn::Ended) => self.end(token),
+                    Ok(Turn::Refused(reason)) => {
+                        self.refused(reason);
+                        self.end(token);
+                    }
                     Err(Stopped) => return,
                 }
+            }
+            if self.accept_after.is_some_and(|after| after <= Instant::now()) {
+                self.accept();
             }
         }
     }
 
-    /// Lets in whoever waits. Nothing is read yet: others may have said something before.
-    async fn accept(&mut self) {
-        loop {
+    /// Lets in who waits, not too many at once. Nothing is read yet: others may have said something before.
+    fn accept(&mut self) {
+        for _ in 0..MOST_ACCEPTED {
             let (mut socket, peer) = match self.listener.accept() {
                 Ok(accepted) => accepted,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.accept_after = None;
+                    return;
+                }
                 Err(error) => {
-                    self.failures.wait(&error, self.commands.gateway.metrics()).await;
-                    continue;
+                    // What is out may come back, such as descriptors; those who are in go on meanwhile.
+                    let pause = self.failures.note(&error, self.commands.gateway.metrics());
+                    self.accept_after = Some(Instant::now() + pause);
+                    return;
                 }
             };
             self.last.0 += 1;
             let token = self.last;
-            if self.ready.add(&mut socket, token).is_err() || socket.set_nodelay(true).is_err() {
+            let is_fit = socket.set_nodelay(true).is_ok() && keep_alive(&SockRef::from(&socket)).is_ok();
+            if !is_fit || self.ready.add(&mut socket, token).is_err() {
                 continue;
             }
             let is_known = self.key.is_none();
             if !is_known {
                 self.unknown.insert(token, Instant::now());
-                self.end_unknown();
             }
-            let connection =
-                Connection { socket, peer: peer.ip(), is_known, unread: BytesMut::new(), link: None, worker: None };
+            let peer = peer.ip();
+            let connection = Connection { socket, peer, is_known, unread: BytesMut::new(), link: None, worker: None };
             self.connections.insert(token, connection);
         }
+        self.end_unknown();
     }
 
     /// Reads what a connection has said, and carries it out.
@@ -221,17 +255,20 @@ impl Inner {
                 let (packet, length) = match Packet::split(&connection.unread) {
                     Ok(Some(packet)) => packet,
                     Ok(None) if connection.is_known || connection.unread.len() < LONGEST_KEY => break,
-                    Ok(None) | Err(_) => return Ok(Turn::Ended),
+                    Ok(None) => return Ok(Turn::Refused("key")),
+                    Err(_) => return Ok(Turn::Refused("packet")),
                 };
                 match packet.command {
                     command::WORKER_CONNECT | command::GATEWAY_CLIENT_CONNECT => {
-                        let Some(said) = said_key(self.key.as_ref(), packet.body) else { return Ok(Turn::Ended) };
+                        let Some(said) = said_key(self.key.as_ref(), packet.body) else {
+                            return Ok(Turn::Refused("key"));
+                        };
                         connection.is_known = true;
                         self.unknown.remove(&token);
                         if packet.command == command::WORKER_CONNECT {
                             let name = format!("{}:{}", connection.peer, said.worker_key);
                             if !self.workers.are_welcome() {
-                                return Ok(Turn::Ended);
+                                return Ok(Turn::Refused("worker"));
                             }
                             let Some(link) = link_of(&connection.socket, &mut connection.link, &mut self.writers)
                             else {
@@ -243,12 +280,12 @@ impl Inner {
                             link::be_patient(&connection.socket);
                         }
                     }
-                    _ if !connection.is_known => return Ok(Turn::Ended),
+                    _ if !connection.is_known => return Ok(Turn::Refused("key")),
                     _ => {
                         if let Some(answer) = self.commands.begin(packet).await? {
                             match link_of(&connection.socket, &mut connection.link, &mut self.writers) {
                                 Some(link) if link.answer(answer) => {}
-                                _ => return Ok(Turn::Ended),
+                                _ => return Ok(Turn::Refused("unread")),
                             }
                         }
                     }

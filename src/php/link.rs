@@ -15,13 +15,16 @@ use super::commands::Answer;
 use super::packet;
 
 /// Bytes that may wait for one connection, as in PHP (`sendToWorkerBufferSize`). The last packet may exceed it.
-const MOST_WAITING: usize = 10_240_000;
+pub(super) const MOST_WAITING: usize = 10_240_000;
 
 /// What a question counts while its answer is not known.
 const QUESTION: usize = 2500;
 
-/// So long an answer may stay unread by whoever is no worker; a worker may be busy for as long as it likes.
+/// So long an answer may stay unread.
 const UNREAD: Duration = Duration::from_mins(1);
+
+/// And events, which a busy worker may let wait; behind that is a machine that was lost.
+const BUSY: Duration = Duration::from_mins(5);
 
 /// What is written at once.
 const GATHER: usize = 256 * 1024;
@@ -103,10 +106,10 @@ impl Link {
     }
 }
 
-/// Has a socket wait for its reader for ever.
+/// Has a socket wait longer for its reader: it is a worker.
 pub(super) fn be_patient(socket: &mio::net::TcpStream) {
     // A socket that refuses has ended.
-    drop(socket2::SockRef::from(socket).set_tcp_user_timeout(None));
+    drop(socket2::SockRef::from(socket).set_tcp_user_timeout(Some(BUSY)));
 }
 
 async fn write(mut socket: TcpStream, queue: Arc<Queue>) {

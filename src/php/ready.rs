@@ -39,20 +39,30 @@ impl Ready {
         drop(self.poll.get_ref().registry().deregister(socket));
     }
 
+    /// Takes those that there are.
+    pub(super) fn now(&mut self) -> io::Result<Vec<Token>> {
+        take(self.poll.get_mut(), &mut self.events)
+    }
+
     /// Waits until there are some, and takes them.
     pub(super) async fn next(&mut self) -> io::Result<Vec<Token>> {
         loop {
             let mut ready = self.poll.readable_mut().await?;
-            match ready.get_inner_mut().poll(&mut self.events, Some(Duration::ZERO)) {
-                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
-                Err(_) => continue,
-                Ok(()) => {}
+            let tokens = take(ready.get_inner_mut(), &mut self.events)?;
+            if !tokens.is_empty() {
+                return Ok(tokens);
             }
-            if self.events.is_empty() {
-                ready.clear_ready();
-                continue;
-            }
-            return Ok(self.events.iter().map(mio::event::Event::token).collect());
+            ready.clear_ready();
+        }
+    }
+}
+
+fn take(poll: &mut Poll, events: &mut Events) -> io::Result<Vec<Token>> {
+    loop {
+        match poll.poll(events, Some(Duration::ZERO)) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(()) => return Ok(events.iter().map(mio::event::Event::token).collect()),
         }
     }
 }

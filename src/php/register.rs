@@ -4,14 +4,17 @@
 //! gateway.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use parking_lot::Mutex;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
+use socket2::SockRef;
 use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -19,9 +22,10 @@ use tokio::sync::{Semaphore, broadcast};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use tokio_util::codec::{FramedRead, LinesCodec};
+use tokio_util::sync::CancellationToken;
 
 use super::gateways::Gateways;
-use crate::accept::AcceptFailures;
+use crate::accept::{AcceptFailures, keep_alive};
 use crate::metrics::{Metrics, Reason};
 
 /// Whoever connects says what it is within this.
@@ -32,6 +36,9 @@ const MAX_LINE: usize = 16 * 1024;
 
 /// Connections at once; further ones wait in the kernel's queue.
 const MAX_CONNECTIONS: usize = 4096;
+
+/// So many of them may not have said yet who they are.
+const MOST_STRANGERS: usize = 1024;
 
 /// So long a list may stay unread.
 const UNREAD: Duration = Duration::from_mins(1);
@@ -84,6 +91,28 @@ pub(super) fn is_understood(line: &str) -> bool {
     Said::read(line, None).is_some()
 }
 
+/// Those that have not said who they are, in order of connecting.
+#[derive(Default)]
+struct Strangers(Mutex<BTreeMap<u64, CancellationToken>>);
+
+impl Strangers {
+    /// One more; the oldest goes where they are too many. It ends when it is cancelled.
+    fn add(&self, number: u64) -> CancellationToken {
+        let (stranger, mut strangers) = (CancellationToken::new(), self.0.lock());
+        strangers.insert(number, stranger.clone());
+        if strangers.len() > MOST_STRANGERS
+            && let Some((_, oldest)) = strangers.pop_first()
+        {
+            oldest.cancel();
+        }
+        stranger
+    }
+
+    fn remove(&self, number: u64) {
+        self.0.lock().remove(&number);
+    }
+}
+
 /// Answers whoever connects, for ever.
 pub(super) async fn serve(
     listener: TcpListener,
@@ -91,9 +120,9 @@ pub(super) async fn serve(
     key: Option<SecretString>,
     metrics: Arc<Metrics>,
 ) {
-    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let (places, strangers) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::<Strangers>::default());
     let (mut connections, mut failures) = (JoinSet::new(), AcceptFailures::default());
-    loop {
+    for number in 0.. {
         // The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let socket = match listener.accept().await {
@@ -105,8 +134,13 @@ pub(super) async fn serve(
         };
         while connections.try_join_next().is_some() {}
         let (gateways, key, metrics) = (Arc::clone(&gateways), key.clone(), Arc::clone(&metrics));
+        let strangers = Arc::clone(&strangers);
         connections.spawn(async move {
-            if !converse(socket, &gateways, key.as_ref()).await.unwrap_or(true) {
+            let stranger = strangers.add(number);
+            let known = || strangers.remove(number);
+            let conversed = converse(socket, &gateways, key.as_ref(), stranger, known).await;
+            known();
+            if !conversed.unwrap_or(true) {
                 metrics.php_refused.get_or_create(&Reason { reason: "register" }).inc();
             }
             drop(place);
@@ -115,9 +149,16 @@ pub(super) async fn serve(
 }
 
 /// One connection. False when it was ended, as what it said was wrong or came too late.
-async fn converse(mut socket: TcpStream, gateways: &Arc<Gateways>, key: Option<&SecretString>) -> io::Result<bool> {
+async fn converse(
+    mut socket: TcpStream,
+    gateways: &Arc<Gateways>,
+    key: Option<&SecretString>,
+    stranger: CancellationToken,
+    known: impl Fn(),
+) -> io::Result<bool> {
     socket.set_nodelay(true)?;
-    socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD))?;
+    keep_alive(&SockRef::from(&socket))?;
+    SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD))?;
     let (reader, mut writer) = socket.split();
     let mut lines = FramedRead::new(reader, LinesCodec::new_with_max_length(MAX_LINE));
     let deadline = Instant::now() + PATIENCE;
@@ -127,9 +168,14 @@ async fn converse(mut socket: TcpStream, gateways: &Arc<Gateways>, key: Option<&
         let line = tokio::select! {
             biased;
             list = next(&mut lists) => {
-                writer.write_all(list.unwrap_or_else(|| gateways.line()).as_bytes()).await?;
+                let list = match list {
+                    Some(list) => list,
+                    None => gateways.line().await,
+                };
+                writer.write_all(list.as_bytes()).await?;
                 continue;
             }
+            () = stranger.cancelled(), if !is_known => return Ok(false),
             line = async {
                 if is_known { Ok(lines.next().await) } else { timeout_at(deadline, lines.next()).await }
             } => line,
@@ -143,11 +189,13 @@ async fn converse(mut socket: TcpStream, gateways: &Arc<Gateways>, key: Option<&
             Some(Said::Ping) => {}
             Some(Said::Worker) => {
                 is_known = true;
+                known();
                 lists.get_or_insert_with(|| gateways.lines());
-                writer.write_all(gateways.line().as_bytes()).await?;
+                writer.write_all(gateways.line().await.as_bytes()).await?;
             }
             Some(Said::Gateway(address)) => {
                 is_known = true;
+                known();
                 place.register(&address);
             }
             None => return Ok(false),
@@ -178,15 +226,22 @@ fn is_address(text: &str) -> bool {
 
 /// Announces this node at a Register of PHP, for ever.
 pub(super) async fn announce(register: String, gateways: Arc<Gateways>, key: Option<SecretString>) {
-    let mut is_away = false;
+    let mut is_said = false;
     loop {
-        match be_announced(&register, &gateways, key.as_ref()).await {
-            Ok(()) => is_away = false,
-            Err(error) => {
-                if !std::mem::replace(&mut is_away, true) {
-                    tracing::warn!(register, %error, "no connection to the Register of PHP; trying again");
-                }
+        let since = Instant::now();
+        let why = match be_announced(&register, &gateways, key.as_ref()).await {
+            Ok(()) if since.elapsed() > PATIENCE => {
+                is_said = false;
+                None
             }
+            // So it does with a wrong key, without a word.
+            Ok(()) => gateways.own().map(|_| "it ended the connection: is SECRET_KEY its secretKey?".to_owned()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = why
+            && !std::mem::replace(&mut is_said, true)
+        {
+            tracing::warn!(register, why, "not announced at the Register of PHP; trying again");
         }
         sleep(AGAIN).await;
     }
@@ -200,7 +255,7 @@ async fn be_announced(register: &str, gateways: &Gateways, key: Option<&SecretSt
     let key = key.map_or("", |key| key.expose_secret());
     let line = format!("{{\"event\":\"gateway_connect\", \"address\":\"{address}\", \"secret_key\":\"{key}\"}}\n");
     socket.write_all(line.as_bytes()).await?;
-    tracing::info!(register, address, "announced at the Register of PHP");
+    tracing::debug!(register, address, "announcing at the Register of PHP");
     let (mut pings, mut looks, mut rest) = (interval(PING), interval(AGAIN), [0; 1024]);
     loop {
         tokio::select! {
@@ -226,7 +281,7 @@ pub(super) async fn usual(address: SocketAddr) -> TcpListener {
             }
             Err(error) => {
                 if !std::mem::replace(&mut is_taken, true) {
-                    tracing::info!(register = %address, %error, "no Register here: another one of this machine serves for both");
+                    tracing::info!(register = %address, %error, "no Register here as long as another one of this machine has its address");
                 }
             }
         }

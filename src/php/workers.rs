@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use parking_lot::Mutex;
 
-use super::link::Link;
+use super::link::{Link, MOST_WAITING};
 use super::packet::{self, HEADER, MAX_PACKET, Origin, SCALAR, command};
 use super::{request, session};
 use crate::client::Arrival;
@@ -19,8 +19,8 @@ use crate::hub::{About, Event, Fate, Listener, Route};
 use crate::metrics::{Metrics, Reason};
 use crate::throttle::Throttle;
 
-/// Ends of clients that wait for a worker, where none is connected.
-const MOST_UNTOLD: usize = 10_000;
+/// Bytes of ends of clients that wait for a worker, where none is connected: what one connection takes.
+const MOST_UNTOLD: usize = MOST_WAITING;
 
 /// The workers of a node.
 pub struct Workers {
@@ -29,7 +29,7 @@ pub struct Workers {
     state: Mutex<State>,
     /// Some are connected, or needed.
     listens: AtomicBool,
-    /// Some are needed, and none is connected.
+    /// Some are needed, and none is connected; or it is not known yet whether some are.
     is_missing: AtomicBool,
     complain: Throttle,
 }
@@ -40,8 +40,11 @@ struct State {
     /// How many have ever been connected.
     registered: u64,
     needed: bool,
+    /// The other nodes have not said yet whether there were workers.
+    is_unsure: bool,
     /// Ends that are to be told when a worker comes: nobody else would learn of them.
     untold: VecDeque<Vec<u8>>,
+    untold_bytes: usize,
 }
 
 struct Worker {
@@ -66,17 +69,21 @@ impl Drop for Registration {
 }
 
 impl Workers {
-    /// Nobody yet.
-    pub fn new(policy: WorkersPolicy, metrics: Arc<Metrics>) -> Self {
-        let needed = policy == WorkersPolicy::Required;
-        Self {
+    /// Nobody yet. `is_unsure`: other nodes will say whether there were any.
+    pub fn new(policy: WorkersPolicy, is_unsure: bool, metrics: Arc<Metrics>) -> Self {
+        let is_unsure = is_unsure && policy == WorkersPolicy::Auto;
+        let state = State { needed: policy == WorkersPolicy::Required, is_unsure, ..State::default() };
+        let workers = Self {
             policy,
             metrics,
-            state: Mutex::new(State { needed, ..State::default() }),
-            listens: AtomicBool::new(needed),
-            is_missing: AtomicBool::new(needed),
+            state: Mutex::default(),
+            listens: AtomicBool::default(),
+            is_missing: AtomicBool::default(),
             complain: Throttle::default(),
-        }
+        };
+        workers.changed(&state);
+        *workers.state.lock() = state;
+        workers
     }
 
     /// Whether workers may connect.
@@ -89,14 +96,13 @@ impl Workers {
         self.state.lock().registered > 0
     }
 
-    /// Some have been connected, if only to another node: from now on no client is served without one, as in PHP.
-    pub(super) fn need(&self) {
-        if self.are_welcome() {
-            let mut state = self.state.lock();
-            if !std::mem::replace(&mut state.needed, true) {
-                self.changed(&state);
-            }
-        }
+    /// The other nodes have said whether workers have been connected to any of them: if so, no client is served without
+    /// one from now on, as in PHP.
+    pub(super) fn learn(&self, had_any: bool) {
+        let mut state = self.state.lock();
+        state.needed |= had_any && self.are_welcome();
+        state.is_unsure = false;
+        self.changed(&state);
     }
 
     /// A worker has connected; one of the same name is ended.
@@ -109,6 +115,7 @@ impl Workers {
         if let Some(before) = state.workers.insert(Arc::clone(&name), worker) {
             before.link.end();
         }
+        state.untold_bytes = 0;
         for packet in std::mem::take(&mut state.untold) {
             self.send(link, packet);
         }
@@ -128,7 +135,7 @@ impl Workers {
 
     fn changed(&self, state: &State) {
         self.metrics.php_workers.set(i64::try_from(state.workers.len()).unwrap_or(i64::MAX));
-        let is_missing = state.needed && state.workers.is_empty();
+        let is_missing = state.is_unsure || state.needed && state.workers.is_empty();
         self.is_missing.store(is_missing, Ordering::Relaxed);
         self.listens.store(state.needed, Ordering::Relaxed);
     }
@@ -170,6 +177,13 @@ impl State {
         }
         self.workers.get_mut(route.as_ref()?)
     }
+
+    /// A worker has one client less.
+    fn ended(&mut self, route: &Route) {
+        if let Some(worker) = route.as_ref().and_then(|name| self.workers.get_mut(name)) {
+            worker.clients = worker.clients.saturating_sub(1);
+        }
+    }
 }
 
 impl Listener for Workers {
@@ -181,18 +195,23 @@ impl Listener for Workers {
         self.is_missing.load(Ordering::Relaxed)
     }
 
+    fn describe(&self, head: &[u8], arrival: Arrival) -> Vec<u8> {
+        let origin = origin(arrival);
+        request::describe(head, origin.client, origin.port)
+    }
+
     fn tell(&self, event: Event<'_>, about: About<'_>, route: &mut Route) -> Fate {
+        if matches!(event, Event::Lost) {
+            self.state.lock().ended(route);
+            return Fate::Stays;
+        }
         let session = about.session.map(|session| session::to_php(session.as_str())).unwrap_or_default();
         let origin = about.arrival.map_or(Origin::UNKNOWN, origin);
-        let described;
         let (number, flags, body) = match event {
             Event::Connected => (command::ON_CONNECT, SCALAR, &b""[..]),
-            Event::ShookHands(head) => {
-                described = request::describe(head, origin.client, origin.port);
-                (command::ON_WEBSOCKET_CONNECT, 0, &*described)
-            }
+            Event::ShookHands(request) => (command::ON_WEBSOCKET_CONNECT, 0, request),
             Event::Said(message) => (command::ON_MESSAGE, SCALAR, message),
-            Event::Ended => (command::ON_CLOSE, SCALAR, &b""[..]),
+            Event::Ended | Event::Lost => (command::ON_CLOSE, SCALAR, &b""[..]),
         };
         if HEADER + session.len() + body.len() > MAX_PACKET {
             return Fate::TooBig;
@@ -201,7 +220,8 @@ impl Listener for Workers {
         let mut state = self.state.lock();
         let Some(worker) = state.worker_of(route) else {
             return match event {
-                Event::Ended if state.untold.len() < MOST_UNTOLD => {
+                Event::Ended if state.untold_bytes < MOST_UNTOLD => {
+                    state.untold_bytes += packet.len();
                     state.untold.push_back(packet);
                     Fate::Stays
                 }
@@ -213,11 +233,11 @@ impl Listener for Workers {
                 _ => Fate::Refused,
             };
         };
-        if matches!(event, Event::Ended) {
-            worker.clients = worker.clients.saturating_sub(1);
-        }
         // Under the lock, or two events of one client could overtake each other where it moves to another worker.
         self.send(&worker.link, packet);
+        if matches!(event, Event::Ended) {
+            state.ended(route);
+        }
         Fate::Stays
     }
 }

@@ -7,16 +7,18 @@
 if redis.call('HGET', KEYS[2], ARGV[1]) ~= ARGV[2] then
     return 0
 end
-local function clear(key, owner)
-    local entries = redis.call('HGETALL', key)
-    for place = 1, #entries, 2 do
-        if entries[place + 1] == owner then
-            redis.call('HDEL', key, entries[place])
-        end
+local claims = redis.call('HGETALL', KEYS[3])
+for place = 1, #claims, 2 do
+    if claims[place + 1] == ARGV[1] then
+        redis.call('HDEL', KEYS[3], claims[place])
     end
 end
-clear(KEYS[3], ARGV[1])
-clear(KEYS[4], ARGV[2])
+local said = ARGV[2] .. ' '
+for _, field in ipairs(redis.call('HKEYS', KEYS[4])) do
+    if string.sub(field, 1, #said) == said then
+        redis.call('HDEL', KEYS[4], field)
+    end
+end
 redis.call('HDEL', KEYS[2], ARGV[1])
 redis.call('ZREM', KEYS[1], ARGV[1])
 return 1

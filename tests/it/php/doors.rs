@@ -111,6 +111,7 @@ async fn without_the_key_nobody_is_answered() {
     }
     peer.send(&key("wrong")).await;
     peer.has_ended().await;
+    assert_eq!(node.metric("moongate_php_refused_total").await, 7.0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,6 +125,10 @@ async fn what_cannot_be_done_is_counted_and_harms_nobody() {
     peer.send(&packet(JOIN_GROUP, id, b"one", b"")).await;
     peer.send(&packet(JOIN_GROUP, id, b"two", b"")).await;
     peer.send(&packet(SET_SESSION, id, &[b'x'; 100], b"")).await;
+    // Nothing, written as it is.
+    let mut nothing = packet(5, id, b"", b"");
+    nothing[21] = 3;
+    peer.send(&nothing).await;
     let mut not_a_scalar = packet(5, id, b"", br#"O:3:"Foo":0:{}"#);
     not_a_scalar[21] = 0;
     peer.send(&not_a_scalar).await;
@@ -131,7 +136,7 @@ async fn what_cannot_be_done_is_counted_and_harms_nobody() {
     assert_eq!(peer.ask(COUNT, 0, b"two").await, "i:0;");
     assert_eq!(peer.ask(GET_SESSION, id, b"").await, "a:0:{}");
     let metrics = node.get("/metrics").await.text();
-    for (reason, count) in [("name", 2), ("too_many_groups", 1), ("session", 1), ("message", 1)] {
+    for (reason, count) in [("name", 2), ("too_many_groups", 1), ("session", 1), ("message", 2)] {
         let series = format!("moongate_php_ignored_total{{reason=\"{reason}\"}} {count}\n");
         assert!(metrics.contains(&series), "{series} in {metrics}");
     }
