@@ -134,7 +134,7 @@ impl Entrance {
         };
         let listener = crate::accept::listen(address);
         let listener = listener.map_err(|source| NotOpen { variable, address, source })?;
-        tracing::info!(php = %address, "listening");
+        tracing::info!(inner = %address, "listening for PHP");
         *bound = Some(address);
         *self.listeners.bound.lock() = Some(listener);
         self.listeners.changed.notify_one();

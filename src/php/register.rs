@@ -276,7 +276,7 @@ pub(super) async fn usual(address: SocketAddr) -> TcpListener {
     loop {
         match crate::accept::listen(address).and_then(TcpListener::from_std) {
             Ok(listener) => {
-                tracing::info!(register = %address, "listening");
+                tracing::info!(register = %address, "listening for PHP");
                 return listener;
             }
             Err(error) => {

@@ -18,6 +18,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{Client, eventually, soon};
+use crate::php::peer;
 use crate::process::{Process, hears, run};
 
 type TlsClient = Client<TlsStream<TcpStream>>;
@@ -494,4 +495,33 @@ async fn a_client_that_vanishes_or_breaks_tls_leaves_and_harms_nobody() {
     ended_after(socket).await;
     eventually("both have left", async || node.ask("getAllClientIdCount", json!({})).await == 1).await;
     hears(&node, &mut other, "still there").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn phps_workers_hear_of_a_client_before_its_tls_handshake_and_it_of_them_after() {
+    let authority = Authority::new();
+    let node = authority.node(&authority.issue(), &[("MOONGATE_LAN_LISTEN", "")]).await;
+    let first = authority.connect(&node).await;
+    let mut worker = peer::Peer::worker(peer::inner_address(&first.id), "App:0").await;
+    let socket = TcpStream::connect(node.clients).await.unwrap();
+    let id = worker.event().await.client_id;
+    let to_client = |body: &[u8]| peer::packet(peer::SEND_TO_ONE, peer::connection(&id), b"", body);
+    worker.send(&to_client(b"early")).await;
+    assert_eq!(worker.ask(peer::IS_ONLINE, peer::connection(&id), b"").await, "i:1;");
+    let (name, connector) = (ServerName::try_from("localhost").unwrap(), authority.trusting(rustls::ALL_VERSIONS));
+    let stream = soon("TLS", TlsConnector::from(connector).connect(name, socket)).await.unwrap();
+    let (socket, _) =
+        soon("a handshake", tokio_tungstenite::client_async("wss://localhost/?a=b", stream)).await.unwrap();
+    let mut client = Client { id: String::new(), socket };
+    client.welcomed().await;
+    assert_eq!(client.id, id);
+    assert_eq!(client.text().await, "early");
+    let request = worker.event().await;
+    assert_eq!((request.command, request.client_id), (peer::ON_WEBSOCKET_CONNECT, id.clone()));
+    client.send(Message::text("over TLS")).await;
+    assert_eq!(worker.event().await.body, b"over TLS");
+    worker.send(&peer::packet(peer::KICK, peer::connection(&id), b"", b"bye")).await;
+    assert_eq!(client.text().await, "bye");
+    assert_eq!(client.closed().await.0, 4000);
+    assert_eq!(worker.event().await.command, peer::ON_CLOSE);
 }

@@ -2,14 +2,14 @@
 
 mod doors;
 mod order;
-mod peer;
+pub mod peer;
 mod register;
 mod replay;
 mod timeline;
 mod vectors;
 mod workers;
 
-pub use peer::*;
+use peer::*;
 
 /// A node with a door for PHP.
 const PHP: &[(&str, &str)] = &[("MOONGATE_LAN_LISTEN", "")];

@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 
 use super::{
-    BIND_UID, Browser, COUNT, GET_SESSION, JOIN_GROUP, LEAVE_GROUP, PHP, SEND_TO_UID, SET_SESSION, connection,
-    inner_address, packet,
+    BIND_UID, Browser, CLIENT_CONNECT, COUNT, GET_SESSION, JOIN_GROUP, LEAVE_GROUP, PHP, SEND_TO_UID, SET_SESSION,
+    connection, inner_address, packet,
 };
 use crate::harness::Node;
 
@@ -79,4 +79,30 @@ async fn a_question_over_one_connection_finds_done_what_was_written_to_another_o
         }
     });
     rounds.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_burst_of_callers_with_a_key_loses_no_command() {
+    const CALLERS: usize = 3_000;
+    let node =
+        Node::start_with(&[PHP, &[("MOONGATE_SECRET_KEY", "k"), ("MOONGATE_MAX_GROUPS_PER_CLIENT", "10000")]].concat())
+            .await;
+    let browser = Browser::connect(&node).await;
+    let (inner, id) = (inner_address(&browser.id), connection(&browser.id));
+    let key = packet(CLIENT_CONNECT, 0, b"", br#"{"secret_key":"k"}"#);
+    let groups = tokio::task::spawn_blocking(move || {
+        // All are in the kernel's queue before the node may have looked at the first.
+        let open: Vec<TcpStream> = (0..CALLERS)
+            .map(|number| {
+                let mut socket = TcpStream::connect(inner).unwrap();
+                let join = packet(JOIN_GROUP, id, format!("g{number}").as_bytes(), b"");
+                socket.write_all(&[&key[..], &join].concat()).unwrap();
+                socket
+            })
+            .collect();
+        drop(open);
+        ask(inner, &[&key[..], &packet(26, 0, b"", b"")].concat())
+    });
+    let groups = String::from_utf8(groups.await.unwrap()).unwrap();
+    assert!(groups.starts_with(&format!("a:{CALLERS}:{{")), "{:.60}", groups);
 }

@@ -98,6 +98,8 @@ async fn before_its_handshake_a_client_is_there_for_php_alone() {
     worker.send(&raw).await;
     assert_eq!(worker.ask(COUNT, 0, b"").await, "i:1;");
     assert_eq!(worker.ask(IS_ONLINE, connection(&id), b"").await, "i:1;");
+    node.ask("sendToAll", json!({"message": "to those who are there"})).await;
+    node.ask("sendToClient", json!({"client_id": id, "message": "to one who is not there"})).await;
     assert_eq!(node.ask("isOnline", asked.clone()).await, false);
     assert_eq!(node.ask("getAllClientIdCount", json!({})).await, 0);
     tokio::io::AsyncWriteExt::write_all(&mut socket, Browser::HANDSHAKE.as_bytes()).await.unwrap();
