@@ -31,7 +31,7 @@
 //! and by whoever sweeps after its death. A node without `REDIS_URL` is the same house without [`cluster`]: an absence,
 //! and no second implementation.
 //!
-//! # Six flows
+//! # Eight flows
 //!
 //! **A client connects.** [`edge`] accepts; in a task of the connection's own TLS and the request head are read, under
 //! one deadline; then the long-lived task is spawned anew, small. The client enters its shard of the [`hub`], and what is
@@ -55,6 +55,15 @@
 //! notes in its journal what others are to be told; the directory writes what all shards noted in one pipeline, the
 //! subscriber follows the index, and when both are confirmed the answer goes back. So whoever sends or asks after the
 //! answer, anywhere, sees it. Neighbouring changes of one client in a `batch` are one such closure.
+//!
+//! **PHP says `bindUid`, then `sendToUid`**, each over a connection of its own, and waits for nothing. One task reads all
+//! inner connections in the order in which they became readable, and puts what they say into the shards' inboxes in that
+//! order (`php::inner`). What PHP asks is answered behind that, by a task for each connection.
+//!
+//! **A client says something**, or comes, or goes, and PHP has workers. Its shard tells the listener (`hub::events`), in
+//! order with what is done to the client; that picks its worker and queues the event with the session of that moment
+//! (`php::workers`). A WebSocket is a client for workers from its TCP connect on, a guest to all others until its handshake
+//! is over.
 //!
 //! **A node dies.** Its lease is not renewed. A node that was in touch all that time sets the tombstone, has Redis cut the
 //! dead node's connections, takes its clients out of everything, and says goodbye for them (`cluster::members`).

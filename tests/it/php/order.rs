@@ -104,5 +104,5 @@ async fn a_burst_of_callers_with_a_key_loses_no_command() {
         ask(inner, &[&key[..], &packet(26, 0, b"", b"")].concat())
     });
     let groups = String::from_utf8(groups.await.unwrap()).unwrap();
-    assert!(groups.starts_with(&format!("a:{CALLERS}:{{")), "{:.60}", groups);
+    assert!(groups.starts_with(&format!("a:{CALLERS}:{{")), "{groups:.60}");
 }
