@@ -271,12 +271,16 @@ fn metric(page: &str, name: &str) -> u64 {
 fn wrong_settings_are_told_all_at_once_one_line_each_and_exit_2() {
     let wrong = [
         ("MOONGATE_DRAIN", "25", "10s"),
+        ("MOONGATE_LAN_LISTEN", "127.0.0.1:0", "10.0.0.5:2900, or off"),
         ("MOONGATE_LISTEN", "everywhere", "0.0.0.0:7272"),
         ("MOONGATE_LOG_FORMAT", "xml", "json"),
         ("MOONGATE_METRICS_OPEN", "perhaps", "true or false"),
         ("MOONGATE_PING_NOT_RESPONSE_LIMIT", "-1", "0 to 1000"),
+        ("MOONGATE_REGISTER_ADDRESS", "10.0.0.5:1236,10.0.0.6", "host:port"),
+        ("MOONGATE_REGISTER_LISTEN", "1238", "127.0.0.1:1238, or off"),
         ("MOONGATE_SEND_BUFFER", "0", "64KiB"),
         ("MOONGATE_SLOW_CONSUMER", "wait\nand see", "close or drop"),
+        ("MOONGATE_WORKERS", "some", "auto, required or off"),
     ];
     let settings = wrong.map(|(name, value, _)| (name, value));
     for arguments in [&[][..], &["serve"], &["check"]] {
@@ -310,6 +314,34 @@ fn a_secret_that_is_wrong_is_not_shown() {
         assert_eq!(ended.code, Some(2), "{ended:?}");
         assert!(ended.stderr.starts_with("MOONGATE_API_TOKEN: got <hidden>, takes "), "{ended:?}");
         assert!(!ended.stderr.contains("rse") && ended.stderr.lines().count() == 1, "{ended:?}");
+    }
+}
+
+#[test]
+fn beyond_loopback_php_needs_a_key_and_a_wrong_one_is_not_shown() {
+    for open in [("MOONGATE_LAN_LISTEN", "0.0.0.0:2900"), ("MOONGATE_REGISTER_LISTEN", "0.0.0.0:1238")] {
+        let ended = run(&["check"], &[open]);
+        assert_eq!(ended.code, Some(2), "{ended:?}");
+        let expected = format!("MOONGATE_SECRET_KEY: is needed where {} ({}) is not loopback\n", open.0, open.1);
+        assert_eq!(ended.stderr, expected);
+        assert_eq!(run(&["check"], &[open, ("MOONGATE_SECRET_KEY", "密/k")]).code, Some(0));
+        let ended = run(&["check"], &[open, ("MOONGATE_SECRET_KEY", "hunter\"2")]);
+        assert!(ended.stderr.starts_with("MOONGATE_SECRET_KEY: got <hidden>, takes 1 to 256 bytes"), "{ended:?}");
+        assert_eq!((ended.code, ended.stderr.lines().count()), (Some(2), 1), "{ended:?}");
+    }
+}
+
+#[test]
+fn where_php_cannot_be_let_in_the_start_ends_and_names_the_setting() {
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, port) = (taken.local_addr().unwrap().to_string(), taken.local_addr().unwrap().port().to_string());
+    for (name, value) in
+        [("MOONGATE_LAN_LISTEN", &address), ("MOONGATE_REGISTER_LISTEN", &address), ("MOONGATE_LAN_PORT", &port)]
+    {
+        let listens = if name == "MOONGATE_LAN_PORT" { "" } else { "off" };
+        let ended = run(&[], &[("MOONGATE_LAN_LISTEN", listens), (name, value)]);
+        assert_eq!(ended.code, Some(1), "{ended:?}");
+        assert!(ended.stderr.contains(&format!("{name}: cannot listen on {address}")), "{name}: {ended:?}");
     }
 }
 
