@@ -299,7 +299,7 @@ impl Commands {
         };
         let begun = self.gateway.hub().begin_at_uids(&known, find).await?;
         let gateway = Arc::clone(&self.gateway);
-        Ok(answered(begun, move |shards| {
+        Ok(answer(begun, move |shards| {
             let mut found: Vec<Vec<u32>> = vec![Vec::new(); names.len()];
             for shard in shards {
                 found.iter_mut().zip(shard).for_each(|(found, more)| found.extend(more));
@@ -322,7 +322,7 @@ impl Commands {
             groups.iter().map(size).collect::<Vec<_>>()
         };
         let begun = self.gateway.hub().begin_at_groups(&known, count).await?;
-        Ok(answered(begun, move |shards| {
+        Ok(answer(begun, move |shards| {
             let mut sizes = vec![0; names.len()];
             for shard in shards {
                 sizes.iter_mut().zip(shard).for_each(|(size, more)| *size += more);
@@ -468,11 +468,7 @@ fn nothing() -> Answer {
     std::future::ready(Some(EMPTY_ARRAY.to_vec())).boxed()
 }
 
-fn answer<T: Send + 'static>(begun: Begun<T>, write: impl FnOnce(Vec<T>) -> Vec<u8> + Send + 'static) -> Answer {
-    answered(begun, write)
-}
-
-fn answered<T: Send + 'static, U: 'static>(
+fn answer<T: Send + 'static, U: 'static>(
     begun: Begun<T>,
     then: impl FnOnce(Vec<T>) -> U + Send + 'static,
 ) -> BoxFuture<'static, Option<U>> {
@@ -495,28 +491,26 @@ fn list<T>(count: usize, items: impl Iterator<Item = T>, item: impl Fn(T, &mut V
     serialize::end_array(out);
 }
 
-/// A PHP array of what is written already, by name.
-fn map(entries: Named) -> Vec<u8> {
+/// A PHP array of what is written already.
+fn array<K>(entries: Vec<(K, Vec<u8>)>, write_key: impl Fn(K, &mut Vec<u8>)) -> Vec<u8> {
     write(|out| {
         serialize::begin_array(entries.len(), out);
-        for (name, value) in entries {
-            serialize::write_key(name.as_bytes(), out);
+        for (key, value) in entries {
+            write_key(key, out);
             out.extend(value);
         }
         serialize::end_array(out);
     })
 }
 
-/// A PHP array of what is written already, by connection id.
+/// By name.
+fn map(entries: Named) -> Vec<u8> {
+    array(entries, |name, out| serialize::write_key(name.as_bytes(), out))
+}
+
+/// By connection id.
 fn clients(entries: Vec<Entry>) -> Vec<u8> {
-    write(|out| {
-        serialize::begin_array(entries.len(), out);
-        for (connection, value) in entries {
-            serialize::write_int(connection.into(), out);
-            out.extend(value);
-        }
-        serialize::end_array(out);
-    })
+    array(entries, |connection, out| serialize::write_int(connection.into(), out))
 }
 
 fn session_of(client: &View<'_>) -> Vec<u8> {
