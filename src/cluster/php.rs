@@ -16,6 +16,8 @@ pub struct Php {
     /// Where gateways are that others tell of and that can be connected to, as `ip:port`: nodes, and PHP's own that have
     /// registered at one.
     pub others: Vec<String>,
+    /// Those that are told of by nobody who hears anything: a node that has crashed, or loses its connection just now.
+    pub silent: Vec<String>,
     /// A worker has been connected to some node.
     pub had_workers: bool,
     /// The connection is another one than before, or Redis has lost what this node had said: others may not have said theirs again yet.
@@ -88,15 +90,19 @@ impl Cluster {
             connection.call(Command::hdel(keys.php()).args(stale)).await?;
         }
 
-        let others: HashSet<&str> =
-            told.into_iter().filter(|(run, _)| is_there(run)).flat_map(|(_, addresses)| addresses).collect();
-        let others = others.into_iter().filter(|address| !ours.iter().any(|known| known == address));
-        let others = others.map(str::to_owned).collect();
+        let (heard, silent): (Vec<_>, Vec<_>) = told.into_iter().partition(|(run, _)| is_there(run));
+        let addresses = |told: Vec<(&str, Vec<&str>)>| -> HashSet<String> {
+            let addresses = told.into_iter().flat_map(|(_, addresses)| addresses).map(str::to_owned);
+            addresses.filter(|address| !ours.contains(address)).collect()
+        };
+        let (others, silent) = (addresses(heard), addresses(silent));
+        let silent = silent.into_iter().filter(|address| !others.contains(address)).collect();
         let look = LastLook { said: ours.to_vec(), connection: Some(connection.mark.id) };
         let mut last = self.last_look.lock();
         let is_another = last.connection.is_some() && last.connection != look.connection;
         let is_in_doubt = is_another || is_lost && last.said == look.said;
         *last = look;
-        Ok(Php { others, had_workers: had_workers || had_any, is_in_doubt })
+        let others = others.into_iter().collect();
+        Ok(Php { others, silent, had_workers: had_workers || had_any, is_in_doubt })
     }
 }

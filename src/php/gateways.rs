@@ -199,17 +199,18 @@ impl Gateways {
                     }
                     let mut others = php.others;
                     {
-                        // One that is not heard of is gone when it is not heard of twice.
                         let mut state = self.state.lock();
+                        // One that falls silent is gone when it is so twice; one that nobody tells of any more, at once.
+                        let stays = |address: &String| {
+                            doubt > Instant::now() || php.silent.contains(address) && !missed.contains(address)
+                        };
                         let known = std::mem::take(&mut state.others);
-                        let absent: Vec<String> =
-                            known.into_iter().filter(|address| !others.contains(address)).collect();
-                        let kept = absent.iter().filter(|address| doubt > Instant::now() || !missed.contains(address));
-                        others.extend(kept.cloned());
+                        let kept = known.into_iter().filter(|address| !others.contains(address) && stays(address));
+                        others.extend(kept.collect::<Vec<_>>());
                         others.sort();
-                        missed = absent;
                         state.others = others;
                     }
+                    missed = php.silent;
                     self.has_looked.send_replace(true);
                 }
                 // As it was: who is there is not known now.
