@@ -4,7 +4,7 @@
 //! mistakes at once, one line each.
 
 use std::ffi::OsString;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -439,9 +439,17 @@ impl Reader<'_> {
             secret_key: raw.secret_key,
             workers: raw.workers,
         });
-        if let (LanListen::At(address), false) = (php.lan_listen, lan.port_is_set) {
-            // Where it listens PHP shall find it.
-            (lan.port, lan.port_is_set) = (address.port(), true);
+        // Where it listens PHP shall find it.
+        if let LanListen::At(address) = php.lan_listen {
+            if !lan.port_is_set {
+                (lan.port, lan.port_is_set) = (address.port(), true);
+            }
+            if let (None, IpAddr::V4(ip)) = (lan.ip, address.ip())
+                && !ip.is_loopback()
+                && !ip.is_unspecified()
+            {
+                lan.ip = Some(ip);
+            }
         }
         Config {
             listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
@@ -558,6 +566,16 @@ impl Reader<'_> {
             "off" => Some(WorkersPolicy::Off),
             _ => None,
         });
+        // Where no worker can connect, none is needed.
+        let workers = match (lan_listen, workers) {
+            (LanListen::Off, WorkersPolicy::Auto) => WorkersPolicy::Off,
+            (LanListen::Off, WorkersPolicy::Required) => {
+                self.errors
+                    .push("MOONGATE_WORKERS: required, but with MOONGATE_LAN_LISTEN off none can connect".into());
+                WorkersPolicy::Required
+            }
+            (_, workers) => workers,
+        };
         PhpConfig { lan_listen, register_listen, registers, secret_key, workers }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::keys::Channel;
-use super::redis::{Command, Reply};
+use super::redis::{Command, Mark, Reply};
 use super::{Cluster, Unavailable};
 use crate::id::LanAddress;
 
@@ -28,7 +28,7 @@ pub struct Php {
 #[derive(Debug, Default)]
 pub(super) struct LastLook {
     said: Vec<String>,
-    connection: Option<u64>,
+    connection: Option<Mark>,
 }
 
 impl Cluster {
@@ -97,7 +97,7 @@ impl Cluster {
         };
         let (others, silent) = (addresses(heard), addresses(silent));
         let silent = silent.into_iter().filter(|address| !others.contains(address)).collect();
-        let look = LastLook { said: ours.to_vec(), connection: Some(connection.mark.id) };
+        let look = LastLook { said: ours.to_vec(), connection: Some(connection.mark.clone()) };
         let mut last = self.last_look.lock();
         let is_another = last.connection.is_some() && last.connection != look.connection;
         let is_in_doubt = is_another || is_lost && last.said == look.said;

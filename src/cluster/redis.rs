@@ -256,7 +256,7 @@ pub(super) struct Mark {
     /// The server process behind it.
     pub(super) run_id: Arc<str>,
     /// Its number there.
-    pub(super) id: u64,
+    id: u64,
 }
 
 /// One connection, checked.

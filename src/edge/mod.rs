@@ -136,6 +136,8 @@ impl Edge {
     fn let_in(self: &Arc<Self>, protocol: Protocol, arrived: (TcpStream, SocketAddr), port: u16) {
         if self.refusing.is_cancelled() {
             self.refuse("draining");
+        } else if !self.gateway.has_place() {
+            self.refuse("not_ready");
         } else if self.gateway.lacks_listener() {
             self.refuse("no_worker");
         } else if arrived.0.set_nodelay(true).is_ok() && keep_alive(&SockRef::from(&arrived.0)).is_ok() {

@@ -179,10 +179,12 @@ impl Gateway {
 
     /// Whether this node is to get new clients.
     pub(crate) fn readiness(&self) -> Readiness {
-        if self.listener.is_missing() {
-            return Readiness::Not("no PHP worker is connected");
+        match self.cluster.as_ref().map_or(Readiness::Ready, Cluster::readiness) {
+            Readiness::Ready | Readiness::WithoutRedis if self.listener.is_missing() => {
+                Readiness::Not(self.listener.why_missing())
+            }
+            readiness => readiness,
         }
-        self.cluster.as_ref().map_or(Readiness::Ready, Cluster::readiness)
     }
 
     /// Whether clients can be let in: this node has an address to make client ids from.

@@ -55,6 +55,9 @@ pub trait Listener: Send + Sync {
     /// Whether there is nobody to be told, and no client served without.
     fn is_missing(&self) -> bool;
 
+    /// The same in words, for those who wait for it.
+    fn why_missing(&self) -> &'static str;
+
     /// What it wants to be told of a request with this head.
     fn describe(&self, head: &[u8], arrival: Arrival) -> Vec<u8>;
 

@@ -389,8 +389,9 @@ impl Shard {
         if let Some(listener) = self.listener.as_ref().filter(|listener| listener.listens()) {
             let (id, arrival) = (client.id(), Some(client.arrival()));
             let about = About { id, arrival, session: facts.session.as_ref() };
-            // Whoever was refused at once was never told of; and of a node that was swept, the one that sweeps tells.
-            if close == Close::FENCED {
+            // Whoever was refused at once was never told of; and of a node that was swept, the one that sweeps tells what
+            // it knows.
+            if close == Close::FENCED && known {
                 listener.tell(Event::Lost, about, &mut facts.route);
             } else if facts.route.is_some() || close != Close::NO_WORKER {
                 listener.tell(Event::Ended, about, &mut facts.route);
@@ -732,11 +733,8 @@ impl Shard {
     pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) -> usize {
         let Delivery { to, except, to_guests, message, heard } = delivery;
         let mut slots = std::mem::take(&mut self.slots);
-        let held = self.resolve(&to, except.as_deref(), &mut slots, heard.is_some());
-        if self.guests > 0 && !to_guests {
-            let is_guest = |slot: Slot| matches!(self.facts.get(slot as usize), Some(Some(facts)) if facts.is_guest);
-            slots.retain(|&slot| !is_guest(slot));
-        }
+        let skip_guests = self.guests > 0 && !to_guests;
+        let held = self.resolve(&to, except.as_deref(), skip_guests, &mut slots, heard.is_some());
         let targets = slots.len();
         let broadcast = Broadcast { message, slots, next: 0, result: Heard { held, took: 0 }, heard };
         self.broadcast = Some(broadcast);
@@ -755,12 +753,20 @@ impl Shard {
 
     /// The slots of those a message is for, each once; returns, if somebody asked,
     /// the places in the target's list that have any.
-    fn resolve(&mut self, to: &Target, except: Option<&Except>, slots: &mut Vec<Slot>, tell: bool) -> Vec<usize> {
+    fn resolve(
+        &mut self,
+        to: &Target,
+        except: Option<&Except>,
+        skip_guests: bool,
+        slots: &mut Vec<Slot>,
+        tell: bool,
+    ) -> Vec<usize> {
         slots.clear();
         let mut held = Vec::new();
+        let is_guest = |slot: Slot| matches!(self.facts.get(slot as usize), Some(Some(facts)) if facts.is_guest);
         let mut add = |place: usize, found: &mut dyn Iterator<Item = Slot>| {
             let before = slots.len();
-            slots.extend(found);
+            slots.extend(found.filter(|&slot| !(skip_guests && is_guest(slot))));
             if tell && slots.len() > before {
                 held.push(place);
             }

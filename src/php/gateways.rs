@@ -121,6 +121,12 @@ impl Gateways {
         is_here.then(|| self.entrance.announced(self.gateway.lan())).flatten()
     }
 
+    /// Nobody serves PHP here any more.
+    pub(super) fn close(&self) {
+        self.entrance.close();
+        self.changed.notify_one();
+    }
+
     /// This node, and PHP's gateways that have registered at it.
     fn ours(&self) -> Vec<String> {
         let mut ours: Vec<String> = self.own().into_iter().collect();
@@ -186,14 +192,16 @@ impl Gateways {
                     None => std::future::pending().await,
                 }
             };
-            tokio::select! {
-                _ = looks.tick() => {}
-                () = self.changed.notified() => {}
-                () = entered => {}
-            }
+            let is_due = tokio::select! {
+                _ = looks.tick() => true,
+                () = self.changed.notified() => false,
+                () = entered => false,
+            };
             match self.gateway.php(&self.ours(), self.workers.had_any()).await {
                 Some(Ok(php)) => {
-                    self.workers.learn(php.had_workers);
+                    // Where no worker finds this node, none is needed.
+                    let is_found = self.entrance.announced(self.gateway.lan()).is_some();
+                    self.workers.learn(php.had_workers && is_found);
                     if php.is_in_doubt {
                         doubt = Instant::now() + PATIENCE;
                     }
@@ -210,7 +218,9 @@ impl Gateways {
                         others.sort();
                         state.others = others;
                     }
-                    missed = php.silent;
+                    if is_due {
+                        missed = php.silent;
+                    }
                     self.has_looked.send_replace(true);
                 }
                 // As it was: who is there is not known now.

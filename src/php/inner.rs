@@ -50,7 +50,7 @@ const MOST_UNKNOWN: usize = 8192;
 const MOST_ACCEPTED: usize = 512;
 
 /// And this is the longest packet with a key.
-const LONGEST_KEY: usize = 64 * 1024;
+const LONGEST_KEY: usize = 4 * 1024;
 
 /// Workers hear from us this often.
 const PING: Duration = Duration::from_secs(25);
@@ -160,9 +160,13 @@ impl Inner {
             }
             while self.writers.try_join_next().is_some() {}
             let batch = if !self.unfinished.is_empty() {
-                // Others of this process have their turn; but nothing newer is done before this.
+                // Whoever has more to say goes on, and then those who have something to say by now.
                 tokio::task::yield_now().await;
-                Ok(std::mem::take(&mut self.unfinished))
+                let mut batch = std::mem::take(&mut self.unfinished);
+                self.ready.now().map(|more| {
+                    batch.extend(more);
+                    batch
+                })
             } else if self.accept_after.is_some_and(|after| after <= now) {
                 // Who waits to be let in does not wait for the others to be silent.
                 tokio::task::yield_now().await;
@@ -188,6 +192,7 @@ impl Inner {
                 }
                 match self.read(token).await {
                     Ok(Turn::Over) => {}
+                    Ok(Turn::Again) if self.unfinished.contains(&token) => {}
                     Ok(Turn::Again) => self.unfinished.push(token),
                     Ok(Turn::Ended) => self.end(token),
                     Ok(Turn::Refused(reason)) => {
@@ -199,6 +204,7 @@ impl Inner {
             }
             if self.accept_after.is_some_and(|after| after <= Instant::now()) {
                 self.accept();
+                self.end_unknown();
             }
         }
     }
@@ -233,7 +239,6 @@ impl Inner {
             let connection = Connection { socket, peer, is_known, unread: BytesMut::new(), link: None, worker: None };
             self.connections.insert(token, connection);
         }
-        self.end_unknown();
     }
 
     /// Reads what a connection has said, and carries it out.

@@ -109,11 +109,16 @@ impl Entrance {
     fn announced(&self, lan: LanAddress) -> Option<String> {
         let bound = self.address()?;
         let is_reached = match self.config.lan_listen {
-            // Whoever says where knows why.
-            LanListen::At(_) => true,
+            // Behind another address that leads here, say.
+            LanListen::At(address) => !address.ip().is_loopback() || lan.ip.is_loopback(),
             _ => bound.ip() == lan.ip,
         };
         is_reached.then(|| format!("{}:{}", lan.ip, lan.port))
+    }
+
+    /// Nobody serves there any more.
+    fn close(&self) {
+        *self.bound.lock() = None;
     }
 
     /// Where it is.
@@ -186,17 +191,22 @@ impl Door {
         let mut listener = listeners.next().await;
         loop {
             let key = self.config.secret_key.clone();
-            let inner = match Inner::new(listener, Arc::clone(&self.commands), Arc::clone(&self.workers), key) {
-                Ok(inner) => inner,
+            match Inner::new(listener, Arc::clone(&self.commands), Arc::clone(&self.workers), key) {
+                Ok(inner) => {
+                    tokio::select! {
+                        () = inner.run() => self.gateways.close(),
+                        moved = listeners.next() => {
+                            listener = moved;
+                            continue;
+                        }
+                    }
+                }
                 Err(error) => {
                     tracing::error!(%error, "no door for PHP");
-                    return std::future::pending().await;
+                    self.gateways.close();
                 }
-            };
-            tokio::select! {
-                () = inner.run() => return std::future::pending().await,
-                moved = listeners.next() => listener = moved,
             }
+            listener = listeners.next().await;
         }
     }
 

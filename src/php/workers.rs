@@ -195,6 +195,14 @@ impl Listener for Workers {
         self.is_missing.load(Ordering::Relaxed)
     }
 
+    fn why_missing(&self) -> &'static str {
+        if self.state.lock().is_unsure {
+            "not known yet whether PHP workers are needed"
+        } else {
+            "no PHP worker is connected"
+        }
+    }
+
     fn describe(&self, head: &[u8], arrival: Arrival) -> Vec<u8> {
         let origin = origin(arrival);
         request::describe(head, origin.client, origin.port)

@@ -332,6 +332,12 @@ fn beyond_loopback_php_needs_a_key_and_a_wrong_one_is_not_shown() {
 }
 
 #[test]
+fn workers_cannot_be_required_where_none_can_connect() {
+    let ended = run(&["check"], &[("MOONGATE_WORKERS", "required"), ("MOONGATE_LAN_LISTEN", "off")]);
+    assert!(ended.code == Some(2) && ended.stderr.starts_with("MOONGATE_WORKERS: required, but with"), "{ended:?}");
+}
+
+#[test]
 fn where_php_cannot_be_let_in_the_start_ends_and_names_the_setting() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, port) = (taken.local_addr().unwrap().to_string(), taken.local_addr().unwrap().port().to_string());

@@ -45,7 +45,7 @@ async fn until_the_first_worker_clients_are_served_without_and_from_then_on_not(
         eventually("no client without a worker", async || node.ready().await.0 == 503).await;
     }
     let third = Node::start_with(&settings).await;
-    eventually("it knows, too", async || third.ready().await.1.contains("no PHP worker")).await;
+    eventually("it knows, too", async || third.ready().await.1.contains("no PHP worker is connected")).await;
     let without = Node::start_with(&[&settings[..], &[("MOONGATE_WORKERS", "off")]].concat()).await.until_ready().await;
     drop(without.connect().await);
 }
@@ -99,7 +99,7 @@ async fn before_its_handshake_a_client_is_there_for_php_alone() {
     assert_eq!(worker.ask(COUNT, 0, b"").await, "i:1;");
     assert_eq!(worker.ask(IS_ONLINE, connection(&id), b"").await, "i:1;");
     node.ask("sendToAll", json!({"message": "to those who are there"})).await;
-    node.ask("sendToClient", json!({"client_id": id, "message": "to one who is not there"})).await;
+    assert_eq!(node.ask("sendToClient", json!({"client_id": id, "message": "not there"})).await, json!({"nodes": 0}));
     assert_eq!(node.ask("isOnline", asked.clone()).await, false);
     assert_eq!(node.ask("getAllClientIdCount", json!({})).await, 0);
     tokio::io::AsyncWriteExt::write_all(&mut socket, Browser::HANDSHAKE.as_bytes()).await.unwrap();
