@@ -280,8 +280,8 @@ impl Inner {
                                 return Ok(Turn::Ended);
                             };
                             // The one before, of this same connection, goes first.
-                            let registration = self.workers.register(&name, link);
-                            connection.worker = Some(registration);
+                            connection.worker = None;
+                            connection.worker = Some(self.workers.register(&name, link));
                             link::be_patient(&connection.socket);
                         }
                     }

@@ -150,3 +150,19 @@ async fn a_worker_that_does_not_read_loses_events_and_nobody_else_does() {
     caller.send(&packet(KICK, connection(&id), b"", b"")).await;
     assert_eq!(client.text().await, "");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_may_say_again_who_it_is() {
+    let node = Node::start_with(PHP).await;
+    let mut worker = Peer::worker(node.php.unwrap(), "App:0").await;
+    for name in ["App:0", "App:1"] {
+        let body = format!(r#"{{"worker_key":"{name}","secret_key":""}}"#);
+        worker.send(&packet(super::WORKER_CONNECT, 0, b"", body.as_bytes())).await;
+        assert_eq!(worker.ask(IS_ONLINE, 0, b"").await, "i:0;");
+    }
+    assert_eq!(node.metric("moongate_php_workers").await, 1.0);
+    drop(node.connect().await);
+    for expected in [ON_CONNECT, ON_WEBSOCKET_CONNECT, ON_CLOSE] {
+        assert_eq!(worker.event().await.command, expected);
+    }
+}
