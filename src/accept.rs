@@ -33,6 +33,9 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     Ok(socket.into())
 }
 
+/// So long what is written to a peer may stay unread.
+pub(crate) const UNREAD: Duration = Duration::from_mins(1);
+
 /// A peer that has been silent for so long is asked by the kernel whether it is there, as by PHP.
 const KEEP_ALIVE: Duration = Duration::from_secs(55);
 

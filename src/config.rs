@@ -367,21 +367,13 @@ impl Config {
     }
 }
 
-/// The variables of the door for PHP.
-struct PhpRaw {
-    lan_listen: Option<String>,
-    register_listen: Option<String>,
-    register_address: Option<String>,
-    secret_key: Option<String>,
-    workers: Option<String>,
-}
-
 struct Reader<'a> {
     errors: &'a mut Vec<String>,
 }
 
 impl Reader<'_> {
-    fn config(mut self, raw: Raw, time_zone: TimeZone) -> Config {
+    fn config(mut self, mut raw: Raw, time_zone: TimeZone) -> Config {
+        let php = self.php(&mut raw);
         let address = "takes an address and port, such as 0.0.0.0:7272";
         let positive = "takes a size above zero, such as 64KiB or 1MiB";
         let duration = "takes a duration, such as 10s, 500ms or 2m";
@@ -432,13 +424,6 @@ impl Reader<'_> {
                 parse(text).filter(|port| *port > 0)
             }),
         };
-        let php = self.php(PhpRaw {
-            lan_listen: raw.lan_listen,
-            register_listen: raw.register_listen,
-            register_address: raw.register_address,
-            secret_key: raw.secret_key,
-            workers: raw.workers,
-        });
         // Where it listens PHP shall find it.
         if let LanListen::At(address) = php.lan_listen {
             if !lan.port_is_set {
@@ -524,23 +509,23 @@ impl Reader<'_> {
         }
     }
 
-    fn php(&mut self, raw: PhpRaw) -> PhpConfig {
+    fn php(&mut self, raw: &mut Raw) -> PhpConfig {
         let takes = "takes 1 to 256 bytes without \\, \" and control characters, which PHP cannot pass on";
-        let secret_key = self.take("SECRET_KEY", raw.secret_key, takes, "", secret_key);
+        let secret_key = self.take("SECRET_KEY", raw.secret_key.take(), takes, "", secret_key);
         let takes = "takes an address and port, such as 10.0.0.5:2900, or off";
-        let lan_listen = self.take("LAN_LISTEN", raw.lan_listen, takes, "", |text| match text {
+        let lan_listen = self.take("LAN_LISTEN", raw.lan_listen.take(), takes, "", |text| match text {
             "" => Some(LanListen::Lan),
             "off" => Some(LanListen::Off),
             address => parse(address).filter(|address: &SocketAddr| address.port() > 0).map(LanListen::At),
         });
         let takes = "takes an address and port, such as 127.0.0.1:1238, or off";
-        let register_listen = self.take("REGISTER_LISTEN", raw.register_listen, takes, "", |text| match text {
+        let register_listen = self.take("REGISTER_LISTEN", raw.register_listen.take(), takes, "", |text| match text {
             "" => Some(RegisterListen::Usual((Ipv4Addr::LOCALHOST, 1238).into())),
             "off" => Some(RegisterListen::Off),
             address => parse(address).map(RegisterListen::At),
         });
         let takes = "takes host:port, or several with commas between";
-        let registers = self.take("REGISTER_ADDRESS", raw.register_address, takes, "", |text| {
+        let registers = self.take("REGISTER_ADDRESS", raw.register_address.take(), takes, "", |text| {
             let address = |text: &str| {
                 let (host, port) = text.trim().rsplit_once(':')?;
                 (!host.is_empty() && port.parse::<u16>().is_ok_and(|port| port > 0)).then(|| text.trim().to_owned())
@@ -560,12 +545,13 @@ impl Reader<'_> {
                 }
             }
         }
-        let workers = self.take("WORKERS", raw.workers, "takes auto, required or off", "auto", |text| match text {
-            "auto" => Some(WorkersPolicy::Auto),
-            "required" => Some(WorkersPolicy::Required),
-            "off" => Some(WorkersPolicy::Off),
-            _ => None,
-        });
+        let workers =
+            self.take("WORKERS", raw.workers.take(), "takes auto, required or off", "auto", |text| match text {
+                "auto" => Some(WorkersPolicy::Auto),
+                "required" => Some(WorkersPolicy::Required),
+                "off" => Some(WorkersPolicy::Off),
+                _ => None,
+            });
         // Where no worker can connect, none is needed.
         let workers = match (lan_listen, workers) {
             (LanListen::Off, WorkersPolicy::Auto) => WorkersPolicy::Off,

@@ -80,8 +80,8 @@ impl Saying {
         }
         if self.taking.is_some() {
             self.waiting.push_back(message);
-        } else if let Err(message) = gateway.hub().said(client.id(), message) {
-            self.taking = Some(gateway.hub().say(client.id(), message));
+        } else {
+            self.taking = gateway.hub().said(client.id(), message);
         }
     }
 
@@ -92,9 +92,13 @@ impl Saying {
 
     /// Ready when all is taken; with an end, if that was its last word.
     pub(super) fn poll_said(&mut self, cx: &mut Context<'_>, gateway: &Gateway, client: &Client) -> Poll<Option<End>> {
-        while let Some(taking) = &mut self.taking {
-            ready!(taking.as_mut().poll(cx));
-            self.taking = self.waiting.pop_front().map(|message| gateway.hub().say(client.id(), message));
+        loop {
+            if let Some(taking) = &mut self.taking {
+                ready!(taking.as_mut().poll(cx));
+                self.taking = None;
+            }
+            let Some(message) = self.waiting.pop_front() else { break };
+            self.taking = gateway.hub().said(client.id(), message);
         }
         Poll::Ready(self.end.take().map(End::Violation))
     }

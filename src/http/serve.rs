@@ -19,7 +19,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, Sleep, sleep_until};
 use tokio_util::sync::CancellationToken;
 
-use crate::accept::{AcceptFailures, MAX_HEAD, MAX_HEADERS};
+use crate::accept::{AcceptFailures, MAX_HEAD, MAX_HEADERS, UNREAD};
 use crate::metrics::Metrics;
 
 /// Connections served at once; further ones wait in the kernel's queue.
@@ -28,9 +28,6 @@ const MAX_CONNECTIONS: usize = 4096;
 /// So long a connection may wait for its next request; longer than the usual pools keep theirs (90 to 120 s), so that
 /// it is the application that closes, never we while a request is on its way.
 const IDLE: Duration = Duration::from_mins(5);
-
-/// So long an answer may stay unread.
-const UNREAD: Duration = Duration::from_mins(1);
 
 /// Serves until `stop`; what is under way then is answered. Dropped, it ends every connection.
 pub async fn serve(

@@ -200,25 +200,16 @@ impl Hub {
         self.push(self.shard_of(client.id()), Op::Insert { client, is_guest }).await
     }
 
-    /// A client has said something, which the listener is to be told; gives back what cannot be taken now.
-    pub fn said(&self, id: ClientId, message: Bytes) -> Result<(), Bytes> {
-        let Some(inbox) = self.inboxes.get(self.shard_of(id)) else { return Ok(()) };
-        match inbox.try_send(Op::Said { id, message }) {
-            Err(mpsc::error::TrySendError::Full(Op::Said { message, .. })) => Err(message),
+    /// A client has said something, which the listener is to be told. Where it cannot be taken now, the future waits
+    /// until it is.
+    pub fn said(&self, id: ClientId, message: Bytes) -> Option<BoxFuture<'static, ()>> {
+        let inbox = self.inboxes.get(self.shard_of(id))?;
+        let Err(mpsc::error::TrySendError::Full(op)) = inbox.try_send(Op::Said { id, message }) else {
             // When the hub has ended, nobody is told.
-            _ => Ok(()),
-        }
-    }
-
-    /// The same, where it could not be taken: waits until it can.
-    pub fn say(&self, id: ClientId, message: Bytes) -> BoxFuture<'static, ()> {
-        let inbox = self.inboxes.get(self.shard_of(id)).cloned();
-        async move {
-            if let Some(inbox) = inbox {
-                inbox.send(Op::Said { id, message }).await.ok();
-            }
-        }
-        .boxed()
+            return None;
+        };
+        let inbox = inbox.clone();
+        Some(async move { drop(inbox.send(op).await) }.boxed())
     }
 
     /// A client's socket has ended by itself; its owner is told what it had.

@@ -65,15 +65,14 @@ impl Commands {
             command::SEND_TO_ONE => self.send(&packet, Target::Clients([self.id(connection)].into()), None).await?,
             command::SEND_TO_ALL => self.send_to_all(&packet).await?,
             command::SEND_TO_UID => {
-                for uid in Json::read(ext).iter().flat_map(Json::values).filter_map(|uid| Uid::from_str(uid).ok()) {
+                for uid in Json::of(ext).values().filter_map(|uid| Uid::from_str(uid).ok()) {
                     self.send(&packet, Target::Uids([uid].into()), None).await?;
                 }
             }
             command::SEND_TO_GROUP => {
-                let json = Json::read(ext);
-                let get = |key| json.as_ref().and_then(|json| json.get(key));
-                let except = get("exclude").and_then(|exclude| self.except(exclude));
-                let groups = get("group").into_iter().flat_map(Json::values);
+                let json = Json::of(ext);
+                let except = json.get("exclude").and_then(|exclude| self.except(exclude));
+                let groups = json.get("group").into_iter().flat_map(Json::values);
                 for group in groups.filter_map(|group| Group::from_str(group).ok()) {
                     self.send(&packet, Target::Groups([group].into()), except.clone()).await?;
                 }
@@ -130,13 +129,12 @@ impl Commands {
     // --- sending ---
 
     async fn send_to_all(&self, packet: &Packet<'_>) -> Result<(), Stopped> {
-        let json = Json::read(packet.ext);
-        let get = |key| json.as_ref().and_then(|json| json.get(key));
-        let (to, except) = match get("connections") {
+        let json = Json::of(packet.ext);
+        let (to, except) = match json.get("connections") {
             Some(connections) => {
                 (Target::Clients(connections.values().filter_map(|id| self.client(id)).collect()), None)
             }
-            None => (Target::All, get("exclude").and_then(|exclude| self.except(exclude))),
+            None => (Target::All, json.get("exclude").and_then(|exclude| self.except(exclude))),
         };
         self.send(packet, to, except).await
     }
@@ -151,17 +149,18 @@ impl Commands {
     /// A packet's message; none of a null that says "no message", nor of what cannot be sent.
     fn message(&self, packet: &Packet<'_>) -> Option<Message> {
         let Packet { body, flags, .. } = *packet;
-        if flags & SCALAR != 0 && flags & RAW == 0 {
-            return Some(Message::text_of(body));
-        }
-        let message = match serialize::parse(body) {
-            _ if flags & RAW != 0 => (flags & SCALAR != 0 && !body.is_empty()).then(|| Message::raw(body)),
-            Ok(serialize::Value::Null) if packet.command == command::KICK => return None,
-            Ok(serialize::Value::Bytes(text)) => Some(Message::text_of(&text)),
-            Ok(value @ (serialize::Value::Null | serialize::Value::Array(_))) => {
-                serialize::message_json(&value).map(|json| Message::text(&json).only_websocket())
-            }
-            _ => None,
+        let message = match (flags & SCALAR != 0, flags & RAW != 0) {
+            (true, false) => return Some(Message::text_of(body)),
+            (true, true) => (!body.is_empty()).then(|| Message::raw(body)),
+            (false, true) => None,
+            (false, false) => match serialize::parse(body) {
+                Ok(serialize::Value::Null) if packet.command == command::KICK => return None,
+                Ok(serialize::Value::Bytes(text)) => Some(Message::text_of(&text)),
+                Ok(value @ (serialize::Value::Null | serialize::Value::Array(_))) => {
+                    serialize::message_json(&value).map(|json| Message::text(&json).only_websocket())
+                }
+                _ => None,
+            },
         };
         if message.is_none() {
             self.ignored("message", "a message that cannot be written as JSON, or is nothing");
@@ -249,8 +248,8 @@ impl Commands {
                 found.map(|found| Some(found?.into_iter().next().map_or(EMPTY_ARRAY.to_vec(), |(_, ids)| ids))).boxed()
             }
             command::BATCH_GET_CLIENT_ID_BY_UID => {
-                let json = Json::read(ext);
-                let found = self.clients_of_uids(json.iter().flat_map(Json::values).collect()).await?;
+                let json = Json::of(ext);
+                let found = self.clients_of_uids(json.values().collect()).await?;
                 found.map(|found| Some(map(found?))).boxed()
             }
             command::GET_CLIENT_COUNT_BY_GROUP if ext.is_empty() => {
@@ -264,8 +263,8 @@ impl Commands {
                 counts.map(move |counts| Some(count(counts?).unwrap_or_else(|| b"i:0;".to_vec()))).boxed()
             }
             command::BATCH_GET_CLIENT_COUNT_BY_GROUP => {
-                let json = Json::read(ext);
-                let counts = self.counts(json.iter().flat_map(Json::values).collect()).await?;
+                let json = Json::of(ext);
+                let counts = self.counts(json.values().collect()).await?;
                 counts.map(|counts| Some(map(counts?))).boxed()
             }
             command::GET_GROUP_ID_LIST => self.groups().await?,
@@ -346,7 +345,10 @@ impl Commands {
     }
 
     async fn select(&self, ext: &[u8]) -> Result<Answer, Stopped> {
-        let Some(json) = Json::read(ext).filter(|json| !json.entries().is_empty()) else { return Ok(nothing()) };
+        let json = Json::of(ext);
+        if json.entries().is_empty() {
+            return Ok(nothing());
+        }
         let fields: Vec<String> = json.get("fields").into_iter().flat_map(Json::values).map(str::to_owned).collect();
         let conditions = json.get("where").map(Json::entries).unwrap_or_default();
         if conditions.is_empty() {

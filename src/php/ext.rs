@@ -23,6 +23,11 @@ impl<'a> Json<'a> {
         serde_json::from_slice(ext).ok()
     }
 
+    /// The same, but what is no JSON is a scalar, and has no entries.
+    pub(super) fn of(ext: &'a [u8]) -> Self {
+        Self::read(ext).unwrap_or(Self::NULL)
+    }
+
     /// An entry of an array. Null counts as none, as for PHP's `isset`.
     pub(super) fn get(&self, key: &str) -> Option<&Self> {
         let found = self.entries().iter().rev().find(|(name, _)| name == key).map(|(_, value)| value);

@@ -2,9 +2,7 @@
 //!
 //! A PHP application opens a connection for each command, writes, and closes without waiting for an answer; what it sends
 //! over the next connection must find the first command done. So one task reads all connections in the order in which
-//! they became readable, and carries out what it reads one after the other. It has an epoll of its own (`mio`), whose list
-//! has that order; a new connection enters that list when it is accepted, behind every other that had something to say
-//! before. tokio only says when the list is not empty.
+//! they became readable (see `ready`), and carries out what it reads one after the other.
 //!
 //! Answers are written by a task for each connection that asks (see `link`), so that nobody waits for them here.
 
@@ -18,13 +16,13 @@ use std::time::Duration;
 use bytes::{Buf as _, BytesMut};
 use mio::Token;
 use mio::net::TcpStream;
-use secrecy::{ExposeSecret as _, SecretString};
+use secrecy::SecretString;
 use serde::Deserialize;
 use socket2::SockRef;
-use subtle::ConstantTimeEq as _;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until};
 
+use super::PATIENCE;
 use super::commands::Commands;
 use super::link::{self, Link};
 use super::packet::{Packet, command};
@@ -40,10 +38,7 @@ const READ: usize = 64 * 1024;
 /// What one connection may say before others have their turn: more than the kernel holds for it, or the order would be lost.
 const MOST_READ: usize = 16 << 20;
 
-/// Whoever has to say the key says it within this.
-const PATIENCE: Duration = Duration::from_secs(10);
-
-/// So many may be about to say it: many more than are let in before what they have said is read.
+/// So many may be about to say the key: many more than are let in before what they have said is read.
 const MOST_UNKNOWN: usize = 8192;
 
 /// Connections that are let in at once.
@@ -336,6 +331,5 @@ impl Inner {
 /// What a packet says that says the right key; with none set, the empty one.
 fn said_key<'a>(key: Option<&SecretString>, body: &'a [u8]) -> Option<Key<'a>> {
     let said: Key<'_> = serde_json::from_slice(body).ok()?;
-    let key = key.map_or("", |key| key.expose_secret());
-    bool::from(said.secret_key.as_bytes().ct_eq(key.as_bytes())).then_some(said)
+    super::is_key(key, &said.secret_key).then_some(said)
 }

@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 
 use super::commands::Answer;
 use super::packet;
+use crate::accept::UNREAD;
 
 /// Bytes that may wait for one connection, as in PHP (`sendToWorkerBufferSize`). The last packet may exceed it.
 pub(super) const MOST_WAITING: usize = 10_240_000;
@@ -20,10 +21,7 @@ pub(super) const MOST_WAITING: usize = 10_240_000;
 /// What a question counts while its answer is not known.
 const QUESTION: usize = 2500;
 
-/// So long an answer may stay unread.
-const UNREAD: Duration = Duration::from_mins(1);
-
-/// And events, which a busy worker may let wait; behind that is a machine that was lost.
+/// So long events may stay unread, which a busy worker may let wait; behind that is a machine that was lost.
 const BUSY: Duration = Duration::from_mins(5);
 
 /// What is written at once.

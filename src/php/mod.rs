@@ -39,6 +39,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use secrecy::{ExposeSecret as _, SecretString};
+use subtle::ConstantTimeEq as _;
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -49,6 +51,15 @@ use commands::Commands;
 use gateways::Gateways;
 use inner::Inner;
 pub use workers::Workers;
+
+/// Whoever connects says who it is within this.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Whether somebody said the right key; with none set, that is the empty one.
+fn is_key(key: Option<&SecretString>, said: &str) -> bool {
+    let key = key.map_or("", |key| key.expose_secret());
+    said.as_bytes().ct_eq(key.as_bytes()).into()
+}
 
 /// A list that PHP has read may be as old as this.
 const LAST_CALLS: Duration = Duration::from_secs(3);

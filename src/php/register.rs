@@ -15,7 +15,6 @@ use parking_lot::Mutex;
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use socket2::SockRef;
-use subtle::ConstantTimeEq as _;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, broadcast};
@@ -24,12 +23,10 @@ use tokio::time::{Instant, interval, sleep, timeout, timeout_at};
 use tokio_util::codec::{FramedRead, LinesCodec};
 use tokio_util::sync::CancellationToken;
 
+use super::PATIENCE;
 use super::gateways::Gateways;
-use crate::accept::{AcceptFailures, keep_alive};
+use crate::accept::{AcceptFailures, UNREAD, keep_alive};
 use crate::metrics::{Metrics, Reason};
-
-/// Whoever connects says what it is within this.
-const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest line, bytes.
 const MAX_LINE: usize = 16 * 1024;
@@ -39,9 +36,6 @@ const MAX_CONNECTIONS: usize = 4096;
 
 /// So many of them may not have said yet who they are.
 const MOST_STRANGERS: usize = 1024;
-
-/// So long a list may stay unread.
-const UNREAD: Duration = Duration::from_mins(1);
 
 /// A Register of PHP that is away is tried again after this.
 const AGAIN: Duration = Duration::from_secs(1);
@@ -74,8 +68,7 @@ impl<'a> Said<'a> {
     /// None of what is no line of this protocol, or does not say the key.
     fn read(line: &'a str, key: Option<&SecretString>) -> Option<Self> {
         let line: Line<'_> = serde_json::from_str(line.trim_end_matches('\r')).ok()?;
-        let expected = key.map_or("", |key| key.expose_secret());
-        let is_key = bool::from(line.secret_key.as_bytes().ct_eq(expected.as_bytes()));
+        let is_key = super::is_key(key, &line.secret_key);
         match &*line.event {
             "ping" => Some(Self::Ping),
             "worker_connect" if is_key => Some(Self::Worker),
