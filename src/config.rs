@@ -13,6 +13,7 @@ use jiff::tz::TimeZone;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::event::Kinds;
 use crate::id::LanAddress;
 use crate::message::Protocol;
 
@@ -82,6 +83,13 @@ settings! {
     register_address "REGISTER_ADDRESS",
     secret_key "SECRET_KEY" secret,
     workers "WORKERS",
+    events "EVENTS",
+    events_maxlen "EVENTS_MAXLEN",
+    webhook_url "WEBHOOK_URL" url,
+    webhook_secret "WEBHOOK_SECRET" secret,
+    webhook_max_age "WEBHOOK_MAX_AGE",
+    webhook_connect_timeout "WEBHOOK_CONNECT_TIMEOUT",
+    webhook_connect_fail "WEBHOOK_CONNECT_FAIL",
     init_message "INIT_MESSAGE",
     leave_message "LEAVE_MESSAGE",
     leave_max_group "LEAVE_MAX_GROUP",
@@ -114,6 +122,10 @@ pub struct Config {
     pub lan: LanConfig,
     /// The door for PHP.
     pub php: PhpConfig,
+    /// Which events are told, and where.
+    pub events: EventsConfig,
+    /// The application's own address.
+    pub webhook: Option<WebhookConfig>,
     /// What clients may do and get.
     pub clients: ClientConfig,
     /// How long a stopping node takes to let its clients go.
@@ -228,6 +240,32 @@ impl PhpConfig {
             }
         }
     }
+}
+
+/// Which events are told, and where.
+#[derive(Debug, Clone, Copy)]
+pub struct EventsConfig {
+    /// By webhook.
+    pub webhook: Kinds,
+    /// On the stream.
+    pub stream: Kinds,
+    /// The stream is trimmed near so many entries.
+    pub max_len: u64,
+}
+
+/// Settings of the webhook.
+#[derive(Debug, Clone)]
+pub struct WebhookConfig {
+    /// Where it is; there may be a password in it.
+    pub url: SecretString,
+    /// What requests are signed with.
+    pub secret: Option<SecretString>,
+    /// An event that was not taken for so long is dropped.
+    pub max_age: Duration,
+    /// What the answer to `connect` may take.
+    pub connect_timeout: Duration,
+    /// Without an answer to `connect` a client is let in.
+    pub connect_fails_open: bool,
 }
 
 /// Certificate chain and key, PEM.
@@ -417,6 +455,12 @@ impl Reader<'_> {
         .collect();
         let ping_not_response_limit_is_set =
             raw.ping_not_response_limit.as_ref().is_some_and(|limit| !limit.is_empty());
+        let webhook = self.webhook(
+            raw.webhook_url,
+            raw.webhook_secret,
+            [raw.webhook_max_age, raw.webhook_connect_timeout, raw.webhook_connect_fail],
+        );
+        let events = self.events(raw.events, raw.events_maxlen, redis_url.is_some(), webhook.is_some());
         let mut lan = LanConfig {
             port_is_set: raw.lan_port.as_ref().is_some_and(|port| !port.is_empty()),
             ip: self.take("LAN_IP", raw.lan_ip, "takes an IPv4 address, or auto", "auto", lan_ip),
@@ -449,6 +493,8 @@ impl Reader<'_> {
             cluster: redis_url.map(|redis_url| ClusterConfig { redis_url, prefix, node_id, node_ttl, lan }),
             lan,
             php,
+            events,
+            webhook,
             clients: ClientConfig {
                 init_message: raw
                     .init_message
@@ -563,6 +609,67 @@ impl Reader<'_> {
             (_, workers) => workers,
         };
         PhpConfig { lan_listen, register_listen, registers, secret_key, workers }
+    }
+
+    fn events(
+        &mut self,
+        events: Option<String>,
+        max_len: Option<String>,
+        has_redis: bool,
+        has_webhook: bool,
+    ) -> EventsConfig {
+        let takes =
+            "takes webhook and stream, with a comma between, each with all events or some: webhook:close+bound,stream";
+        let (webhook, stream) = self.take("EVENTS", events, takes, "", |text| {
+            let mut wanted: [Option<Kinds>; 2] = [None; 2];
+            for item in text.split(',').map(str::trim).filter(|_| !text.is_empty()) {
+                let (name, kinds) = item.split_once(':').map_or((item, None), |(name, kinds)| (name, Some(kinds)));
+                let kinds = kinds.map_or(Some(Kinds::ALL), parse)?;
+                let place = wanted.get_mut(["webhook", "stream"].iter().position(|known| *known == name)?)?;
+                if place.replace(kinds).is_some() {
+                    return None;
+                }
+            }
+            let [webhook, stream] = wanted.map(Option::unwrap_or_default);
+            Some((webhook, stream))
+        });
+        if !webhook.is_empty() && !has_webhook && !self.is_refused("WEBHOOK_URL") {
+            self.errors.push("MOONGATE_WEBHOOK_URL: is needed where MOONGATE_EVENTS names webhook".to_owned());
+        }
+        if !stream.is_empty() && !has_redis && !self.is_refused("REDIS_URL") {
+            self.errors.push("MOONGATE_REDIS_URL: is needed where MOONGATE_EVENTS names stream".to_owned());
+        }
+        let takes = "takes a number from 1 to 1000000000";
+        let max_len = self.take("EVENTS_MAXLEN", max_len, takes, "100000", |text| {
+            parse(text).filter(|entries| (1..=1_000_000_000).contains(entries))
+        });
+        EventsConfig { webhook, stream, max_len }
+    }
+
+    fn webhook(
+        &mut self,
+        url: Option<String>,
+        secret: Option<String>,
+        [max_age, connect_timeout, connect_fail]: [Option<String>; 3],
+    ) -> Option<WebhookConfig> {
+        let above_zero = |text: &str| parse_duration(text).filter(|time| !time.is_zero());
+        let takes = "takes a duration above zero, such as 5s or 1h";
+        let url = self.take("WEBHOOK_URL", url, "takes http://… or https://…", "", |text| {
+            let is_url = || reqwest::Url::parse(text).is_ok_and(|url| ["http", "https"].contains(&url.scheme()));
+            if text.is_empty() { Some(None) } else { is_url().then(|| Some(SecretString::from(text.to_owned()))) }
+        });
+        let secret = self.take("WEBHOOK_SECRET", secret, "takes any text", "", |text| {
+            Some(Some(text).filter(|text| !text.is_empty()).map(|text| SecretString::from(text.to_owned())))
+        });
+        let max_age = self.take("WEBHOOK_MAX_AGE", max_age, takes, "1h", above_zero);
+        let connect_timeout = self.take("WEBHOOK_CONNECT_TIMEOUT", connect_timeout, takes, "5s", above_zero);
+        let takes = "takes closed or open";
+        let connect_fails_open = self.take("WEBHOOK_CONNECT_FAIL", connect_fail, takes, "closed", |text| match text {
+            "closed" => Some(false),
+            "open" => Some(true),
+            _ => None,
+        });
+        url.map(|url| WebhookConfig { url, secret, max_age, connect_timeout, connect_fails_open })
     }
 
     fn is_refused(&self, name: &str) -> bool {
@@ -841,6 +948,35 @@ mod tests {
         let config = read(&[("MOONGATE_REDIS_URL", "redis://user:hunter2@host:1/0")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
         assert_eq!(config.cluster.unwrap().prefix, "mg");
+    }
+
+    #[test]
+    fn events_name_where_they_are_told_and_what_that_needs() {
+        let events = |text: &str| {
+            read(&[
+                ("MOONGATE_EVENTS", text),
+                ("MOONGATE_REDIS_URL", "redis://host:1"),
+                ("MOONGATE_WEBHOOK_URL", "http://app/hook"),
+            ])
+            .map(|config| (format!("{:?}", config.events.webhook), format!("{:?}", config.events.stream)))
+        };
+        let all = "{Connect, Message, Bound, Unbound, Close}".to_owned();
+        assert_eq!(events(""), Ok(("{}".to_owned(), "{}".to_owned())));
+        assert_eq!(events("stream"), Ok(("{}".to_owned(), all.clone())));
+        assert_eq!(events("webhook:close+bound, stream"), Ok(("{Bound, Close}".to_owned(), all)));
+        for wrong in ["webhok", "webhook:", "webhook:closed", "stream,stream", ","] {
+            assert!(events(wrong).unwrap_err()[0].starts_with("MOONGATE_EVENTS: got"), "{wrong}");
+        }
+        assert_eq!(
+            read(&[("MOONGATE_EVENTS", "webhook,stream")]).unwrap_err(),
+            [
+                "MOONGATE_REDIS_URL: is needed where MOONGATE_EVENTS names stream",
+                "MOONGATE_WEBHOOK_URL: is needed where MOONGATE_EVENTS names webhook",
+            ]
+        );
+        let config =
+            read(&[("MOONGATE_WEBHOOK_URL", "http://:hunter2@app/"), ("MOONGATE_WEBHOOK_SECRET", "hunter2")]).unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
     }
 
     #[test]

@@ -1,0 +1,175 @@
+//! One request to `WEBHOOK_URL`: signed, bounded in time and size, its answer read.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use aws_lc_rs::hmac;
+use bytes::Bytes;
+use reqwest::header::{CONTENT_TYPE, USER_AGENT};
+use reqwest::redirect::Policy;
+use reqwest::{Client, Response, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
+use serde::Deserialize;
+use tokio::time::timeout;
+
+use crate::command::Value;
+use crate::config::WebhookConfig;
+
+/// What an answer may take, but for that to `connect`, which has its own setting.
+pub const ANSWER: Duration = Duration::from_secs(10);
+
+/// The largest answer; a thousand commands fit.
+const MAX_ANSWER: usize = 1 << 20;
+
+/// Calls the application.
+pub struct Caller {
+    client: Client,
+    url: SecretString,
+    key: Option<hmac::Key>,
+}
+
+/// It took what it was told, and wants these commands run.
+#[derive(Debug, Default)]
+pub struct Accepted {
+    /// Each as in a batch.
+    pub commands: Vec<Value>,
+}
+
+/// It did not.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    /// Nobody has answered, or not in time.
+    #[error("no answer: {0}")]
+    NoAnswer(String),
+    /// It has answered with this status.
+    #[error("the webhook answered {0}")]
+    Status(u16),
+}
+
+impl Refused {
+    /// Whether another attempt may go better.
+    pub fn may_be_tried_again(&self) -> bool {
+        match self {
+            Self::NoAnswer(_) => true,
+            Self::Status(status) => matches!(status, 408 | 429 | 500..),
+        }
+    }
+}
+
+#[derive(Default, Deserialize)]
+struct Answer {
+    #[serde(default)]
+    commands: Vec<Value>,
+}
+
+impl Caller {
+    /// For the settings' URL.
+    pub fn new(config: &WebhookConfig) -> Result<Arc<Self>, reqwest::Error> {
+        let client = Client::builder().redirect(Policy::none()).no_proxy().connect_timeout(ANSWER / 2).build()?;
+        let key =
+            config.secret.as_ref().map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes()));
+        Ok(Arc::new(Self { client, url: config.url.clone(), key }))
+    }
+
+    /// Posts a JSON body.
+    pub async fn call(&self, body: Bytes, within: Duration) -> Result<Accepted, Refused> {
+        let answered = timeout(within, self.post(body)).await;
+        answered.unwrap_or_else(|_| Err(Refused::NoAnswer(format!("within {} s", within.as_secs_f32()))))
+    }
+
+    async fn post(&self, body: Bytes) -> Result<Accepted, Refused> {
+        let mut request = self
+            .client
+            .post(self.url.expose_secret())
+            .header(CONTENT_TYPE, "application/json")
+            .header(USER_AGENT, concat!("moongate/", env!("CARGO_PKG_VERSION")));
+        if let Some(key) = &self.key {
+            request = request.header("Moongate-Signature", sign(key, jiff::Timestamp::now().as_second(), &body));
+        }
+        let response = request.body(body).send().await.map_err(|error| no_answer(&error))?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(Refused::Status(status.as_u16()));
+        }
+        Ok(read(response, status).await)
+    }
+}
+
+/// It is accepted whatever stands in the answer.
+async fn read(mut response: Response, status: StatusCode) -> Accepted {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(Some(chunk)) if body.len() + chunk.len() <= MAX_ANSWER => body.extend_from_slice(&chunk),
+            Ok(Some(_)) => {
+                tracing::warn!(%status, "the webhook's answer is larger than {MAX_ANSWER} bytes: not read");
+                return Accepted::default();
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::warn!(error = %error.without_url(), "the webhook's answer did not arrive whole");
+                return Accepted::default();
+            }
+        }
+    }
+    // Many receivers answer "ok" or an empty page: only an object can hold commands.
+    if !body.trim_ascii().starts_with(b"{") {
+        return Accepted::default();
+    }
+    match serde_json::from_slice(&body) {
+        Ok(Answer { commands }) => Accepted { commands },
+        Err(error) => {
+            tracing::warn!(%error, "the webhook's answer cannot be read");
+            Accepted::default()
+        }
+    }
+}
+
+/// As Stripe and others do: the time is part of what is signed, so that a receiver can refuse what is repeated late.
+fn sign(key: &hmac::Key, time: i64, body: &[u8]) -> String {
+    let mut context = hmac::Context::with_key(key);
+    context.update(format!("{time}.").as_bytes());
+    context.update(body);
+    let mut signature = format!("t={time},v1=");
+    for byte in context.sign().as_ref() {
+        // Writing to a string cannot fail.
+        write!(signature, "{byte:02x}").ok();
+    }
+    signature
+}
+
+/// The URL may hold a password.
+fn no_answer(error: &reqwest::Error) -> Refused {
+    let mut words = if error.is_connect() { "cannot connect".to_owned() } else { "the connection broke".to_owned() };
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        words = cause.to_string();
+        source = cause.source();
+    }
+    Refused::NoAnswer(words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_signature_is_hmac_sha_256_of_time_dot_body() {
+        let key = hmac::Key::new(hmac::HMAC_SHA256, b"secret");
+        // printf '1763640000.{"a":1}' | openssl dgst -sha256 -hmac secret
+        assert_eq!(
+            sign(&key, 1_763_640_000, br#"{"a":1}"#),
+            "t=1763640000,v1=1f9119796218af5bbae9fc70512ac018fe43dd9e73805e4bc1885ef3a7d16da5"
+        );
+    }
+
+    #[test]
+    fn only_what_may_go_better_is_tried_again() {
+        for (status, again) in
+            [(400, false), (404, false), (408, true), (410, false), (429, true), (500, true), (503, true)]
+        {
+            assert_eq!(Refused::Status(status).may_be_tried_again(), again, "{status}");
+        }
+    }
+}
