@@ -11,7 +11,8 @@ use std::thread::JoinHandle;
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use moongate::client::{Arrival, Client, SendLimit};
-use moongate::config::SlowConsumer;
+use moongate::config::{EventsConfig, SlowConsumer};
+use moongate::event::{Events, Origin};
 use moongate::hub::{Hub, ShardTasks, Target};
 use moongate::id::{ClientId, ConnectionIds, Group, LanAddress};
 use moongate::message::{Message, Protocol};
@@ -74,7 +75,8 @@ impl Crowd {
         let (hub, shards) = runtime.block_on(async {
             let metrics = Arc::new(Metrics::new());
             let shards = std::thread::available_parallelism().map_or(1, usize::from);
-            let (hub, tasks) = Hub::start(shards, None, &metrics, None, None);
+            let events = Arc::new(Events::new(EventsConfig::default(), Origin::default(), Arc::clone(&metrics)));
+            let (hub, tasks) = Hub::start(shards, None, &metrics, None, None, &events);
             let limit =
                 Arc::new(SendLimit { bytes: 1 << 20, policy: SlowConsumer::Close, dropped: metrics.dropped.clone() });
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
@@ -89,7 +91,7 @@ impl Crowd {
                 let arrival = Arrival { peer: (Ipv4Addr::LOCALHOST, 1).into(), port: 0, connected_at: 0 };
                 let client = Client::new(id, arrival, Protocol::WebSocket, socket, Arc::clone(&limit));
                 client.open(None);
-                hub.insert(client, false).await.unwrap();
+                hub.insert(client, false, None).await.unwrap();
                 let joined = Arc::clone(&group);
                 let joining = hub.begin_at_client(id, move |shard| shard.join(id, &joined, 1)).await.unwrap();
                 assert_eq!(joining.one().await.unwrap(), Ok(true));

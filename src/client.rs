@@ -25,10 +25,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker, ready};
 
 use bytes::{Buf, Bytes};
+use futures_util::FutureExt as _;
 use parking_lot::Mutex;
 use prometheus_client::metrics::counter::Counter;
 use rustls::ServerConnection;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::config::SlowConsumer;
@@ -119,6 +120,8 @@ pub struct Client {
     arrival: Arrival,
     /// A sign of life since the last heartbeat tick.
     heard: AtomicBool,
+    /// It is not read from, as what it has said cannot be told yet.
+    held_back: AtomicBool,
     limit: Arc<SendLimit>,
 }
 
@@ -173,8 +176,8 @@ impl Client {
             owner: None,
             tls: None,
         };
-        let (outbox, heard) = (Mutex::new(outbox), AtomicBool::new(false));
-        Arc::new(Self { outbox, socket, protocol, id, arrival, heard, limit })
+        let (heard, held_back) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { outbox: Mutex::new(outbox), socket, protocol, id, arrival, heard, held_back, limit })
     }
 
     /// Its name in the cluster.
@@ -288,9 +291,21 @@ impl Client {
         outbox.fail();
     }
 
-    /// Whether there was a sign of life since the last call.
+    /// Whether there was a sign of life since the last call. Of one that is not read from none can come.
     pub fn take_heard(&self) -> bool {
-        self.heard.swap(false, Ordering::Relaxed)
+        self.heard.swap(false, Ordering::Relaxed) || self.held_back.load(Ordering::Relaxed)
+    }
+
+    /// Whether it is read from.
+    pub(crate) fn hold_back(&self, held_back: bool) {
+        self.held_back.store(held_back, Ordering::Relaxed);
+    }
+
+    /// Whether it has hung up while it is not read from.
+    pub(crate) fn has_hung_up(&self) -> bool {
+        let closed = || self.socket.ready(Interest::READABLE).now_or_never();
+        self.held_back.load(Ordering::Relaxed)
+            && matches!(closed(), Some(Ok(ready)) if ready.is_read_closed() || ready.is_error())
     }
 
     /// The hub has let the client go; its owner is told.

@@ -243,7 +243,7 @@ impl PhpConfig {
 }
 
 /// Which events are told, and where.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub struct EventsConfig {
     /// By webhook.
     pub webhook: Kinds,

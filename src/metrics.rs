@@ -40,6 +40,22 @@ pub struct Outcome {
     pub outcome: &'static str,
 }
 
+/// The labels of a counter by event and where it was told.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct EventLabel {
+    /// Its name.
+    pub event: &'static str,
+    /// `stream` or `webhook`.
+    pub to: &'static str,
+}
+
+/// The label of a gauge by consumer group.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct ConsumerGroup {
+    /// Its name.
+    pub group: String,
+}
+
 /// All series of a node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -112,6 +128,21 @@ pub struct Metrics {
     pub php_workers: Gauge,
     /// Events that no PHP worker was told, by reason.
     pub php_events_lost: Family<Reason, Counter>,
+    /// Events that were told, by event and where.
+    pub events_told: Family<EventLabel, Counter>,
+    /// Events that were not, by reason.
+    pub events_lost: Family<Reason, Counter>,
+    /// Entries on the stream of events.
+    pub events_length: Gauge,
+    /// Entries that a consumer group has not read yet.
+    pub events_lag: Family<ConsumerGroup, Gauge>,
+    events_waiting: Gauge,
+    /// Requests to the webhook, by outcome.
+    pub webhook_requests: Family<Reason, Counter>,
+    /// How long they took, seconds.
+    pub webhook_seconds: Histogram,
+    /// Requests under way.
+    pub webhook_in_flight: Gauge,
 }
 
 impl Metrics {
@@ -169,16 +200,29 @@ impl Metrics {
             php_workers: series!("php_workers", "PHP workers connected now"),
             php_events_lost: series!("php_events_lost", "Events that no PHP worker was told, by reason"),
             php_ignored: series!("php_ignored", "What PHP has sent and could not be done, by reason"),
+            events_told: series!("events", "Events told, by event and where"),
+            events_lost: series!("events_lost", "Events that could not be told, by reason"),
+            events_length: series!("events_length", "Entries on the stream of events; all nodes tell the same"),
+            events_lag: series!("events_lag", "Entries that a consumer group has not read; all nodes tell the same"),
+            events_waiting: series!("events_waiting_bytes", "Memory of events that wait to be told"),
+            webhook_requests: series!("webhook_requests", "Requests to the webhook, by outcome"),
+            webhook_seconds: {
+                let histogram = Histogram::new(exponential_buckets(0.001, 2.0, 15));
+                registry.register("webhook_seconds", "How long the webhook took to answer", histogram.clone());
+                histogram
+            },
+            webhook_in_flight: series!("webhook_in_flight", "Requests to the webhook under way"),
             registry,
         }
     }
 
     /// The page in the Prometheus text format.
-    pub fn page(&self, clients: usize, uids: usize, groups: usize) -> String {
+    pub fn page(&self, clients: usize, uids: usize, groups: usize, events_waiting: usize) -> String {
         let gauge = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         gauge(&self.clients, clients);
         gauge(&self.uids, uids);
         gauge(&self.groups, groups);
+        gauge(&self.events_waiting, events_waiting);
         gauge(&self.subscriptions_wanted, uids + groups + usize::from(clients > 0));
         let mut page = String::new();
         // Writing to a string cannot fail.

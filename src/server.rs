@@ -13,9 +13,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::cluster::{CannotListen, Cluster, Refused};
-use crate::config::{Config, RegisterListen, StreamListener};
+use crate::config::{Config, RegisterListen, StreamListener, WebhookConfig};
 use crate::edge::tls::{Certificates, TlsError};
 use crate::edge::{ConnectionSettings, Edge};
+use crate::event::{Events, Origin};
 use crate::gateway::Gateway;
 use crate::heartbeat::Tick;
 use crate::http::{self, Api};
@@ -24,6 +25,7 @@ use crate::id::LanAddress;
 use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
 use crate::php::{self, Entrance, Workers};
+use crate::webhook::{Caller, Webhook};
 
 /// The first part of a drain, in which balancers notice, is at most this long.
 const NOTICE: Duration = Duration::from_secs(5);
@@ -53,6 +55,9 @@ pub enum StartError {
     /// The certificate cannot be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
+    /// No client can be made that calls the webhook.
+    #[error("MOONGATE_WEBHOOK_URL: {0}")]
+    Webhook(reqwest::Error),
 }
 
 /// The node cannot go on.
@@ -82,6 +87,8 @@ pub struct Server {
     /// Where PHP asks for gateways, if an address for that was set.
     register: Option<(TcpListener, SocketAddr)>,
     certificates: Option<Certificates>,
+    /// The application's own address.
+    webhook: Option<(Arc<Caller>, WebhookConfig)>,
 }
 
 impl Server {
@@ -105,6 +112,9 @@ impl Server {
             _ => None,
         };
         let entrance = Arc::new(entrance);
+        let webhook = config.webhook.clone();
+        let webhook = webhook.map(|settings| Ok((Caller::new(&settings)?, settings))).transpose();
+        let webhook = webhook.map_err(StartError::Webhook)?;
         Ok(Self {
             config,
             clients,
@@ -117,6 +127,7 @@ impl Server {
             inner,
             register,
             certificates,
+            webhook,
         })
     }
 
@@ -148,7 +159,18 @@ impl Server {
     /// Runs until `stop`, then drains. Returns how many clients were still there when `DRAIN` was over.
     pub async fn run(self, stop: CancellationToken) -> Result<usize, Ended> {
         let Self {
-            config, clients, api, clients_address, streams, lan, entrance, inner, register, certificates, ..
+            config,
+            clients,
+            api,
+            clients_address,
+            streams,
+            lan,
+            entrance,
+            inner,
+            register,
+            certificates,
+            webhook,
+            ..
         } = self;
         let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
@@ -163,7 +185,11 @@ impl Server {
         let is_unsure = config.cluster.is_some() && !config.php.is_off();
         let workers = Arc::new(Workers::new(config.php.workers, is_unsure, Arc::clone(&metrics)));
         let listener: Arc<dyn Listener> = Arc::<Workers>::clone(&workers);
-        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others, Some(&listener));
+        // Among others the node has a name of its own.
+        let run = uuid::Uuid::new_v4().to_string();
+        let events = Events::new(config.events, Origin { node: run.clone(), run }, Arc::clone(&metrics));
+        let events = Arc::new(events);
+        let (hub, mut shard_tasks) = Hub::start(shards, tick.as_ref(), &metrics, others, Some(&listener), &events);
         let hub = Arc::new(hub);
         let opening = Arc::clone(&entrance);
         let open_lan = Box::new(move |lan| {
@@ -184,6 +210,13 @@ impl Server {
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
         let (connections, mut services) = (TaskTracker::new(), JoinSet::new());
+        let (told, mut telling) = (CancellationToken::new(), JoinSet::new());
+        let webhook = webhook.filter(|_| !config.events.webhook.is_empty()).map(|(caller, settings)| {
+            let webhook = Arc::new(Webhook::new(caller, settings, Arc::clone(&events), Arc::clone(&metrics)));
+            let time = config.drain.max(LAST_ANSWERS);
+            telling.spawn(Arc::clone(&webhook).run(Arc::clone(&gateway), told.clone(), time));
+            webhook
+        });
         let mut ears = JoinSet::new();
         if let Some(heard) = heard {
             ears.spawn(Arc::clone(&gateway).hear(heard.inbox));
@@ -198,6 +231,7 @@ impl Server {
         });
         let edge = Edge {
             gateway: Arc::clone(&gateway),
+            webhook,
             certificates,
             handshake_timeout: config.clients.handshake_timeout,
             connection: ConnectionSettings {
@@ -258,6 +292,8 @@ impl Server {
             }
         };
         tokio::join!(php.leave(), leave);
+        told.cancel();
+        while telling.join_next().await.is_some() {}
         closed.cancel();
         // Whoever does not read an answer, or finish a request, is not waited for: what is left is dropped.
         drop(timeout(LAST_ANSWERS, async { while services.join_next().await.is_some() {} }).await);

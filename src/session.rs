@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
+use std::sync::Arc;
 
 use serde::de::{self, Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
@@ -16,7 +17,7 @@ use crate::json;
 
 /// A client's session: compact JSON, an object or an array, of bounded depth. The empty one is `{}`.
 #[derive(Clone, PartialEq, Eq)]
-pub struct Session(Box<str>);
+pub struct Session(Arc<str>);
 
 impl Session {
     /// The JSON text.

@@ -23,9 +23,10 @@ use super::bus::Bus;
 use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
 use super::{Shared, Tell};
-use crate::hub::{Change, Hub, Single, Told};
+use crate::event::{About, Event, Events, Kind, Number, Room, What};
+use crate::hub::{Change, Hub, Noted, Single, Told, Untold};
 use crate::id::{ClientId, Group, LanAddress, Uid};
-use crate::metrics::Kind;
+use crate::metrics;
 use crate::session::Session;
 
 /// Clients in one command.
@@ -75,6 +76,8 @@ pub struct Facts {
     pub uid: Option<Uid>,
     /// Its session.
     pub session: Option<Session>,
+    /// The node that holds it.
+    pub node: String,
 }
 
 /// A client's uid and groups as they stand in the index.
@@ -84,8 +87,6 @@ fn index_value(uid: Option<&Uid>, groups: &[Group]) -> String {
     // Strings: this cannot fail.
     serde_json::to_string(&names).unwrap_or_default()
 }
-
-type Lot = Vec<(ClientId, Change)>;
 
 /// The writer.
 pub(super) struct Directory {
@@ -136,7 +137,7 @@ impl Directory {
     pub(super) async fn run(self: Arc<Self>) {
         let changed = Arc::clone(&self.hub.others().changed);
         // Taken and tried, and not known to be written; as whom.
-        let mut stuck: Option<(String, Lot)> = None;
+        let mut stuck: Option<(String, Untold)> = None;
         loop {
             if stuck.is_none() {
                 tokio::select! {
@@ -159,16 +160,28 @@ impl Directory {
             };
             let run = self.shared.identity().run.clone();
             // What was to be told of a run that was swept is told by others.
-            let mut stuck_lot = stuck.take().filter(|(of, _)| *of == run).map(|(_, lot)| lot);
+            let mut stuck_lot = match stuck.take() {
+                Some((of, lot)) if of == run => Some(lot),
+                Some((_, lot)) => {
+                    self.lost(lot);
+                    None
+                }
+                None => None,
+            };
             let mut again = stuck_lot.is_some();
             if stuck_lot.is_none() {
                 self.look_at_index(&connection, &run).await;
             }
             if self.compare.swap(false, Ordering::AcqRel) {
                 self.indexed.lock().clients = None;
-                let difference = self.difference(&connection, stuck_lot.as_deref().unwrap_or_default());
+                let known = stuck_lot.as_ref().map(|lot| &*lot.changes).unwrap_or_default();
+                let difference = self.difference(&connection, known);
                 match self.releasing(difference).await {
-                    Ok(lot) => (stuck_lot, again) = (Some(lot), true),
+                    Ok(mut lot) => {
+                        let noted = stuck_lot.take().map(|stuck| stuck.noted).unwrap_or_default();
+                        lot.noted.splice(0..0, noted);
+                        (stuck_lot, again) = (Some(lot), true);
+                    }
                     Err(error) => {
                         tracing::warn!(%error, "cannot compare with Redis yet");
                         self.compare.store(true, Ordering::Release);
@@ -201,11 +214,11 @@ impl Directory {
                 stuck = Some((run, lot));
                 continue;
             }
-            match self.releasing(self.write(&connection, &lot, again)).await {
-                Ok(told) => self.told(told).await,
+            let Written { told, mut uids } = match self.releasing(self.write(&connection, &lot, again)).await {
+                Ok(written) => written,
                 Err(error) => {
                     self.shared.metrics.directory_retries.inc();
-                    tracing::warn!(%error, clients = lot.len(), "cannot write to Redis; trying again");
+                    tracing::warn!(%error, clients = lot.changes.len(), "cannot write to Redis; trying again");
                     stuck = Some((run, lot));
                     if matches!(error, RedisError::Refused { .. }) {
                         self.refuse(error.to_string()).await;
@@ -215,7 +228,35 @@ impl Directory {
                         () = self.wake.notified() => {}
                         () = sleep(PATIENCE) => {}
                     }
+                    continue;
                 }
+            };
+            self.tell_events(lot.noted, &mut uids);
+            self.told(told).await;
+        }
+    }
+
+    /// What stands on the stream by now goes to the webhook, too, with what Redis has said of uids.
+    fn tell_events(&self, noted: Vec<Noted>, uids: &mut HashMap<usize, Vec<(Uid, What)>>) {
+        let events = self.hub.events();
+        for (place, noted) in noted.into_iter().enumerate() {
+            match noted {
+                Noted::Event(event) => events.tell(event),
+                Noted::Uid(mut rebound) => {
+                    let changes = uids.remove(&place).unwrap_or_default();
+                    for (uid, what) in changes {
+                        events.tell(rebound.event(&uid, what));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nobody tells any more what clients have said; what became of them is told by others.
+    fn lost(&self, lot: Untold) {
+        for noted in lot.noted {
+            if let Noted::Event(event) = noted {
+                self.hub.events().lost(event.what.kind(), "node");
             }
         }
     }
@@ -245,11 +286,14 @@ impl Directory {
     }
 
     /// What the shards have written down since the last time; none when there is nothing.
-    async fn take(&self) -> Option<Lot> {
+    async fn take(&self) -> Option<Untold> {
         let mut lot = None;
         for shard in 0..self.hub.shards() {
-            if let Ok(Some(changes)) = self.hub.at_shard(shard, crate::hub::Shard::take_changes).await {
-                lot.get_or_insert_with(Vec::new).extend(changes);
+            if let Ok(Some(Untold { changes, noted })) = self.hub.at_shard(shard, crate::hub::Shard::take_untold).await
+            {
+                let lot: &mut Untold = lot.get_or_insert_default();
+                lot.changes.extend(changes);
+                lot.noted.extend(noted);
             }
         }
         lot
@@ -257,7 +301,7 @@ impl Directory {
 
     /// All that the hub holds, and what stands in our index and is not held. Of the lot that is `stuck` a part may have
     /// been written, before Redis lost what it had, or after: what it takes back is taken back again.
-    async fn difference(&self, connection: &Connection, stuck: &[(ClientId, Change)]) -> Result<Lot, RedisError> {
+    async fn difference(&self, connection: &Connection, stuck: &[(ClientId, Change)]) -> Result<Untold, RedisError> {
         let reader = Reader { keys: &self.shared.keys, connection: connection.clone() };
         let mut index: HashMap<ClientId, Entry> = HashMap::new();
         reader
@@ -267,7 +311,11 @@ impl Directory {
             .await?;
         // A stopping hub holds nobody.
         let held = self.hub.at_all(crate::hub::Shard::take_everything).await.unwrap_or_default();
-        let mut lot: HashMap<ClientId, Change> = held.into_iter().flatten().collect();
+        let (mut lot, mut noted) = (HashMap::new(), Vec::new());
+        for untold in held {
+            lot.extend(untold.changes);
+            noted.extend(untold.noted);
+        }
         tracing::warn!(held = lot.len(), indexed = index.len(), "compared with Redis: writing what is held");
         let indexed = index.into_values().map(|entry| {
             let uids_were = entry.uid.into_iter().collect();
@@ -280,33 +328,41 @@ impl Directory {
             }
         }
         self.shared.metrics.directory_compared.inc();
-        Ok(lot.into_iter().collect())
+        Ok(Untold { changes: lot.into_iter().collect(), noted })
     }
 
     /// Writes a lot. `again`: it may have been written before, so nobody can tell by now who of a uid was first.
-    async fn write(&self, connection: &Connection, lot: &Lot, again: bool) -> Result<Told, RedisError> {
-        let writes = Writes::of(lot, &self.shared.keys, &self.shared.identity(), again);
-        let mut told = Told::default();
+    async fn write(&self, connection: &Connection, lot: &Untold, again: bool) -> Result<Written, RedisError> {
+        let writes = Writes::of(lot, &self.shared.keys, &self.shared.identity(), self.hub.events(), again);
+        let (mut told, mut uids) = (Told::default(), HashMap::<usize, Vec<(Uid, What)>>::new());
         if again {
-            let singles = lot.iter().filter(|(_, change)| change.single);
+            let singles = lot.changes.iter().filter(|(_, change)| change.single);
             told.refused.extend(singles.map(|(id, _)| (*id, "Redis went away in the middle".to_owned())));
         }
         let (commands, notes): (Vec<_>, Vec<_>) =
-            writes.0.into_iter().map(|Write { command, clients, what }| (command, (clients, what))).unzip();
+            writes.0.into_iter().map(|Write { command, clients, yields }| (command, (clients, yields))).unzip();
         // Until all is written, it is not known how long the index is.
         let indexed = self.indexed.lock().clients.take();
         let mut grown = 0;
-        for (reply, (clients, what)) in connection.pipeline(commands).await?.into_iter().zip(notes) {
-            match (reply, what) {
-                (Ok(_), What::Else) => {}
-                (Ok(reply), What::Index { longer: true }) => grown += reply.number().cast_signed(),
-                (Ok(reply), What::Index { longer: false }) => grown -= reply.number().cast_signed(),
-                (Ok(reply), What::Single) => {
+        for (reply, (clients, yields)) in connection.pipeline(commands).await?.into_iter().zip(notes) {
+            match (reply, yields) {
+                (Ok(_), Yields::Else) => {}
+                (Ok(reply), Yields::Index { longer: true }) => grown += reply.number().cast_signed(),
+                (Ok(reply), Yields::Index { longer: false }) => grown -= reply.number().cast_signed(),
+                (Ok(reply), Yields::Uid(written)) => {
                     let reply = reply.list();
-                    let order = reply.first().map_or(0, Reply::number);
-                    let others = reply.into_iter().skip(1).filter_map(Reply::text);
-                    let others = others.filter_map(|other| other.parse().ok()).collect();
-                    told.singles.extend(clients.first().map(|id| (*id, Single { order, others })));
+                    let (changed, what) = read_uid_change(written.kind, &reply);
+                    if let Some(place) = written.place.filter(|_| changed || again) {
+                        uids.entry(place).or_default().push((written.uid, what));
+                    }
+                    if written.single
+                        && let Some(id) = clients.first()
+                    {
+                        let order = reply.first().map_or(0, Reply::number);
+                        let others = reply.into_iter().skip(3).filter_map(Reply::text);
+                        let others = others.filter_map(|other| other.parse().ok()).collect();
+                        told.singles.insert(*id, Single { order, others });
+                    }
                 }
                 (Err(error), _) if error.is_server_wide() => return Err(error),
                 (Err(error), _) => {
@@ -317,7 +373,7 @@ impl Directory {
             }
         }
         self.indexed.lock().clients = indexed.map(|clients| clients.saturating_add_signed(grown));
-        Ok(told)
+        Ok(Written { told, uids })
     }
 
     /// Waits until the server knows what this node wants to hear, or this node has no place among the others any more.
@@ -368,7 +424,7 @@ impl Directory {
         let (keys, channel) = (&self.shared.keys, Channel::Client(id));
         let publish = Command::publish(keys.channel(&channel)).arg(payload);
         let replies = connection.pipeline(vec![Command::exists(keys.client(id)), publish]).await?;
-        self.shared.metrics.bus_published.get_or_create(&Kind { kind: "client" }).inc();
+        self.shared.metrics.bus_published.get_or_create(&metrics::Kind { kind: "client" }).inc();
         let mut there = true;
         for reply in replies {
             there &= reply?.number() > 0;
@@ -377,22 +433,44 @@ impl Directory {
     }
 }
 
+/// What came of a lot.
+struct Written {
+    told: Told,
+    /// By the place where it was noted, what became of a client's uids.
+    uids: HashMap<usize, Vec<(Uid, What)>>,
+}
+
 /// One command of a lot, and whom it concerns.
 struct Write {
     command: Command,
     clients: Vec<ClientId>,
-    what: What,
+    yields: Yields,
 }
 
 /// What its reply tells.
-enum What {
+enum Yields {
     /// How many clients the index has more, or less.
     Index {
         longer: bool,
     },
-    /// Whom the only client of a uid replaces.
-    Single,
+    /// When a uid has changed, and whom its only client replaces.
+    Uid(UidWritten),
     Else,
+}
+
+/// A client was bound to a uid, or unbound.
+struct UidWritten {
+    /// Where that was noted, if it is told.
+    place: Option<usize>,
+    kind: Kind,
+    uid: Uid,
+    single: bool,
+}
+
+impl Write {
+    fn of(id: ClientId, command: Command) -> Self {
+        Self { command, clients: vec![id], yields: Yields::Else }
+    }
 }
 
 /// The commands of a lot, in order.
@@ -402,111 +480,230 @@ struct Writes(Vec<Write>);
 type Sets = BTreeMap<String, Vec<ClientId>>;
 
 impl Writes {
-    fn of(lot: &Lot, keys: &Keys, identity: &super::Identity, again: bool) -> Self {
-        let index = keys.index(&identity.run);
-        let (mut left, mut entered) = (Sets::new(), Sets::new());
-        let (mut removed, mut indexed, mut facts, mut gone) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for (id, change) in lot {
-            let id = *id;
-            for uid in change.uids_were.iter().filter(|uid| change.gone || change.uid.as_ref() != Some(uid)) {
-                left.entry(keys.uid_clients(uid)).or_default().push(id);
-            }
-            for group in &change.left {
-                left.entry(keys.group_clients(group)).or_default().push(id);
-            }
-            if change.gone {
-                removed.push((Command::del(keys.client(id)).arg(keys.client_groups(id)), id, What::Else));
-                gone.push(id);
-                continue;
-            }
-            if !change.left.is_empty() {
-                let command = Command::srem(keys.client_groups(id));
-                removed.push((command.args(change.left.iter().map(Group::as_str)), id, What::Else));
-            }
-            let (bound, unbound) = (change.bound, change.uid.is_none() && !change.uids_were.is_empty());
-            if change.arrived.is_some() || bound || unbound || !change.joined.is_empty() || !change.left.is_empty() {
-                indexed.push((id, index_value(change.uid.as_ref(), &change.groups)));
-            }
-            let mut fields: Vec<String> = Vec::new();
-            let mut field = |name: &str, value: String| fields.extend([name.to_owned(), value]);
-            if let Some(arrival) = change.arrived {
-                field("node", identity.node_id.clone());
-                field("ip", arrival.peer.ip().to_string());
-                field("connected_at", arrival.connected_at.to_string());
-            }
-            if let (Some(uid), true) = (&change.uid, bound) {
-                field("uid", uid.as_str().to_owned());
-            }
-            if let Some(session) = &change.session {
-                field("session", session.as_str().to_owned());
-            }
-            if !fields.is_empty() {
-                facts.push((Command::hset(keys.client(id)).args(fields), id, What::Else));
-            }
-            if unbound {
-                facts.push((Command::hdel(keys.client(id)).arg("uid"), id, What::Else));
-            }
-            if !change.joined.is_empty() {
-                let command = Command::sadd(keys.client_groups(id));
-                facts.push((command.args(change.joined.iter().map(Group::as_str)), id, What::Else));
-            }
-            if let (Some(uid), true) = (&change.uid, bound) {
-                let set = keys.uid_clients(uid);
-                if change.single && !again {
-                    let script = Command::script(include_str!("scripts/single.lua"), [set]);
-                    facts.push((script.arg(id), id, What::Single));
-                } else {
-                    entered.entry(set).or_default().push(id);
-                }
-            }
-            for group in &change.joined {
-                entered.entry(keys.group_clients(group)).or_default().push(id);
+    /// First what changes for all clients, in few commands; then what has happened, in order, and with it the uids of
+    /// those of whom that is told: so a uid's set and the stream have one order. Last the index of those who are gone.
+    fn of(lot: &Untold, keys: &Keys, identity: &super::Identity, events: &Events, again: bool) -> Self {
+        let places = lot.noted.iter().enumerate().filter_map(|(place, noted)| match noted {
+            Noted::Uid(rebound) => Some((rebound.about.client_id, place)),
+            Noted::Event(_) => None,
+        });
+        // Of several, the last.
+        let places: HashMap<ClientId, usize> = places.collect();
+        let (mut all, mut apart) = (Steps::default(), HashMap::new());
+        for (id, change) in &lot.changes {
+            if !places.contains_key(id) {
+                all.add(*id, change, keys, identity);
+                all.uids(*id, change, keys, again);
+            } else if change.gone || unbound(change).next().is_none() {
+                all.add(*id, change, keys, identity);
+                apart.insert(*id, (change, Steps::default()));
+            } else {
+                // Its index names the old uid until that is left.
+                let mut steps = Steps::default();
+                steps.add(*id, change, keys, identity);
+                apart.insert(*id, (change, steps));
             }
         }
+        let index = keys.index(&identity.run);
+        let mut writes = all.begin(&index);
+        for (place, noted) in lot.noted.iter().enumerate() {
+            match noted {
+                Noted::Event(event) if events.is_for_stream(event.what.kind()) => {
+                    writes.push(Write::of(event.about.client_id, add_event(keys, events, event.to_fields())));
+                }
+                Noted::Event(_) => {}
+                Noted::Uid(rebound) => {
+                    let id = rebound.about.client_id;
+                    if places.get(&id) != Some(&place) {
+                        continue;
+                    }
+                    let Some((change, mut steps)) = apart.remove(&id) else { continue };
+                    let tell = |uid: &Uid, kind: Kind, single: bool| {
+                        let command = change_uid(keys, events, &rebound.about, uid, kind, single);
+                        let written = UidWritten { place: Some(place), kind, uid: uid.clone(), single };
+                        Write { command, clients: vec![id], yields: Yields::Uid(written) }
+                    };
+                    writes.extend(unbound(change).map(|uid| tell(uid, Kind::Unbound, false)).collect::<Vec<_>>());
+                    writes.extend(steps.begin(&index));
+                    if let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) {
+                        writes.push(tell(uid, Kind::Bound, change.single && !again));
+                    }
+                }
+            }
+        }
+        writes.extend(all.end(&index));
+        Self(writes)
+    }
+}
 
+/// The uids that a client has no more.
+fn unbound(change: &Change) -> impl Iterator<Item = &Uid> {
+    change.uids_were.iter().filter(|uid| change.gone || change.uid.as_ref() != Some(uid))
+}
+
+/// What changes for some clients, in the order in which it is written.
+#[derive(Default)]
+struct Steps {
+    left: Sets,
+    removed: Vec<Write>,
+    indexed: Vec<(ClientId, String)>,
+    facts: Vec<Write>,
+    entered: Sets,
+    gone: Vec<ClientId>,
+}
+
+impl Steps {
+    /// All but the sets of uids.
+    fn add(&mut self, id: ClientId, change: &Change, keys: &Keys, identity: &super::Identity) {
+        for group in &change.left {
+            self.left.entry(keys.group_clients(group)).or_default().push(id);
+        }
+        if change.gone {
+            self.removed.push(Write::of(id, Command::del(keys.client(id)).arg(keys.client_groups(id))));
+            self.gone.push(id);
+            return;
+        }
+        if !change.left.is_empty() {
+            let command = Command::srem(keys.client_groups(id));
+            self.removed.push(Write::of(id, command.args(change.left.iter().map(Group::as_str))));
+        }
+        let (bound, unbound) = (change.bound, change.uid.is_none() && !change.uids_were.is_empty());
+        if change.arrived.is_some() || bound || unbound || !change.joined.is_empty() || !change.left.is_empty() {
+            self.indexed.push((id, index_value(change.uid.as_ref(), &change.groups)));
+        }
+        let mut fields: Vec<String> = Vec::new();
+        let mut field = |name: &str, value: String| fields.extend([name.to_owned(), value]);
+        if let Some(arrival) = change.arrived {
+            field("node", identity.node_id.clone());
+            field("ip", arrival.peer.ip().to_string());
+            field("connected_at", arrival.connected_at.to_string());
+        }
+        if let (Some(uid), true) = (&change.uid, bound) {
+            field("uid", uid.as_str().to_owned());
+        }
+        if let Some(session) = &change.session {
+            field("session", session.as_str().to_owned());
+        }
+        if !fields.is_empty() {
+            self.facts.push(Write::of(id, Command::hset(keys.client(id)).args(fields)));
+        }
+        if unbound {
+            self.facts.push(Write::of(id, Command::hdel(keys.client(id)).arg("uid")));
+        }
+        if !change.joined.is_empty() {
+            let command = Command::sadd(keys.client_groups(id));
+            self.facts.push(Write::of(id, command.args(change.joined.iter().map(Group::as_str))));
+        }
+        for group in &change.joined {
+            self.entered.entry(keys.group_clients(group)).or_default().push(id);
+        }
+    }
+
+    /// The sets of its uids.
+    fn uids(&mut self, id: ClientId, change: &Change, keys: &Keys, again: bool) {
+        for uid in unbound(change) {
+            self.left.entry(keys.uid_clients(uid)).or_default().push(id);
+        }
+        let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) else { return };
+        if change.single && !again {
+            let command = Command::script(UID, [keys.uid_clients(uid)]).arg(id).arg("single");
+            let written = UidWritten { place: None, kind: Kind::Bound, uid: uid.clone(), single: true };
+            self.facts.push(Write { command, clients: vec![id], yields: Yields::Uid(written) });
+        } else {
+            self.entered.entry(keys.uid_clients(uid)).or_default().push(id);
+        }
+    }
+
+    fn begin(&mut self, index: &str) -> Vec<Write> {
         let mut writes = Vec::new();
         let sets = |writes: &mut Vec<Write>, sets: Sets, start: fn(String) -> Command| {
             for (set, ids) in sets {
                 for ids in ids.chunks(CLIENTS) {
                     let command = start(set.clone()).args(ids.iter().copied());
-                    writes.push(Write { command, clients: ids.to_vec(), what: What::Else });
+                    writes.push(Write { command, clients: ids.to_vec(), yields: Yields::Else });
                 }
             }
         };
-        sets(&mut writes, left, Command::srem);
-        let one = |(command, id, what)| Write { command, clients: vec![id], what };
-        writes.extend(removed.into_iter().map(one));
-        for entries in indexed.chunks(CLIENTS) {
-            let command = entries
-                .iter()
-                .fold(Command::hset(index.clone()), |command, (id, value)| command.arg(*id).arg(value.as_str()));
+        sets(&mut writes, std::mem::take(&mut self.left), Command::srem);
+        writes.append(&mut self.removed);
+        for entries in self.indexed.chunks(CLIENTS) {
+            let command =
+                entries.iter().fold(Command::hset(index), |command, (id, value)| command.arg(*id).arg(value.as_str()));
             let clients = entries.iter().map(|(id, _)| *id).collect();
-            writes.push(Write { command, clients, what: What::Index { longer: true } });
+            writes.push(Write { command, clients, yields: Yields::Index { longer: true } });
         }
-        writes.extend(facts.into_iter().map(one));
-        sets(&mut writes, entered, Command::sadd);
-        for ids in gone.chunks(CLIENTS) {
-            let command = Command::hdel(index.clone()).args(ids.iter().copied());
-            writes.push(Write { command, clients: ids.to_vec(), what: What::Index { longer: false } });
-        }
-        Self(writes)
+        writes.append(&mut self.facts);
+        sets(&mut writes, std::mem::take(&mut self.entered), Command::sadd);
+        writes
+    }
+
+    fn end(&self, index: &str) -> Vec<Write> {
+        let write = |ids: &[ClientId]| Write {
+            command: Command::hdel(index).args(ids.iter().copied()),
+            clients: ids.to_vec(),
+            yields: Yields::Index { longer: false },
+        };
+        self.gone.chunks(CLIENTS).map(write).collect()
     }
 }
 
-/// Commands that take the clients of a dead node out of everything but their own hash and its index.
-pub(super) fn removal(keys: &Keys, entries: &[Entry]) -> Vec<Command> {
-    let mut left = Sets::new();
-    for entry in entries {
+const UID: &str = include_str!("scripts/uid.lua");
+
+/// Binds or unbinds a client, and tells it.
+pub(super) fn change_uid(keys: &Keys, events: &Events, about: &About, uid: &Uid, kind: Kind, single: bool) -> Command {
+    let mut names = vec![keys.uid_clients(uid), keys.uid_seq(uid)];
+    let mut fields = Vec::new();
+    if events.is_for_stream(kind) {
+        names.push(keys.events());
+        // What Redis finds out comes last.
+        let what = if kind == Kind::Bound {
+            What::Bound { first: false, seq: 0 }
+        } else {
+            What::Unbound { last: false, seq: 0 }
+        };
+        fields = Event { about: about.clone(), uid: Some(uid.clone()), what, room: Room::default() }.to_fields();
+        fields.truncate(fields.len().saturating_sub(4));
+    }
+    let op = if single { "single" } else { kind.name() };
+    Command::script(UID, names).arg(about.client_id).arg(op).arg(events.max_len()).args(fields)
+}
+
+/// Puts an event on the stream.
+pub(super) fn add_event(keys: &Keys, events: &Events, fields: Vec<Bytes>) -> Command {
+    Command::xadd(keys.events()).arg("MAXLEN").arg("~").arg(events.max_len()).arg("*").args(fields)
+}
+
+/// Commands that take the clients of a dead node out of everything but their own hash and its index, their uids in the
+/// order of the clients; those of whose uids it is told, by a command each.
+pub(super) fn removal(keys: &Keys, events: &Events, gone: &[(Entry, About)]) -> (Vec<Command>, Vec<Command>) {
+    let (mut left, mut unbound) = (Sets::new(), Vec::new());
+    for (entry, about) in gone {
         if let Some(uid) = &entry.uid {
-            left.entry(keys.uid_clients(uid)).or_default().push(entry.id);
+            if events.has(Kind::Unbound) {
+                let about = About { number: Number::LastUnbound, ..about.clone() };
+                unbound.push(change_uid(keys, events, &about, uid, Kind::Unbound, false));
+            } else {
+                left.entry(keys.uid_clients(uid)).or_default().push(entry.id);
+            }
         }
         for group in &entry.groups {
             left.entry(keys.group_clients(group)).or_default().push(entry.id);
         }
     }
     let sets = left.into_iter().map(|(set, ids)| Command::srem(set).args(ids));
-    let hashes = entries.iter().map(|entry| Command::del(keys.client_groups(entry.id)));
-    sets.chain(hashes).collect()
+    let hashes = gone.iter().map(|(entry, _)| Command::del(keys.client_groups(entry.id)));
+    (sets.chain(hashes).collect(), unbound)
+}
+
+/// What the reply to [`change_uid`] tells.
+pub(super) fn read_uid_change(kind: Kind, reply: &[Reply]) -> (bool, What) {
+    let number = |place: usize| reply.get(place).map_or(0, Reply::number);
+    let (seq, changed, clients) = (number(0), number(1) == 1, number(2));
+    let what = match kind {
+        Kind::Bound => What::Bound { first: clients == 1, seq },
+        _ => What::Unbound { last: clients == 0, seq },
+    };
+    (changed, what)
 }
 
 /// The reader.
@@ -652,5 +849,5 @@ pub(super) fn read_facts(hash: Reply) -> Option<Facts> {
     }
     let uid = fields.get("uid").and_then(|uid| uid.parse().ok());
     let session = fields.get("session").and_then(|session| serde_json::from_str(session).ok());
-    Some(Facts { uid, session })
+    Some(Facts { uid, session, node: fields.get("node").cloned().unwrap_or_default() })
 }

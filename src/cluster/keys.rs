@@ -11,12 +11,14 @@
 //! | `mg:client:<client_id>:groups` | set | its groups | it is in any | its own |
 //! | `mg:nodes` | sorted set | node id → Redis' time in ms at which its lease ends | it has any | `mg:nodes` |
 //! | `mg:node:<node_id>` | hash | `lan`, `version`, `started_at`, `clients`, `uids`, `groups` | the node | its own |
+//! | `mg:events` | stream | what clients do: see [`crate::event`] | trimmed near `EVENTS_MAXLEN` | its own |
 //!
 //! Internal; nobody but nodes reads them:
 //!
 //! | key | type | holds | lives as long as | slot on Redis Cluster |
 //! | --- | --- | --- | --- | --- |
 //! | `mg:clients:<run>` | hash | client id → `[uid, groups…]` in JSON, for each client of this run of a node: what to sweep | the run has clients | its own |
+//! | `{mg:uid:<uid>:clients}:seq` | string | µs by Redis' clock when the uid's set changed last, where that is told | 10 minutes | the uid's |
 //! | `{mg:nodes}:runs` | hash | node id → its run, a fresh UUID at every start | the node | `mg:nodes` |
 //! | `{mg:nodes}:lan` | hash | LAN address → node id | the node | `mg:nodes` |
 //! | `{mg:nodes}:php` | hash | `<run> <address>`: that run of a node says that PHP finds a gateway there; `workers`: a PHP worker has been connected | the run; `workers` for ever | `mg:nodes` |
@@ -56,6 +58,14 @@ impl Keys {
 
     pub(super) fn uid_clients(&self, uid: &Uid) -> String {
         self.name(format_args!("uid:{}:clients", uid.as_str()))
+    }
+
+    pub(super) fn uid_seq(&self, uid: &Uid) -> String {
+        format!("{{{}}}:seq", self.uid_clients(uid))
+    }
+
+    pub(super) fn events(&self) -> String {
+        self.name("events")
     }
 
     pub(super) fn group_clients(&self, group: &Group) -> String {

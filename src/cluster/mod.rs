@@ -44,6 +44,7 @@ pub use php::Php;
 
 use crate::client::Departed;
 use crate::config::ClusterConfig;
+use crate::event::Origin;
 use crate::hub::Hub;
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Metrics;
@@ -315,6 +316,7 @@ impl Cluster {
         // Where it is not set, it is known when Redis is found.
         let lan = LanAddress { ip: config.lan.ip.unwrap_or(Ipv4Addr::UNSPECIFIED), port: config.lan.port };
         let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
+        hub.events().set_origin(Origin { node: node_id.clone(), run: run.clone() });
         let shared = Arc::new(Shared {
             keys: Keys::new(&config.prefix),
             link: Link::default(),

@@ -111,7 +111,7 @@ impl Command {
     commands! {
         del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
         hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" set "SET" smembers "SMEMBERS"
-        srem "SREM" sscan "SSCAN" zrange "ZRANGE" zrem "ZREM"
+        srem "SREM" sscan "SSCAN" xadd "XADD" xinfo "XINFO" xlen "XLEN" zrange "ZRANGE" zrem "ZREM"
     }
 
     pub(super) fn arg(mut self, arg: impl Into<Argument>) -> Self {
@@ -125,8 +125,9 @@ impl Command {
     }
 
     /// A script with its keys; arguments follow.
-    pub(super) fn script<const N: usize>(script: &'static str, keys: [String; N]) -> Self {
-        Self::eval(script).arg(N as u64).args(keys)
+    pub(super) fn script(script: &'static str, keys: impl IntoIterator<Item = String>) -> Self {
+        let keys: Vec<String> = keys.into_iter().collect();
+        Self::eval(script).arg(keys.len() as u64).args(keys)
     }
 }
 

@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use crate::client::{Arrival, Client, LetGo};
-use crate::gateway::Gateway;
+use crate::gateway::{Admission, Gateway};
 use crate::hub::Stopped;
 use crate::id::ClientId;
 use crate::message::{Close, Protocol};
@@ -53,8 +53,13 @@ pub(super) fn client(
 }
 
 /// The client is there, as a guest until now or not at all; false when this node stops.
-pub(super) async fn begin(gateway: &Gateway, client: &Arc<Client>, is_guest: bool) -> bool {
-    let begun = Box::pin(gateway.connected(Arc::clone(client), is_guest)).await.is_ok();
+pub(super) async fn begin(
+    gateway: &Gateway,
+    client: &Arc<Client>,
+    is_guest: bool,
+    admission: Option<Box<Admission>>,
+) -> bool {
+    let begun = Box::pin(gateway.connected(Arc::clone(client), is_guest, admission)).await.is_ok();
     if !begun {
         client.release();
     }
@@ -64,24 +69,24 @@ pub(super) async fn begin(gateway: &Gateway, client: &Arc<Client>, is_guest: boo
 /// Brings what a client says to whoever listens. What is not taken at once is waited for before more is read.
 #[derive(Default)]
 pub(super) struct Saying {
-    /// What one read has brought beyond that.
-    waiting: VecDeque<Bytes>,
+    /// What one read has brought beyond that; each with whether it is binary.
+    waiting: VecDeque<(Bytes, bool)>,
     taking: Option<BoxFuture<'static, ()>>,
     /// What comes of it when all is said.
     end: Option<Close>,
 }
 
 impl Saying {
-    pub(super) fn say(&mut self, gateway: &Gateway, client: &Client, message: Bytes) {
+    pub(super) fn say(&mut self, gateway: &Gateway, client: &Client, message: Bytes, is_binary: bool) {
         client.note_heard();
         gateway.received();
-        if !gateway.listens() {
+        if !gateway.hears() {
             return;
         }
         if self.taking.is_some() {
-            self.waiting.push_back(message);
+            self.waiting.push_back((message, is_binary));
         } else {
-            self.taking = gateway.hub().said(client.id(), message);
+            self.taking = gateway.hub().said(client.id(), message, is_binary);
         }
     }
 
@@ -94,11 +99,13 @@ impl Saying {
     pub(super) fn poll_said(&mut self, cx: &mut Context<'_>, gateway: &Gateway, client: &Client) -> Poll<Option<End>> {
         loop {
             if let Some(taking) = &mut self.taking {
-                ready!(taking.as_mut().poll(cx));
+                let taken = taking.as_mut().poll(cx);
+                client.hold_back(taken.is_pending());
+                ready!(taken);
                 self.taking = None;
             }
-            let Some(message) = self.waiting.pop_front() else { break };
-            self.taking = gateway.hub().said(client.id(), message);
+            let Some((message, is_binary)) = self.waiting.pop_front() else { break };
+            self.taking = gateway.hub().said(client.id(), message, is_binary);
         }
         Poll::Ready(self.end.take().map(End::Violation))
     }

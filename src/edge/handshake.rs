@@ -1,27 +1,39 @@
 //! The WebSocket handshake (RFC 6455, section 4.2) over hyper, on any path.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{
-    CONNECTION, CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY,
-    SEC_WEBSOCKET_VERSION, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
+    RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
 };
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
+use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
 use super::Edge;
 use crate::accept::{MAX_HEAD, MAX_HEADERS};
 use crate::client::Client;
+use crate::event;
+use crate::gateway::Admission;
 use crate::id::ClientId;
+use crate::webhook::NotAdmitted;
 
 type Body = axum::body::Body;
+
+/// A handshake that is answered with 101.
+struct Agreed {
+    upgrade: OnUpgrade,
+    admission: Option<Box<Admission>>,
+}
 
 impl Edge {
     /// Reads one request and answers it; gives the stream back, with bytes that came behind the request, when it is
@@ -31,13 +43,13 @@ impl Edge {
         client: &Client,
         is_guest: bool,
         stream: S,
-    ) -> Option<(S, Bytes)>
+    ) -> Option<(S, Bytes, Option<Box<Admission>>)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let upgrade = Arc::new(Mutex::new(None));
+        let agreed = Arc::new(Mutex::new(None));
         let service = hyper::service::service_fn(|request| {
-            let answer = self.answer(request, is_guest, client, Arc::clone(&upgrade));
+            let answer = self.answer(request, is_guest, client, Arc::clone(&agreed));
             async { Ok::<_, Infallible>(answer.await) }
         });
         let served = hyper::server::conn::http1::Builder::new()
@@ -51,9 +63,9 @@ impl Edge {
             self.refuse("http");
             return None;
         }
-        let upgrade: OnUpgrade = upgrade.lock().take()?;
+        let Agreed { upgrade, admission } = agreed.lock().take()?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
-        Some((parts.io.into_inner(), parts.read_buf))
+        Some((parts.io.into_inner(), parts.read_buf, admission))
     }
 
     /// What is wrong is answered at once, even to one who does not wait for it; a guest's good request is told of first.
@@ -62,7 +74,7 @@ impl Edge {
         mut request: Request<Incoming>,
         is_guest: bool,
         client: &Client,
-        upgrade: Arc<Mutex<Option<OnUpgrade>>>,
+        agreed: Arc<Mutex<Option<Agreed>>>,
     ) -> impl Future<Output = Response<Body>> {
         let checked = self.check(&request, client);
         async move {
@@ -73,7 +85,17 @@ impl Edge {
             if is_guest && !self.gateway.shook_hands(client, &head(&request)).await {
                 return self.no_worker();
             }
-            *upgrade.lock() = Some(hyper::upgrade::on(&mut request));
+            let admission = match self.admit(client, |ip| described(&request, ip)).await {
+                Ok(admission) => admission,
+                Err(NotAdmitted::Refused(status)) => {
+                    return refusal(status, &[], "the application does not let this client in\n");
+                }
+                Err(NotAdmitted::NoAnswer) => {
+                    let words = "the application cannot be asked; connect again\n";
+                    return refusal(StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, "1")], words);
+                }
+            };
+            *agreed.lock() = Some(Agreed { upgrade: hyper::upgrade::on(&mut request), admission });
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             let headers = response.headers_mut();
@@ -113,6 +135,36 @@ impl Edge {
         self.refuse(reason);
         refusal(StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, "1")], words)
     }
+}
+
+/// What applications are told of a request: nothing that would let them in elsewhere.
+fn described(request: &Request<Incoming>, ip: IpAddr) -> event::Request {
+    let query = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
+    let query = query.filter(|(name, _)| name != "token").map(|(name, value)| (name.into_owned(), value.into_owned()));
+    let lines = request.headers().get_all(COOKIE).into_iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
+    let mut cookies = BTreeMap::new();
+    for line in lines {
+        for (name, value) in line.split(';').filter_map(|cookie| cookie.split_once('=')) {
+            let value = percent_decode_str(value.trim()).decode_utf8_lossy().into_owned();
+            cookies.insert(name.trim().to_owned(), value);
+        }
+    }
+    let mut headers: BTreeMap<String, String> = BTreeMap::new();
+    for (name, value) in request.headers() {
+        if [AUTHORIZATION, PROXY_AUTHORIZATION, COOKIE].contains(name) {
+            continue;
+        }
+        let value = String::from_utf8_lossy(value.as_bytes());
+        let of_name = headers.entry(name.as_str().to_owned()).or_default();
+        if !of_name.is_empty() {
+            of_name.push_str(", ");
+        }
+        of_name.push_str(&value);
+    }
+    // Maps of strings: this cannot fail.
+    let object = |map: &BTreeMap<String, String>| serde_json::to_string(map).unwrap_or_default();
+    let query = object(&query.collect());
+    event::Request { query, cookies: object(&cookies), headers: object(&headers), ip }
 }
 
 /// A request's head as it came, but for what HTTP lets be written in several ways.

@@ -9,7 +9,7 @@ mod stream;
 pub mod tls;
 mod websocket;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,16 +21,20 @@ use tokio_util::task::TaskTracker;
 
 use crate::accept::{AcceptFailures, keep_alive};
 use crate::client::{Client, Handshaking};
-use crate::gateway::Gateway;
+use crate::event::{Kind, Request};
+use crate::gateway::{Admission, Gateway};
 use crate::id::ClientId;
 use crate::message::{Close, Protocol};
 use crate::metrics::Reason;
+use crate::webhook::{NotAdmitted, Webhook};
 use tls::Certificates;
 
 /// The door for clients.
 pub struct Edge {
     /// Where commands and clients go.
     pub gateway: Arc<Gateway>,
+    /// The application, which may be asked who is let in.
+    pub webhook: Option<Arc<Webhook>>,
     /// wss, when set.
     pub certificates: Option<Arc<Certificates>>,
     /// For TLS and the request head.
@@ -88,7 +92,7 @@ impl Edge {
         let is_refused =
             client.id() == ClientId::NOBODY || self.gateway.lacks_listener() || self.refusing.is_cancelled();
         let is_guest = self.gateway.listens() && !is_refused;
-        if is_guest && self.gateway.hub().insert(Arc::clone(&client), true).await.is_err() {
+        if is_guest && self.gateway.hub().insert(Arc::clone(&client), true, None).await.is_err() {
             return;
         }
         let handshake = tokio::time::timeout(self.handshake_timeout, self.handshake(&client, is_guest));
@@ -101,8 +105,8 @@ impl Edge {
                 None
             }),
         };
-        if let Some(ahead) = shaken {
-            websocket::spawn(self, client, is_guest, &ahead);
+        if let Some((ahead, admission)) = shaken {
+            websocket::spawn(self, client, is_guest, &ahead, admission);
             return;
         }
         if is_guest {
@@ -113,16 +117,21 @@ impl Edge {
     }
 
     /// TLS and the request; what came behind it, when the connection is a WebSocket now.
-    async fn handshake(self: &Arc<Self>, client: &Arc<Client>, is_guest: bool) -> Option<Bytes> {
+    async fn handshake(
+        self: &Arc<Self>,
+        client: &Arc<Client>,
+        is_guest: bool,
+    ) -> Option<(Bytes, Option<Box<Admission>>)> {
         let socket = Handshaking(Arc::clone(client));
         let Some(certificates) = &self.certificates else {
-            return self.http_handshake(client, is_guest, socket).await.map(|(_, ahead)| ahead);
+            let (_, ahead, admission) = self.http_handshake(client, is_guest, socket).await?;
+            return Some((ahead, admission));
         };
         match certificates.accept(socket).await {
             Ok(stream) => {
-                let (stream, ahead) = self.http_handshake(client, is_guest, stream).await?;
+                let (stream, ahead, admission) = self.http_handshake(client, is_guest, stream).await?;
                 client.speak_tls(stream.into_inner().1);
-                Some(ahead)
+                Some((ahead, admission))
             }
             Err(error) => {
                 tracing::debug!(%error, "TLS handshake failed");
@@ -148,6 +157,25 @@ impl Edge {
                 stream::spawn(self, client);
             }
         }
+    }
+
+    /// Has a client let in, by the application if that is to be asked; none where nobody wants to know how it came.
+    async fn admit(
+        &self,
+        client: &Client,
+        request: impl FnOnce(IpAddr) -> Request,
+    ) -> Result<Option<Box<Admission>>, NotAdmitted> {
+        let events = self.gateway.hub().events();
+        if !events.has(Kind::Connect) {
+            return Ok(None);
+        }
+        let request = Arc::new(request(client.arrival().peer.ip().to_canonical()));
+        let webhook = self.webhook.as_ref().filter(|_| events.is_for_webhook(Kind::Connect));
+        let consent = match webhook {
+            Some(webhook) => Some(webhook.ask(client.id(), &request).await.inspect_err(|_| self.refuse("webhook"))?),
+            None => None,
+        };
+        Ok(Some(Box::new(Admission { request, consent })))
     }
 
     fn refuse(&self, reason: &'static str) {

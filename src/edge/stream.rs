@@ -13,6 +13,7 @@ use tokio::time::timeout;
 use super::Edge;
 use super::connection::{self, CLOSE_TIME, End, Saying};
 use crate::client::Client;
+use crate::event::Request;
 use crate::gateway::Gateway;
 use crate::message::{Close, Protocol};
 
@@ -28,15 +29,22 @@ thread_local! {
 
 /// Takes a client over as its socket was accepted.
 pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>) {
-    edge.connections.spawn(own(Arc::clone(&edge.gateway), client, edge.connection.max_message_size));
+    edge.connections.spawn(own(Arc::clone(edge), client));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
-async fn own(gateway: Arc<Gateway>, client: Arc<Client>, max_message_size: usize) {
-    if !connection::begin(&gateway, &client, false).await {
+async fn own(edge: Arc<Edge>, client: Arc<Client>) {
+    let Ok(admission) = Box::pin(edge.admit(&client, Request::bare)).await else {
+        // There is no way to say why.
+        client.destroy();
+        return client.release();
+    };
+    let (gateway, most) = (Arc::clone(&edge.gateway), edge.connection.max_message_size);
+    drop(edge);
+    if !connection::begin(&gateway, &client, false, admission).await {
         return;
     }
-    let mut cutter = Cutter { protocol: client.protocol(), most: max_message_size, unfinished: BytesMut::new() };
+    let mut cutter = Cutter { protocol: client.protocol(), most, unfinished: BytesMut::new() };
     let mut saying = Saying::default();
     let talk = std::future::poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|scratch| poll_talk(cx, &gateway, &client, &mut cutter, &mut saying, scratch))
@@ -63,7 +71,7 @@ fn poll_talk(
     let read = scratch.get_mut(..most).unwrap_or_default();
     let Ok(length @ 1..) = ready!(client.poll_read(cx, read)) else { return Poll::Ready(End::Lost) };
     let said = cutter.cut(read.get(..length).unwrap_or_default(), |message| {
-        saying.say(gateway, client, Bytes::copy_from_slice(message));
+        saying.say(gateway, client, Bytes::copy_from_slice(message), false);
     });
     if let Err(close) = said {
         saying.end(close);

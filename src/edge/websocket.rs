@@ -18,7 +18,7 @@ use tokio_tungstenite::tungstenite::{self, Message as Frame};
 use super::connection::{self, CLOSE_TIME, End, Saying};
 use super::{ConnectionSettings, Edge};
 use crate::client::Client;
-use crate::gateway::Gateway;
+use crate::gateway::{Admission, Gateway};
 use crate::message::Close;
 
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
@@ -29,13 +29,27 @@ const READ_BUFFER: usize = 512;
 const READ_BATCH: usize = 64;
 
 /// Takes a client over after its handshake; `ahead` came behind the request.
-pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>, is_guest: bool, ahead: &Bytes) {
-    edge.connections.spawn(own(Arc::clone(&edge.gateway), client, is_guest, edge.connection, ahead.to_vec()));
+pub(super) fn spawn(
+    edge: &Arc<Edge>,
+    client: Arc<Client>,
+    is_guest: bool,
+    ahead: &Bytes,
+    admission: Option<Box<Admission>>,
+) {
+    let (gateway, ahead) = (Arc::clone(&edge.gateway), ahead.to_vec());
+    edge.connections.spawn(own(gateway, client, is_guest, edge.connection, ahead, admission));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
-async fn own(gateway: Arc<Gateway>, client: Arc<Client>, is_guest: bool, settings: ConnectionSettings, ahead: Vec<u8>) {
-    if !connection::begin(&gateway, &client, is_guest).await {
+async fn own(
+    gateway: Arc<Gateway>,
+    client: Arc<Client>,
+    is_guest: bool,
+    settings: ConnectionSettings,
+    ahead: Vec<u8>,
+    admission: Option<Box<Admission>>,
+) {
+    if !connection::begin(&gateway, &client, is_guest, admission).await {
         return;
     }
     let config = WebSocketConfig::default()
@@ -111,8 +125,8 @@ fn poll_talk(
         }
         let Some(read) = ready!(Pin::new(&mut *socket).poll_next(cx)) else { return Poll::Ready(End::Lost) };
         match read {
-            Ok(Frame::Text(text)) => saying.say(gateway, client, text.into()),
-            Ok(Frame::Binary(bytes)) => saying.say(gateway, client, bytes),
+            Ok(Frame::Text(text)) => saying.say(gateway, client, text.into(), false),
+            Ok(Frame::Binary(bytes)) => saying.say(gateway, client, bytes, true),
             Ok(Frame::Pong(_)) if settings.pong_counts => client.note_heard(),
             Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_)) => {}
             Ok(Frame::Close(frame)) => {

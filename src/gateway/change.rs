@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::part::{Job, Part};
 use super::{ASK_TIME, Failure, Gateway, Limits};
-use crate::command::{Batch, Command, MAX_BATCH, ParseError, Reply};
+use crate::command::{Batch, Command, MAX_BATCH, ParseError, Reply, Value};
 use crate::hub::{Shard, Single};
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
@@ -169,6 +169,23 @@ impl Gateway {
         self.finish_step(&mut step, deadline, &mut results).await;
         self.count("batch", &Ok(()));
         Ok(results)
+    }
+
+    /// Runs the commands of an answer: there is nobody who waits for what comes of them.
+    pub(crate) async fn run_answered(&self, commands: &[Value]) {
+        if commands.is_empty() {
+            return;
+        }
+        match Box::pin(self.batch(Batch { commands: commands.to_vec() })).await {
+            Ok(results) => {
+                for (place, failure) in
+                    results.iter().enumerate().filter_map(|(place, result)| Some((place, result.as_ref().err()?)))
+                {
+                    tracing::warn!(place, %failure, "a command that the webhook has answered was not carried out");
+                }
+            }
+            Err(failure) => tracing::warn!(%failure, "the commands that the webhook has answered were not carried out"),
+        }
     }
 
     async fn finish_step(

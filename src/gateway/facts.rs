@@ -67,7 +67,12 @@ impl Gateway {
         match &self.cluster {
             Some(cluster) => Ok(cluster.facts(ids).await?),
             None => {
-                self.views(ids, |client| Facts { uid: client.uid.cloned(), session: client.session.cloned() }).await
+                let node = self.hub.events().origin().node.clone();
+                let facts = move |client: View<'_>| {
+                    let (uid, session) = (client.uid.cloned(), client.session.cloned());
+                    Facts { uid, session, node: node.clone() }
+                };
+                self.views(ids, facts).await
             }
         }
     }

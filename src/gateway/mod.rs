@@ -23,13 +23,15 @@ use crate::client::{Client, Departed, SendLimit};
 use crate::cluster::{Answer, Channel, Cluster, Php, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
-use crate::hub::{About, Event, Hub, Listener, Stopped, Target, TooManyGroups, Topic};
+use crate::event::{Kind, Request};
+use crate::hub::{Event, Hub, Listener, Stopped, Target, TooManyGroups, Topic, Whom};
 use crate::id::{ClientId, ConnectionIds, LanAddress, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
+use crate::webhook::Consent;
 use part::{Done, Job, Part};
 
 pub use change::BatchFailure;
@@ -93,6 +95,14 @@ impl From<TooManyGroups> for Failure {
     fn from(error: TooManyGroups) -> Self {
         Invalid::field("group", error).into()
     }
+}
+
+/// A client that is let in.
+pub(crate) struct Admission {
+    /// What it has come with.
+    pub(crate) request: Arc<Request>,
+    /// The application's word, if it was asked.
+    pub(crate) consent: Option<Consent>,
 }
 
 /// Carries out commands; owns what a node knows of its clients.
@@ -224,13 +234,22 @@ impl Gateway {
 
     /// A client is there. The first message it gets is `INIT_MESSAGE`, when a query on any node finds it; while Redis is
     /// away it gets it at once, and Redis follows.
-    pub(crate) async fn connected(&self, client: Arc<Client>, is_guest: bool) -> Result<(), Stopped> {
+    pub(crate) async fn connected(
+        &self,
+        client: Arc<Client>,
+        is_guest: bool,
+        admission: Option<Box<Admission>>,
+    ) -> Result<(), Stopped> {
         self.metrics.connections.inc();
         let id = client.id();
+        let (request, consent) = admission.map(|admission| (admission.request, admission.consent)).unzip();
         if is_guest {
-            self.hub.begin_at_client(id, move |shard| shard.welcome(id)).await?.one().await?;
+            self.hub.begin_at_client(id, move |shard| shard.welcome(id, request)).await?.one().await?;
         } else {
-            self.hub.insert(Arc::clone(&client), false).await?;
+            self.hub.insert(Arc::clone(&client), false, request).await?;
+        }
+        if let Some(consent) = consent.flatten() {
+            consent.used();
         }
         if self.cluster.as_ref().is_some_and(Cluster::has_redis) {
             let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt([id])).await?.one().await?;
@@ -250,6 +269,11 @@ impl Gateway {
     /// Whether somebody is to be told what clients do.
     pub(crate) fn listens(&self) -> bool {
         self.listener.listens()
+    }
+
+    /// Whether somebody is to be told what clients say.
+    pub(crate) fn hears(&self) -> bool {
+        self.listener.listens() || self.hub.events().has(Kind::Message)
     }
 
     /// Whether no client is served, as nobody is there to be told.
@@ -275,7 +299,7 @@ impl Gateway {
     /// A client has left, for whatever reason, and all nodes know: the same tail for all.
     pub(crate) async fn departed(&self, departed: &Departed) {
         if departed.close == Close::NODE && self.listener.listens() {
-            let about = About { id: departed.id, arrival: None, session: departed.session.as_ref() };
+            let about = Whom { id: departed.id, arrival: None, session: departed.session.as_ref() };
             self.listener.tell(Event::Ended, about, &mut None);
         }
         let Some(template) = &self.leave else { return };

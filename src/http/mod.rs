@@ -129,7 +129,7 @@ async fn ready(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Respo
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let hub = gateway.hub();
-    let page = gateway.metrics().page(hub.clients(), hub.uid_count(), hub.group_count());
+    let page = gateway.metrics().page(hub.clients(), hub.uid_count(), hub.group_count(), hub.events().waiting());
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response()
 }
 

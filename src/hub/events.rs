@@ -24,7 +24,7 @@ pub enum Event<'a> {
 
 /// Whom an event is about, as it was then; for [`Event::Ended`], as it was before.
 #[derive(Debug, Clone, Copy)]
-pub struct About<'a> {
+pub struct Whom<'a> {
     /// The client.
     pub id: ClientId,
     /// Where it came from; not known of a dead node's.
@@ -62,5 +62,5 @@ pub trait Listener: Send + Sync {
     fn describe(&self, head: &[u8], arrival: Arrival) -> Vec<u8>;
 
     /// Takes note of an event.
-    fn tell(&self, event: Event<'_>, about: About<'_>, route: &mut Route) -> Fate;
+    fn tell(&self, event: Event<'_>, about: Whom<'_>, route: &mut Route) -> Fate;
 }

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::shard::Departing;
 use crate::client::Arrival;
+use crate::event::{About, Event, Events, Room, What};
 use crate::id::{ClientId, Group, Uid};
 use crate::session::Session;
 
@@ -40,6 +41,44 @@ pub struct Change {
     pub groups: Vec<Group>,
     /// Its session, when that has changed.
     pub session: Option<Session>,
+}
+
+/// What clients have done, or what was done to them, to be told to applications; in order.
+#[derive(Debug)]
+pub enum Noted {
+    /// As it is.
+    Event(Event),
+    /// A client's uid has changed; of several such changes of one client in a lot, the last one stands for all.
+    Uid(Rebound),
+}
+
+/// A client's uid has changed.
+#[derive(Debug)]
+pub struct Rebound {
+    /// Whom the events are about that come of it.
+    pub about: About,
+    /// Their place.
+    pub room: Room,
+    /// What it was.
+    pub(super) was: Option<Uid>,
+    /// What it is, and on a node that is alone how that was.
+    pub(super) now: Option<(Uid, Option<What>)>,
+}
+
+impl Rebound {
+    /// An event that comes of it. The last one takes its place.
+    pub fn event(&mut self, uid: &Uid, what: What) -> Event {
+        Event { about: self.about.clone(), uid: Some(uid.clone()), what, room: std::mem::take(&mut self.room) }
+    }
+}
+
+/// What was not told yet, taken at once.
+#[derive(Debug, Default)]
+pub struct Untold {
+    /// What other nodes are to know.
+    pub changes: Vec<(ClientId, Change)>,
+    /// What applications are to be told.
+    pub noted: Vec<Noted>,
 }
 
 impl Change {
@@ -156,12 +195,13 @@ pub(super) struct Journal {
     next: Lot,
     /// Taken, and not said to be told yet.
     taken: Option<Lot>,
+    noted: Vec<Noted>,
     changed: Arc<Notify>,
 }
 
 impl Journal {
     pub(super) fn new(changed: Arc<Notify>) -> Self {
-        Self { pending: HashMap::new(), next: Lot::default(), taken: None, changed }
+        Self { pending: HashMap::new(), next: Lot::default(), taken: None, noted: Vec::new(), changed }
     }
 
     fn note(&mut self, id: ClientId) -> &mut Pending {
@@ -200,6 +240,11 @@ impl Journal {
         self.note(id).session = true;
     }
 
+    /// Whether others know of a client that is here.
+    pub(super) fn is_known(&self, id: ClientId) -> bool {
+        self.pending.get(&id).is_none_or(|pending| !pending.arrived)
+    }
+
     /// Returns whether others know of it.
     pub(super) fn gone(&mut self, id: ClientId, uid: Option<&Uid>, groups: &[Group]) -> bool {
         let pending = self.note(id);
@@ -214,6 +259,12 @@ impl Journal {
         }
         pending.gone = true;
         true
+    }
+
+    /// What has happened besides.
+    pub(super) fn happened(&mut self, noted: Vec<Noted>) {
+        self.noted.extend(noted);
+        self.changed.notify_one();
     }
 
     pub(super) fn departing(&mut self, departing: Departing) {
@@ -233,14 +284,18 @@ impl Journal {
 
     /// Whether anything is to be told.
     pub(super) fn is_empty(&self) -> bool {
-        self.pending.is_empty() && self.next.waiting.is_empty() && self.next.departing.is_empty()
+        self.pending.is_empty()
+            && self.next.waiting.is_empty()
+            && self.next.departing.is_empty()
+            && self.noted.is_empty()
     }
 
     /// Takes all that is not told.
-    pub(super) fn take<'a>(&mut self, now: impl Fn(ClientId) -> Option<Now<'a>>) -> Vec<(ClientId, Change)> {
+    pub(super) fn take<'a>(&mut self, now: impl Fn(ClientId) -> Option<Now<'a>>) -> Untold {
         let pending = std::mem::take(&mut self.pending);
         self.begin();
-        pending.into_iter().filter_map(|(id, pending)| Some((id, pending.change(now(id))?))).collect()
+        let changes = pending.into_iter().filter_map(|(id, pending)| Some((id, pending.change(now(id))?)));
+        Untold { changes: changes.collect(), noted: std::mem::take(&mut self.noted) }
     }
 
     /// What was to be told is told in another way: those who wait for it wait for that.
@@ -288,9 +343,23 @@ impl Journal {
         }
     }
 
-    /// Nobody will be told anything any more of what there was.
-    pub(super) fn forget(&mut self) -> Vec<Departing> {
+    /// Nobody will be told anything any more of what there was; whoever sweeps tells what became of the clients. But of
+    /// those that nobody else knows.
+    pub(super) fn forget(&mut self, events: &Events) -> Vec<Departing> {
         self.begin();
+        let is_connect = |noted: &Noted| match noted {
+            Noted::Event(Event { about, what: What::Connect(_), .. }) => Some(about.client_id),
+            _ => None,
+        };
+        let unknown: HashSet<ClientId> = self.noted.iter().filter_map(is_connect).collect();
+        self.noted.retain(|noted| match noted {
+            Noted::Event(event) if unknown.contains(&event.about.client_id) => true,
+            Noted::Event(event) => {
+                events.lost(event.what.kind(), "node");
+                false
+            }
+            Noted::Uid(_) => false,
+        });
         let lot = self.taken.take().unwrap_or_default();
         lot.departing.into_iter().map(|(_, departing)| departing).collect()
     }

@@ -22,15 +22,16 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
-pub use events::{About, Event, Fate, Listener, Route};
+pub use events::{Event, Fate, Listener, Route, Whom};
 use journal::Journal;
-pub use journal::{Change, Receipt, Single, Told, Written};
+pub use journal::{Change, Noted, Rebound, Receipt, Single, Told, Untold, Written};
 use shard::{Delivery, Heard};
 pub use shard::{Except, Shard, Target, TooManyGroups, View};
 use targets::{Shards, Targets};
 pub use topics::{Topic, Topics};
 
 use crate::client::Client;
+use crate::event::{Events, Kind, Request, Room};
 use crate::heartbeat::Tick;
 use crate::id::{ClientId, Group, Uid};
 use crate::message::{Close, Message};
@@ -50,9 +51,20 @@ const BEAT: Duration = Duration::from_millis(100);
 
 enum Op {
     Deliver(Delivery),
-    Insert { client: Arc<Client>, is_guest: bool },
-    Said { id: ClientId, message: Bytes },
+    Insert { client: Arc<Client>, is_guest: bool, request: Option<Arc<Request>> },
+    Said { id: ClientId, message: Said },
     Run(Box<dyn FnOnce(&mut Shard) + Send>),
+}
+
+/// What a client has said.
+#[derive(Debug)]
+pub struct Said {
+    /// The message.
+    pub data: Bytes,
+    /// It came as a binary message.
+    pub is_binary: bool,
+    /// Its place among the events; none where it is not told as one.
+    pub room: Option<Room>,
 }
 
 /// What became of a message on this node.
@@ -79,6 +91,7 @@ pub struct Hub {
     /// What is in the inboxes that may change the indexes.
     changing: Arc<AtomicUsize>,
     others: Others,
+    events: Arc<Events>,
 }
 
 /// What a hub says to whoever tells other nodes about it.
@@ -143,13 +156,14 @@ impl ShardTasks {
 
 impl Hub {
     /// A hub of `shards` shards (1 to 64), each with its task. With `others` it keeps a journal of what they are to be
-    /// told: somebody must take it. A `listener` is told what clients do.
+    /// told: somebody must take it. A `listener` is told what clients do, at once; `events` in order with what others are told.
     pub fn start(
         shards: usize,
         tick: Option<&Tick>,
         metrics: &Arc<Metrics>,
         others: Option<Others>,
         listener: Option<&Arc<dyn Listener>>,
+        events: &Arc<Events>,
     ) -> (Self, ShardTasks) {
         let topics = || others.as_ref().map(|others| Arc::clone(&others.topics));
         let (uids, groups) = (Targets::new(topics(), Topic::Uid), Targets::new(topics(), Topic::Group));
@@ -162,13 +176,14 @@ impl Hub {
                 (journal, Arc::clone(&others.topics))
             });
             let indexes = (Arc::clone(&uids), Arc::clone(&groups));
-            let shard = Shard::new(index, indexes, Arc::clone(&clients), journal, listener.cloned());
+            let shard =
+                Shard::new(index, indexes, Arc::clone(&clients), journal, listener.cloned(), Arc::clone(events));
             tasks.spawn(run(shard, ops, tick.cloned(), Arc::clone(metrics)));
             inbox
         });
         let inboxes = inboxes.collect();
-        let hub = Self { inboxes, uids, groups, clients, changing: Arc::default(), others: others.unwrap_or_default() };
-        (hub, ShardTasks(tasks))
+        let (changing, others, events) = (Arc::default(), others.unwrap_or_default(), Arc::clone(events));
+        (Self { inboxes, uids, groups, clients, changing, others, events }, ShardTasks(tasks))
     }
 
     /// How many shards there are.
@@ -179,6 +194,11 @@ impl Hub {
     /// What this hub says to whoever tells other nodes about it.
     pub fn others(&self) -> &Others {
         &self.others
+    }
+
+    /// What is told of clients, and where.
+    pub fn events(&self) -> &Arc<Events> {
+        &self.events
     }
 
     /// Whether a topic has clients here.
@@ -195,15 +215,31 @@ impl Hub {
         self.clients.load(Ordering::Relaxed)
     }
 
-    /// Takes a client in. A guest is still shaking hands: only the listener knows of it.
-    pub async fn insert(&self, client: Arc<Client>, is_guest: bool) -> Result<(), Stopped> {
-        self.push(self.shard_of(client.id()), Op::Insert { client, is_guest }).await
+    /// Takes a client in that has come with a request. A guest is still shaking hands: only the listener knows of it.
+    pub async fn insert(
+        &self,
+        client: Arc<Client>,
+        is_guest: bool,
+        request: Option<Arc<Request>>,
+    ) -> Result<(), Stopped> {
+        self.push(self.shard_of(client.id()), Op::Insert { client, is_guest, request }).await
     }
 
-    /// A client has said something, which the listener is to be told. Where it cannot be taken now, the future waits
-    /// until it is.
-    pub fn said(&self, id: ClientId, message: Bytes) -> Option<BoxFuture<'static, ()>> {
+    /// A client has said something, which is to be told. Where it cannot be taken now, the future waits until it is.
+    pub fn said(&self, id: ClientId, data: Bytes, is_binary: bool) -> Option<BoxFuture<'static, ()>> {
         let inbox = self.inboxes.get(self.shard_of(id))?;
+        let mut message = Said { data, is_binary, room: None };
+        if self.events.has(Kind::Message) {
+            message.room = self.events.room_for_message(message.data.len());
+            if message.room.is_none() {
+                let (inbox, events) = (inbox.clone(), Arc::clone(&self.events));
+                let waiting = async move {
+                    message.room = Some(events.wait_for_room(message.data.len()).await);
+                    drop(inbox.send(Op::Said { id, message }).await);
+                };
+                return Some(waiting.boxed());
+            }
+        }
         let Err(mpsc::error::TrySendError::Full(op)) = inbox.try_send(Op::Said { id, message }) else {
             // When the hub has ended, nobody is told.
             return None;
@@ -495,8 +531,8 @@ async fn run(mut shard: Shard, mut inbox: mpsc::Receiver<Op>, tick: Option<Tick>
         {
             match op {
                 Op::Deliver(delivery) => appended += shard.deliver(delivery, alone),
-                Op::Insert { client, is_guest } => shard.insert(&client, is_guest),
-                Op::Said { id, message } => shard.said(id, &message),
+                Op::Insert { client, is_guest, request } => shard.insert(&client, is_guest, request),
+                Op::Said { id, message } => shard.said(id, message),
                 Op::Run(act) => act(&mut shard),
             }
             shard.settle();

@@ -16,14 +16,17 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
 
-use super::events::{About, Event, Fate, Listener, Route};
-use super::journal::{Change, Journal, Now, Receipt, Told};
+use super::Said;
+use super::events::{Event, Fate, Listener, Route, Whom};
+use super::journal::{Change, Journal, Noted, Now, Rebound, Receipt, Told, Untold};
 use super::targets::Targets;
 use super::topics::{Topic, Topics};
 use crate::client::{Client, Departed, LetGo, Pushed};
+use crate::event::{self, About, Events, Kind, Number, Request, Room, What};
 use crate::heartbeat::{Beat, Heartbeat, Tick};
 use crate::id::{ClientId, Group, Uid};
 use crate::message::{Close, Message, Protocol};
@@ -154,6 +157,8 @@ struct Facts {
     /// What is said to it reaches it: of a WebSocket, a good request has come.
     is_reachable: bool,
     route: Route,
+    /// How many of its events were told.
+    told: u32,
 }
 
 /// The state of one shard.
@@ -167,6 +172,9 @@ pub struct Shard {
     journal: Option<Journal>,
     topics: Option<Arc<Topics>>,
     listener: Option<Arc<dyn Listener>>,
+    events: Arc<Events>,
+    /// What has happened during the present step.
+    noted: Vec<Noted>,
     /// By slot; apart from the facts, so that a broadcast walks over little memory.
     clients: Vec<Option<Arc<Client>>>,
     facts: Vec<Option<Facts>>,
@@ -202,6 +210,7 @@ impl Shard {
         total: Arc<AtomicUsize>,
         others: Option<(Journal, Arc<Topics>)>,
         listener: Option<Arc<dyn Listener>>,
+        events: Arc<Events>,
     ) -> Self {
         let (journal, topics) = others.unzip();
         Self {
@@ -212,6 +221,8 @@ impl Shard {
             journal,
             topics,
             listener,
+            events,
+            noted: Vec::new(),
             clients: Vec::new(),
             facts: Vec::new(),
             free: Vec::new(),
@@ -233,8 +244,8 @@ impl Shard {
 
     // --- coming and going ---
 
-    /// Takes a client in; a guest is still shaking hands.
-    pub(super) fn insert(&mut self, client: &Arc<Client>, is_guest: bool) {
+    /// Takes a client in that has come with a request; a guest is still shaking hands.
+    pub(super) fn insert(&mut self, client: &Arc<Client>, is_guest: bool, request: Option<Arc<Request>>) {
         let connection = client.id().connection;
         let facts = Facts {
             uid: None,
@@ -246,6 +257,7 @@ impl Shard {
             is_guest,
             is_reachable: !is_guest,
             route: None,
+            told: 0,
         };
         let slot = match self.free.pop() {
             Some(slot) => slot,
@@ -265,7 +277,7 @@ impl Shard {
             if is_guest {
                 self.guests += 1;
             } else {
-                self.arrived(slot);
+                self.arrived(slot, request);
             }
             // A WebSocket that is no guest came when nobody listened.
             if is_guest || client.protocol() != Protocol::WebSocket {
@@ -275,21 +287,29 @@ impl Shard {
     }
 
     /// A guest is a client like others from now on. False when it is gone.
-    pub(crate) fn welcome(&mut self, id: ClientId) -> bool {
+    pub(crate) fn welcome(&mut self, id: ClientId, request: Option<Arc<Request>>) -> bool {
         let Some(slot) = self.slot(id) else { return false };
         if let Some(facts) = self.facts_mut(slot)
             && std::mem::replace(&mut facts.is_guest, false)
         {
             self.guests -= 1;
-            self.arrived(slot);
+            self.arrived(slot, request);
         }
         true
     }
 
     /// A client is there for everyone, with what it has.
-    fn arrived(&mut self, slot: Slot) {
+    fn arrived(&mut self, slot: Slot, request: Option<Arc<Request>>) {
         if self.total.fetch_add(1, Ordering::Relaxed) == 0 {
             self.changed_from_or_to_nobody();
+        }
+        if let Some(request) = request {
+            self.happened(slot, What::Connect(request), None);
+        }
+        let uid = self.facts.get(slot as usize).and_then(Option::as_ref).and_then(|facts| facts.uid.clone());
+        if let Some(uid) = uid {
+            let bound = self.uid_targets.look(&uid, |clients| self.bound_alone(clients));
+            self.rebound(slot, Number::Nth, None, Some((uid, bound)));
         }
         let Some(id) = self.client(slot).map(|client| client.id()) else { return };
         let Some(facts) = self.facts.get(slot as usize).and_then(Option::as_ref) else { return };
@@ -310,9 +330,15 @@ impl Shard {
     // --- what the listener is told ---
 
     /// A client has said something.
-    pub(super) fn said(&mut self, id: ClientId, message: &[u8]) {
-        if let Some(slot) = self.slot(id) {
-            self.tell(slot, Event::Said(message));
+    pub(super) fn said(&mut self, id: ClientId, message: Said) {
+        let Some(slot) = self.slot(id) else { return };
+        if !self.tell(slot, Event::Said(&message.data)) {
+            return;
+        }
+        if let Said { data, is_binary, room: Some(room) } = message {
+            // What was read shares its memory with what else was read then.
+            let data = Bytes::copy_from_slice(&data);
+            self.happened(slot, What::Message { data, is_binary }, Some(room));
         }
     }
 
@@ -332,7 +358,7 @@ impl Shard {
         let (Some(Some(client)), Some(Some(facts))) = (self.clients.get(place), self.facts.get_mut(place)) else {
             return false;
         };
-        let about = About { id: client.id(), arrival: Some(client.arrival()), session: facts.session.as_ref() };
+        let about = Whom { id: client.id(), arrival: Some(client.arrival()), session: facts.session.as_ref() };
         let close = match listener.tell(event, about, &mut facts.route) {
             Fate::Stays => return true,
             Fate::Refused => Close::NO_WORKER,
@@ -340,6 +366,52 @@ impl Shard {
         };
         self.close_slot(slot, None, &close);
         false
+    }
+
+    // --- what applications are told ---
+
+    /// An event of a client, if it is told anywhere. `room` is there for a message.
+    fn happened(&mut self, slot: Slot, what: What, room: Option<Room>) {
+        let kind = what.kind();
+        if !self.events.has(kind) {
+            return;
+        }
+        let number = if kind == Kind::Close { |_| Number::Close } else { Number::Nth };
+        let Some(about) = self.about(slot, number) else { return };
+        let Some(room) = room.or_else(|| self.events.room(kind)) else { return };
+        let uid = self.facts.get(slot as usize).and_then(Option::as_ref).and_then(|facts| facts.uid.clone());
+        self.noted.push(Noted::Event(event::Event { about, uid, what, room }));
+    }
+
+    /// A client's uid has changed.
+    fn rebound(&mut self, slot: Slot, number: fn(u32) -> Number, was: Option<Uid>, now: Option<(Uid, Option<What>)>) {
+        let is_same = was.as_ref() == now.as_ref().map(|(uid, _)| uid);
+        if is_same || !self.events.has_uids() {
+            return;
+        }
+        let Some(about) = self.about(slot, number) else { return };
+        let kind = if now.is_some() { Kind::Bound } else { Kind::Unbound };
+        if let Some(room) = self.events.room(kind) {
+            self.noted.push(Noted::Uid(Rebound { about, room, was, now }));
+        }
+    }
+
+    /// What is told of a client with an event; none while it is a guest.
+    fn about(&mut self, slot: Slot, number: fn(u32) -> Number) -> Option<About> {
+        let client_id = self.client(slot)?.id();
+        let origin = self.events.origin();
+        let facts = self.facts_mut(slot).filter(|facts| !facts.is_guest)?;
+        let number = number(facts.told);
+        facts.told += 1;
+        let (session, groups) = (facts.session.clone(), facts.groups.clone());
+        let at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+        Some(About { client_id, origin, number, session, groups, at })
+    }
+
+    /// On a node that is alone, what it means that a uid has so many clients now.
+    fn bound_alone(&self, clients: usize) -> Option<What> {
+        let is_told = self.journal.is_none() && self.events.has_uids();
+        is_told.then(|| What::Bound { first: clients == 1, seq: self.events.next_seq() })
     }
 
     /// The journal, of what others are to be told of this client.
@@ -356,6 +428,7 @@ impl Shard {
 
     /// Lets a client go, whatever ended it: it leaves its uid and groups, and its owner is told what it had. The only way out.
     fn remove(&mut self, slot: Slot, close: Close, farewell: Farewell) {
+        self.ending(slot, &close);
         let place = slot as usize;
         let Some(client) = self.clients.get_mut(place).and_then(Option::take) else { return };
         let Some(mut facts) = self.facts.get_mut(place).and_then(Option::take) else { return };
@@ -388,7 +461,7 @@ impl Shard {
         }
         if let Some(listener) = self.listener.as_ref().filter(|listener| listener.listens()) {
             let (id, arrival) = (client.id(), Some(client.arrival()));
-            let about = About { id, arrival, session: facts.session.as_ref() };
+            let about = Whom { id, arrival, session: facts.session.as_ref() };
             // Whoever was refused at once was never told of; and of a node that was swept, the one that sweeps tells what
             // it knows.
             if close == Close::FENCED && known {
@@ -400,6 +473,19 @@ impl Shard {
         let departed =
             Departed { id: client.id(), uid: facts.uid, groups: facts.groups, session: facts.session, close };
         self.departing.push(Departing { client: Some(client), departed, farewell, known });
+    }
+
+    /// Notes a client's end, but where others tell it.
+    fn ending(&mut self, slot: Slot, close: &Close) {
+        let Some(id) = self.client(slot).map(|client| client.id()) else { return };
+        if *close == Close::FENCED && self.journal.as_ref().is_some_and(|journal| journal.is_known(id)) {
+            return;
+        }
+        let uid = self.facts.get(slot as usize).and_then(Option::as_ref).and_then(|facts| facts.uid.clone());
+        if uid.is_some() {
+            self.rebound(slot, |_| Number::LastUnbound, uid, None);
+        }
+        self.happened(slot, What::Close(close.clone()), None);
     }
 
     /// The client's socket has ended by itself.
@@ -459,8 +545,21 @@ impl Shard {
     /// Ends a step: what was left leaves the node's index, too. Not before: whoever sends to a uid or group looks there
     /// first, and of a step "leave A, join B" must find A or B at any moment.
     pub(super) fn settle(&mut self) {
-        settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids);
-        settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups);
+        let (events, alone) = (&self.events, self.journal.is_none() && self.events.has_uids());
+        let mut left = Vec::new();
+        settle(&self.uids, &self.uid_targets, self.index, &mut self.left_uids, |uid, clients| {
+            if alone {
+                left.push((uid.clone(), What::Unbound { last: clients == 0, seq: events.next_seq() }));
+            }
+        });
+        settle(&self.groups, &self.group_targets, self.index, &mut self.left_groups, |_, _| ());
+        if !self.noted.is_empty() {
+            let noted = std::mem::take(&mut self.noted);
+            match &mut self.journal {
+                Some(journal) => journal.happened(noted),
+                None => noted.into_iter().for_each(|noted| self.tell_alone(noted, &mut left)),
+            }
+        }
         for mut departing in std::mem::take(&mut self.departing) {
             match &mut self.journal {
                 None => departing.finish_alone(),
@@ -475,6 +574,25 @@ impl Shard {
         }
     }
 
+    /// On a node that is alone, what has happened is told at once; with what leaving a uid meant.
+    fn tell_alone(&self, noted: Noted, left: &mut Vec<(Uid, What)>) {
+        let mut rebound = match noted {
+            Noted::Event(event) => return self.events.tell_webhook(event),
+            Noted::Uid(rebound) => rebound,
+        };
+        if let Some(was) = rebound.was.take()
+            && let Some(place) = left.iter().position(|(uid, _)| *uid == was)
+        {
+            let (uid, what) = left.remove(place);
+            let event = rebound.event(&uid, what);
+            self.events.tell_webhook(event);
+        }
+        if let Some((uid, Some(what))) = rebound.now.take() {
+            let event = rebound.event(&uid, what);
+            self.events.tell_webhook(event);
+        }
+    }
+
     // --- what others are told ---
 
     /// Says when all that was changed up to now of these clients is told to the others.
@@ -483,7 +601,7 @@ impl Shard {
     }
 
     /// Takes what others are to be told; none when there is nothing.
-    pub fn take_changes(&mut self) -> Option<Vec<(ClientId, Change)>> {
+    pub fn take_untold(&mut self) -> Option<Untold> {
         let mut journal = self.journal.take()?;
         let changes = (!journal.is_empty()).then(|| journal.take(|id| self.now(id)));
         self.journal = Some(journal);
@@ -491,8 +609,9 @@ impl Shard {
     }
 
     /// Takes all there is, as if nothing had been told ever; and what was to be taken back.
-    pub fn take_everything(&mut self) -> Vec<(ClientId, Change)> {
-        let mut changes: HashMap<ClientId, Change> = self.take_changes().unwrap_or_default().into_iter().collect();
+    pub fn take_everything(&mut self) -> Untold {
+        let Untold { changes, noted } = self.take_untold().unwrap_or_default();
+        let mut changes: HashMap<ClientId, Change> = changes.into_iter().collect();
         let ids: Vec<ClientId> = self.all().filter(|client| !client.is_guest).map(|client| client.id).collect();
         for id in ids {
             let Some(mut everything) = self.now(id).map(|now| now.everything()) else { continue };
@@ -501,7 +620,12 @@ impl Shard {
             }
             changes.insert(id, everything);
         }
-        changes.into_iter().collect()
+        Untold { changes: changes.into_iter().collect(), noted }
+    }
+
+    /// Whether everybody knows all of it.
+    pub fn is_told(&self) -> bool {
+        self.journal.as_ref().is_none_or(Journal::is_empty)
     }
 
     /// What was taken is told; returns what those had who have left with it.
@@ -531,7 +655,8 @@ impl Shard {
 
     /// Nobody will be told any more by us of what has changed up to now.
     pub fn forget_changes(&mut self) {
-        let departing = self.journal.as_mut().map(Journal::forget).unwrap_or_default();
+        let events = &self.events;
+        let departing = self.journal.as_mut().map(|journal| journal.forget(events)).unwrap_or_default();
         for departing in departing {
             departing.finish();
         }
@@ -553,15 +678,17 @@ impl Shard {
     /// Binds a client to a uid, replacing the one it had; it is to be the `single` one. False when it is not here; so for
     /// all changes.
     pub fn bind(&mut self, id: ClientId, uid: &Uid, single: bool) -> bool {
-        if !self.unbind(id, None) {
-            return false;
-        }
         let Some(slot) = self.slot(id) else { return false };
-        let uid = enter(&mut self.uids, &self.uid_targets, self.index, uid, slot);
+        let was = self.take_uid(slot, None);
+        let held = self.uids.get_key_value(uid).map(|(held, _)| held.clone());
+        let uid = held.unwrap_or_else(|| uid.clone());
+        let bound = self.uid_targets.enter(&uid, self.index, |clients| self.bound_alone(clients));
+        enter(&mut self.uids, &uid, slot);
         if let Some(facts) = self.facts_mut(slot) {
-            facts.uid = Some(uid);
+            facts.uid = Some(uid.clone());
             facts.order = 0;
         }
+        self.rebound(slot, Number::Nth, was, Some((uid, bound)));
         if let Some(journal) = self.journal_of(slot) {
             journal.bound(id, single);
         }
@@ -571,16 +698,21 @@ impl Shard {
     /// Unbinds a client; with `only`, only from that uid.
     pub fn unbind(&mut self, id: ClientId, only: Option<&Uid>) -> bool {
         let Some(slot) = self.slot(id) else { return false };
-        let Some(facts) = self.facts_mut(slot) else { return false };
-        if (only.is_none() || only == facts.uid.as_ref())
-            && let Some(uid) = facts.uid.take()
-        {
-            leave(&mut self.uids, &mut self.left_uids, &uid, slot);
-            if let Some(journal) = self.journal_of(slot) {
-                journal.unbound(id, &uid);
-            }
-        }
+        let was = self.take_uid(slot, only);
+        self.rebound(slot, Number::Nth, was, None);
         true
+    }
+
+    /// Takes a client's uid from it; with `only`, only that one.
+    fn take_uid(&mut self, slot: Slot, only: Option<&Uid>) -> Option<Uid> {
+        let id = self.client(slot)?.id();
+        let facts = self.facts_mut(slot).filter(|facts| only.is_none() || only == facts.uid.as_ref())?;
+        let uid = facts.uid.take()?;
+        leave(&mut self.uids, &mut self.left_uids, &uid, slot);
+        if let Some(journal) = self.journal_of(slot) {
+            journal.unbound(id, &uid);
+        }
+        Some(uid)
     }
 
     /// Puts a client into groups, at most `most` in all. All or none.
@@ -618,7 +750,10 @@ impl Shard {
         facts.has_joined |= !groups.is_empty();
         facts.groups.reserve_exact(fresh.len());
         for group in fresh {
-            facts.groups.push(enter(&mut self.groups, &self.group_targets, self.index, group, slot));
+            let group = self.groups.get_key_value(group).map_or_else(|| group.clone(), |(held, _)| held.clone());
+            self.group_targets.enter(&group, self.index, |_| ());
+            enter(&mut self.groups, &group, slot);
+            facts.groups.push(group);
         }
         Ok(())
     }
@@ -888,6 +1023,10 @@ impl Shard {
             let (Some(Some(client)), Some(Some(facts))) = (self.clients.get(place), self.facts.get_mut(place)) else {
                 continue;
             };
+            if client.has_hung_up() {
+                idle.push((place as Slot, Close::LOST));
+                continue;
+            }
             if client.protocol() != Protocol::WebSocket && !tick.for_streams {
                 continue;
             }
@@ -1031,22 +1170,12 @@ impl Hasher for SlotHasher {
     }
 }
 
-/// Adds a member here and to the node's index; returns the name as the map holds it, so that all share its text.
-fn enter<N: std::hash::Hash + Eq + Clone>(
-    map: &mut HashMap<N, Members>,
-    targets: &Targets<N>,
-    shard: usize,
-    name: &N,
-    slot: Slot,
-) -> N {
-    targets.enter(name, shard);
-    let held = map.get_key_value(name).map(|(held, _)| held.clone());
-    if let Some(members) = map.get_mut(name) {
-        members.insert(slot);
-    } else {
-        map.insert(name.clone(), Members::One(slot));
+/// Adds a member here.
+fn enter<N: std::hash::Hash + Eq + Clone>(map: &mut HashMap<N, Members>, name: &N, slot: Slot) {
+    match map.get_mut(name) {
+        Some(members) => members.insert(slot),
+        None => drop(map.insert(name.clone(), Members::One(slot))),
     }
-    held.unwrap_or_else(|| name.clone())
 }
 
 /// Removes a member here; the node's index follows in [`Shard::settle`].
@@ -1063,9 +1192,10 @@ fn settle<N: std::hash::Hash + Eq + Clone>(
     targets: &Targets<N>,
     shard: usize,
     left: &mut Vec<N>,
+    mut stamp: impl FnMut(&N, usize),
 ) {
     for name in left.drain(..) {
-        targets.leave(&name, shard, !map.contains_key(&name));
+        targets.leave(&name, shard, !map.contains_key(&name), |clients| stamp(&name, clients));
     }
     // A large client's end shall not be remembered for ever.
     left.shrink_to(64);

@@ -66,8 +66,8 @@ impl<N: Hash + Eq + Clone> Targets<N> {
         }
     }
 
-    /// A client of `shard` holds the target now.
-    pub(super) fn enter(&self, name: &N, shard: usize) {
+    /// A client of `shard` holds the target now. `stamp` sees how many do, in one order with all others who come and go.
+    pub(super) fn enter<T>(&self, name: &N, shard: usize, stamp: impl FnOnce(usize) -> T) -> T {
         self.with(name, |stripe| {
             let held = match stripe.get_mut(name) {
                 Some(held) => held,
@@ -78,25 +78,33 @@ impl<N: Hash + Eq + Clone> Targets<N> {
             if held.clients == 1 {
                 self.changed(name);
             }
-        });
+            stamp(held.clients)
+        })
     }
 
-    /// A client of `shard` holds it no more; `last` says that the shard has no other.
-    pub(super) fn leave(&self, name: &N, shard: usize, last: bool) {
+    /// A client of `shard` holds it no more; `last` says that the shard has no other. `stamp` as with [`Self::enter`].
+    pub(super) fn leave<T>(&self, name: &N, shard: usize, last: bool, stamp: impl FnOnce(usize) -> T) -> T {
         self.with(name, |stripe| {
-            let Some(held) = stripe.get_mut(name) else { return };
+            let Some(held) = stripe.get_mut(name) else { return stamp(0) };
             held.clients -= 1;
             if last {
                 held.shards.0 &= !Shards::one(shard).0;
             }
-            if held.clients == 0 {
+            let left = held.clients;
+            if left == 0 {
                 self.changed(name);
                 stripe.remove(name);
                 if stripe.capacity() > 64 && stripe.len() < stripe.capacity() / 8 {
                     stripe.shrink_to_fit();
                 }
             }
-        });
+            stamp(left)
+        })
+    }
+
+    /// As [`Self::enter`], and nothing changes.
+    pub(super) fn look<T>(&self, name: &N, stamp: impl FnOnce(usize) -> T) -> T {
+        self.with(name, |stripe| stamp(stripe.get(name).map_or(0, |held| held.clients)))
     }
 
     /// The shards that hold the target.
@@ -106,7 +114,7 @@ impl<N: Hash + Eq + Clone> Targets<N> {
 
     /// How many clients hold the target.
     pub(super) fn clients(&self, name: &N) -> usize {
-        self.with(name, |stripe| stripe.get(name).copied()).unwrap_or_default().clients
+        self.look(name, |clients| clients)
     }
 
     /// How many targets there are.

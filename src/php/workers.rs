@@ -15,7 +15,7 @@ use super::packet::{self, HEADER, MAX_PACKET, Origin, SCALAR, command};
 use super::{request, session};
 use crate::client::Arrival;
 use crate::config::WorkersPolicy;
-use crate::hub::{About, Event, Fate, Listener, Route};
+use crate::hub::{Event, Fate, Listener, Route, Whom};
 use crate::metrics::{Metrics, Reason};
 use crate::throttle::Throttle;
 
@@ -208,7 +208,7 @@ impl Listener for Workers {
         request::describe(head, origin.client, origin.port)
     }
 
-    fn tell(&self, event: Event<'_>, about: About<'_>, route: &mut Route) -> Fate {
+    fn tell(&self, event: Event<'_>, about: Whom<'_>, route: &mut Route) -> Fate {
         if matches!(event, Event::Lost) {
             self.state.lock().ended(route);
             return Fate::Stays;

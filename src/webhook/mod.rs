@@ -1,5 +1,366 @@
 //! The application's own address: what it is told there, and what it answers.
+//!
+//! **Order.** Events of one client wait in its own line; the first of a line is told, and the next when that is accepted
+//! or given up. So one request is under way for each client, and at most [`MOST_CALLS`] in all.
+//!
+//! **Trouble.** What is answered with 408, 429 or 5xx waits for its next attempt, and its client's others behind it. When
+//! nobody answers at all, all lines wait together: one call at a time tries whether somebody is there again. What was not
+//! accepted for `WEBHOOK_MAX_AGE` is dropped, and counted. What waits has its place in [`Events`]: clients that go on
+//! talking beyond that are not read from.
 
 mod caller;
 
+use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::StatusCode;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
+use tokio_util::sync::CancellationToken;
+
 pub use caller::{ANSWER, Accepted, Caller, Refused};
+
+use crate::command::Value;
+use crate::config::WebhookConfig;
+use crate::event::{About, Errand, Event, Events, Kind, Number, Request, Room, What};
+use crate::gateway::Gateway;
+use crate::id::ClientId;
+use crate::message::Close;
+use crate::metrics::{Metrics, Reason};
+
+/// Requests under way at once.
+const MOST_CALLS: usize = 64;
+
+/// Clients for which the application is asked at once; the others wait, within their time.
+const MOST_ASKED: usize = 256;
+
+/// The shortest and the longest wait before another attempt.
+const WAITS: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(30));
+
+/// The same where nobody answers.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3));
+
+/// How often it is looked for what is too old.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// The webhook of a node.
+pub struct Webhook {
+    caller: Arc<Caller>,
+    config: WebhookConfig,
+    events: Arc<Events>,
+    asking: Semaphore,
+    metrics: Arc<Metrics>,
+}
+
+/// Why a client is not let in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum NotAdmitted {
+    /// The application does not want it: 401 or 403.
+    Refused(StatusCode),
+    /// It has not said anything of use.
+    NoAnswer,
+}
+
+/// The application lets a client in. Whatever becomes of that client now, the application will hear of its end.
+pub(crate) struct Consent {
+    events: Arc<Events>,
+    about: Option<About>,
+    commands: Vec<Value>,
+}
+
+impl Consent {
+    /// The client is there: what the application wants done is done, and the rest tells of its end.
+    pub(crate) fn used(mut self) {
+        let commands = std::mem::take(&mut self.commands);
+        if let Some(about) = self.about.take().filter(|_| !commands.is_empty()) {
+            self.events.send(Errand::Run(about.client_id, commands));
+        }
+    }
+}
+
+impl Drop for Consent {
+    fn drop(&mut self) {
+        if let (Some(about), Some(room)) = (self.about.take(), self.events.room(Kind::Close)) {
+            let about = About { number: Number::Close, ..about };
+            self.events.tell_webhook(Event { about, uid: None, what: What::Close(Close::LOST), room });
+        }
+    }
+}
+
+impl Webhook {
+    /// The application at the settings' URL is told these events.
+    pub fn new(caller: Arc<Caller>, config: WebhookConfig, events: Arc<Events>, metrics: Arc<Metrics>) -> Self {
+        Self { caller, config, events, asking: Semaphore::new(MOST_ASKED), metrics }
+    }
+
+    /// Asks, once, whether a client is let in.
+    pub(crate) async fn ask(&self, client_id: ClientId, request: &Arc<Request>) -> Result<Consent, NotAdmitted> {
+        let at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
+        let origin = self.events.origin();
+        let about = About { client_id, origin, number: Number::Nth(0), session: None, groups: Vec::new(), at };
+        let what = What::Connect(Arc::clone(request));
+        let event = Event { about: about.clone(), uid: None, what, room: Room::default() };
+        let within = self.config.connect_timeout;
+        let asked = async {
+            // It is never closed.
+            let _turn = self.asking.acquire().await;
+            self.call(event.to_json(), within).await
+        };
+        let commands = match timeout(within, asked).await {
+            Ok(Ok(Accepted { commands })) => commands,
+            Ok(Err(Refused::Status(status @ (401 | 403)))) => {
+                return Err(NotAdmitted::Refused(StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN)));
+            }
+            _ if self.config.connect_fails_open => Vec::new(),
+            _ => return Err(NotAdmitted::NoAnswer),
+        };
+        self.events.told(Kind::Connect, "webhook");
+        Ok(Consent { events: Arc::clone(&self.events), about: Some(about), commands })
+    }
+
+    async fn call(&self, body: bytes::Bytes, within: Duration) -> Result<Accepted, Refused> {
+        let started = Instant::now();
+        self.metrics.webhook_in_flight.inc();
+        let result = self.caller.call(body, within).await;
+        self.metrics.webhook_in_flight.dec();
+        self.metrics.webhook_seconds.observe(started.elapsed().as_secs_f64());
+        let outcome = match &result {
+            Ok(_) => "ok",
+            Err(Refused::NoAnswer(_)) => "no_answer",
+            Err(Refused::Status(400..500)) => "4xx",
+            Err(Refused::Status(500..)) => "5xx",
+            Err(Refused::Status(_)) => "other",
+        };
+        self.metrics.webhook_requests.get_or_create(&Reason { reason: outcome }).inc();
+        result
+    }
+
+    /// Tells what is to be told; from `stop` on only what is left, as far as there is time.
+    pub(crate) async fn run(self: Arc<Self>, gateway: Arc<Gateway>, stop: CancellationToken, time: Duration) {
+        let mut teller = Teller {
+            webhook: Arc::clone(&self),
+            gateway,
+            lines: HashMap::new(),
+            ready: VecDeque::new(),
+            later: BTreeSet::new(),
+            calls: JoinSet::new(),
+            pause: None,
+        };
+        let mut look = tokio::time::interval(LOOK);
+        let mut deadline = None;
+        loop {
+            let next = teller.next_attempt();
+            tokio::select! {
+                biased;
+                errands = self.events.errands() => errands.into_iter().for_each(|errand| teller.take(errand)),
+                Some(called) = teller.calls.join_next() => match called {
+                    Ok((client, result)) => teller.called(client, result),
+                    Err(error) => tracing::error!(%error, "a call of the webhook broke"),
+                },
+                () = stop.cancelled(), if deadline.is_none() => deadline = Some(Instant::now() + time),
+                () = until(deadline) => return teller.give_up(),
+                () = until(next) => {}
+                _ = look.tick() => teller.drop_old(),
+            }
+            if deadline.is_some() && teller.lines.is_empty() {
+                return;
+            }
+            teller.call_next();
+        }
+    }
+}
+
+async fn until(time: Option<Instant>) {
+    match time {
+        Some(time) => sleep_until(time).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// What one client's errands wait in.
+#[derive(Default)]
+struct Line {
+    items: VecDeque<Item>,
+    /// The first is under way.
+    is_busy: bool,
+}
+
+struct Item {
+    errand: Errand,
+    since: Instant,
+    attempts: u32,
+}
+
+/// The lines, and whose turn it is. One task owns it.
+struct Teller {
+    webhook: Arc<Webhook>,
+    gateway: Arc<Gateway>,
+    /// None is empty.
+    lines: HashMap<ClientId, Line>,
+    /// Those whose first can be told.
+    ready: VecDeque<ClientId>,
+    /// Those whose first waits for another attempt.
+    later: BTreeSet<(Instant, ClientId)>,
+    calls: JoinSet<(ClientId, Result<(), Refused>)>,
+    /// Nobody has answered: until when all wait, and for how long.
+    pause: Option<(Instant, Duration)>,
+}
+
+impl Teller {
+    fn take(&mut self, errand: Errand) {
+        let client = match &errand {
+            Errand::Tell(event) => event.about.client_id,
+            Errand::Run(client, _) => *client,
+        };
+        let line = self.lines.entry(client).or_default();
+        if line.items.is_empty() {
+            self.ready.push_back(client);
+        }
+        line.items.push_back(Item { errand, since: Instant::now(), attempts: 0 });
+    }
+
+    /// When something can be told that cannot now.
+    fn next_attempt(&self) -> Option<Instant> {
+        let paused = self.pause.map(|(until, _)| until).filter(|_| self.calls.is_empty() && !self.ready.is_empty());
+        let later = self.later.first().map(|(at, _)| *at);
+        paused.into_iter().chain(later).min()
+    }
+
+    fn call_next(&mut self) {
+        let now = Instant::now();
+        while let Some((_, client)) = self.later.first().copied().filter(|(at, _)| *at <= now) {
+            self.later.pop_first();
+            self.ready.push_back(client);
+        }
+        let most = match self.pause {
+            None => MOST_CALLS,
+            Some((until, _)) => usize::from(until <= now),
+        };
+        while self.calls.len() < most
+            && let Some(client) = self.ready.pop_front()
+        {
+            self.call(client);
+        }
+    }
+
+    /// Does the first of a client's line, if there is one that is not under way.
+    fn call(&mut self, client: ClientId) {
+        let Some(line) = self.lines.get_mut(&client).filter(|line| !line.is_busy) else { return };
+        let Some(item) = line.items.front_mut() else { return };
+        line.is_busy = true;
+        let (webhook, gateway) = (Arc::clone(&self.webhook), Arc::clone(&self.gateway));
+        match &mut item.errand {
+            Errand::Tell(event) => {
+                let body = event.to_json();
+                self.calls.spawn(async move {
+                    let called = webhook.call(body, ANSWER).await;
+                    if let Ok(Accepted { commands }) = &called {
+                        gateway.run_answered(commands).await;
+                    }
+                    (client, called.map(drop))
+                });
+            }
+            Errand::Run(_, commands) => {
+                let commands = std::mem::take(commands);
+                self.calls.spawn(async move {
+                    gateway.run_answered(&commands).await;
+                    (client, Ok(()))
+                });
+            }
+        }
+    }
+
+    /// The first of a client's line was done, or not.
+    fn called(&mut self, client: ClientId, result: Result<(), Refused>) {
+        let now = Instant::now();
+        let Some(line) = self.lines.get_mut(&client) else { return };
+        line.is_busy = false;
+        let Some(item) = line.items.front_mut() else { return };
+        item.attempts += 1;
+        let (kind, attempts) = (item.kind(), item.attempts);
+        let is_old = item.since.elapsed() >= self.webhook.config.max_age;
+        self.pause = match (&result, self.pause) {
+            // Of several calls that nobody has answered, the first one counts.
+            (Err(Refused::NoAnswer(_)), Some((until, pause))) if until > now => Some((until, pause)),
+            (Err(refused @ Refused::NoAnswer(_)), before) => {
+                if before.is_none() {
+                    tracing::warn!(%refused, "the webhook is out of reach; trying on");
+                }
+                let pause = before.map_or(PAUSES.0, |(_, pause)| (pause * 2).min(PAUSES.1));
+                Some((now + pause, pause))
+            }
+            (_, before) => {
+                if before.is_some() {
+                    tracing::info!("the webhook answers again");
+                }
+                None
+            }
+        };
+        match result {
+            Err(refused) if refused.may_be_tried_again() && !is_old => {
+                let most = if matches!(refused, Refused::NoAnswer(_)) { PAUSES.1 } else { WAITS.1 };
+                let wait = (WAITS.0 * (1 << attempts.min(10).saturating_sub(1))).min(most);
+                self.later.insert((now + jittered(wait), client));
+                return;
+            }
+            Err(refused) => {
+                tracing::debug!(%refused, "an event was not accepted");
+                if let Some(kind) = kind {
+                    self.webhook.events.lost(kind, if is_old { "too_old" } else { "refused" });
+                }
+            }
+            Ok(()) => {
+                if let Some(kind) = kind {
+                    self.webhook.events.told(kind, "webhook");
+                }
+            }
+        }
+        line.items.pop_front();
+        if line.items.is_empty() {
+            self.lines.remove(&client);
+        } else {
+            self.ready.push_back(client);
+        }
+    }
+
+    /// What has waited for too long is told no more, also where its turn never came.
+    fn drop_old(&mut self) {
+        let (max_age, events) = (self.webhook.config.max_age, &self.webhook.events);
+        self.lines.retain(|_, line| {
+            while !line.is_busy
+                && let Some(item) = line.items.pop_front_if(|item| item.since.elapsed() >= max_age)
+            {
+                if let Some(kind) = item.kind() {
+                    events.lost(kind, "too_old");
+                }
+            }
+            !line.items.is_empty()
+        });
+    }
+
+    /// Nobody is told of what is left.
+    fn give_up(&mut self) {
+        for kind in self.lines.values().flat_map(|line| &line.items).filter_map(Item::kind) {
+            self.webhook.events.lost(kind, "stopped");
+        }
+    }
+}
+
+impl Item {
+    /// Of the event, if it is one.
+    fn kind(&self) -> Option<Kind> {
+        match &self.errand {
+            Errand::Tell(event) => Some(event.what.kind()),
+            Errand::Run(..) => None,
+        }
+    }
+}
+
+/// A quarter more or less, so that what failed together is not tried together.
+fn jittered(wait: Duration) -> Duration {
+    // A few random bits are enough, and a UUID has them.
+    let random = uuid::Uuid::new_v4().as_u128() as u32 % 50;
+    wait * (75 + random) / 100
+}

@@ -26,8 +26,10 @@ use super::keys::Channel;
 use super::redis::{Address, Alive, Command, ConnectError, Connection, NO_RING, RedisError, Reply};
 use super::{Backoff, CannotListen, Identity, OpenLan, Refused, Shared, Tell};
 use crate::config::ClusterConfig;
+use crate::event::Origin;
 use crate::hub::Hub;
 use crate::message::Close;
+use crate::metrics::ConsumerGroup;
 
 /// A judge that lost Redis for longer begins to watch anew.
 const IN_TOUCH: Duration = Duration::from_secs(2);
@@ -37,6 +39,9 @@ const TOMBSTONE: Duration = Duration::from_hours(24);
 
 /// The public facts of a node are written this often.
 pub(super) const FACTS: Duration = Duration::from_secs(5);
+
+/// Of so many consumer groups it is told how far they have come.
+const MOST_GROUPS: usize = 100;
 
 /// So many ports are tried for the LAN address.
 const MOST_PORTS: u16 = 1000;
@@ -286,6 +291,7 @@ impl Members {
         let mut identity = self.shared.identity.write();
         let mut next = Identity::clone(&identity);
         change(&mut next);
+        self.hub.events().set_origin(Origin { node: next.node_id.clone(), run: next.run.clone() });
         *identity = Arc::new(next);
     }
 
@@ -417,9 +423,34 @@ impl Members {
         let facts = facts.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
         let command = Command::hset(self.shared.keys.node(node_id)).args(facts);
         connection.call(command).await?;
+        self.look_at_events(connection).await?;
         let said = envelope::seal(Header::Node(node_id.clone()), b"");
         let channel = self.shared.keys.channel(&Channel::Ask);
         connection.call(Command::publish(channel).arg(said)).await.map(drop)
+    }
+
+    /// How long the stream of events is, and how far each of those who read it has come.
+    async fn look_at_events(&self, connection: &Connection) -> Result<(), RedisError> {
+        if !self.hub.events().has_stream() {
+            return Ok(());
+        }
+        let (stream, metrics) = (self.shared.keys.events(), &self.shared.metrics);
+        let looks = vec![Command::xlen(stream.as_str()), Command::xinfo("GROUPS").arg(stream)];
+        let mut replies = connection.pipeline(looks).await?.into_iter();
+        let as_gauge = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+        if let Some(Ok(length)) = replies.next() {
+            metrics.events_length.set(as_gauge(length.number()));
+        }
+        // It is refused as long as there is no stream. Before Redis 7 nothing is known of a lag.
+        metrics.events_lag.clear();
+        let groups = replies.next().and_then(Result::ok).map(Reply::list).unwrap_or_default();
+        for group in groups.into_iter().take(MOST_GROUPS) {
+            let fields: HashMap<String, String> = group.pairs().into_iter().collect();
+            if let (Some(name), Some(Ok(lag))) = (fields.get("name"), fields.get("lag").map(|lag| lag.parse())) {
+                metrics.events_lag.get_or_create(&ConsumerGroup { group: name.clone() }).set(lag);
+            }
+        }
+        Ok(())
     }
 
     // --- the end ---
@@ -490,7 +521,11 @@ impl Members {
     async fn try_to_leave(&self, connection: &Connection, identity: &Identity) -> Result<bool, RedisError> {
         let keys = &self.shared.keys;
         let index = keys.index(&identity.run);
-        if self.hub.clients() > 0 || connection.call(Command::exists(index)).await?.number() > 0 {
+        let is_told = self.hub.at_all(|shard| shard.is_told()).await.unwrap_or_default();
+        if self.hub.clients() > 0
+            || is_told.contains(&false)
+            || connection.call(Command::exists(index)).await?.number() > 0
+        {
             return Ok(false);
         }
         // No renewal is under way now, and none follows.

@@ -9,8 +9,9 @@ use tokio::time::{Instant, sleep};
 
 use super::{IN_TOUCH, Members, Seen, TOMBSTONE};
 use crate::client::Departed;
-use crate::cluster::directory::{Entry, read_facts, removal};
+use crate::cluster::directory::{Entry, Facts, add_event, read_facts, read_uid_change, removal};
 use crate::cluster::redis::{Command, Connection, RedisError, Reply};
+use crate::event::{About, Event, Kind, Number, Origin, Room, What};
 use crate::message::Close;
 use crate::metrics::Reason;
 
@@ -210,18 +211,24 @@ impl Members {
 
     async fn sweep_clients(&self, connection: &Connection, run: &str, entries: &[Entry]) -> Result<(), RedisError> {
         let keys = &self.shared.keys;
-        let index = keys.index(run);
+        let (index, events) = (keys.index(run), self.hub.events());
         let index = index.as_str();
         // What they had, for their farewell.
         let hashes = entries.iter().map(|entry| Command::hgetall(keys.client(entry.id))).collect();
-        let hashes = connection.pipeline(hashes).await?;
+        let facts = connection.pipeline(hashes).await?.into_iter().map(|hash| hash.ok().and_then(read_facts));
+        let gone: Vec<(Entry, About)> = entries.iter().cloned().zip(facts).map(|gone| about(gone, run)).collect();
+        let (commands, unbound) = removal(keys, events, &gone);
         // A key of a wrong type is somebody else's doing; the others go on.
-        for refused in connection.pipeline(removal(keys, entries)).await?.into_iter().filter_map(Result::err) {
+        for refused in connection.pipeline(commands).await?.into_iter().filter_map(Result::err) {
             if refused.is_server_wide() {
                 return Err(refused);
             }
             tracing::error!(error = %refused, "sweeping after a dead node");
         }
+        let mut unbound = connection.pipeline(unbound).await?.into_iter();
+        let mut unbound = gone.iter().map(|(entry, _)| entry.uid.as_ref().and_then(|_| unbound.next()));
+        let unbound: Vec<Option<What>> =
+            unbound.by_ref().map(|reply| Some(read_uid_change(Kind::Unbound, &reply?.ok()?.list()).1)).collect();
         // There is room for all of them before the first is taken out: what was taken out is told.
         let mut room = loop {
             tokio::select! {
@@ -232,6 +239,11 @@ impl Members {
                 }
             }
         };
+        // It is told before nobody else would tell it; told twice, it has the same id.
+        if events.is_for_stream(Kind::Close) {
+            let closes = gone.iter().map(|(entry, about)| add_event(keys, events, close(entry, about).to_fields()));
+            connection.pipeline(closes.collect()).await?;
+        }
         // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
         let out =
             entries.iter().flat_map(|entry| [Command::del(keys.client(entry.id)), Command::hdel(index).arg(entry.id)]);
@@ -241,16 +253,25 @@ impl Members {
             Ok(out) => matches!(out.get(2 * place + 1), Some(Ok(out)) if out.number() > 0),
             Err(_) => true,
         };
-        for (place, (entry, hash)) in entries.iter().zip(hashes).enumerate() {
+        for (place, ((entry, about), unbound)) in gone.into_iter().zip(unbound).enumerate() {
             if !tells(place) {
                 continue;
             }
-            let session = hash.ok().and_then(read_facts).and_then(|facts| facts.session);
-            let Entry { id, uid, groups } = entry.clone();
+            if let (Some(what), Some(room)) = (unbound, events.room(Kind::Unbound)) {
+                let about = About { number: Number::LastUnbound, ..about.clone() };
+                events.tell(Event { about, uid: entry.uid.clone(), what, room });
+            }
+            if events.has(Kind::Close)
+                && let Some(room) = events.room(Kind::Close)
+            {
+                events.tell(Event { room, ..close(&entry, &about) });
+            }
+            let Entry { id, uid, groups } = entry;
             self.shared.metrics.closed.get_or_create(&Reason { reason: "node" }).inc();
             // Nobody listens when this node stops.
             if let Some(untold) = room.as_mut().and_then(|room| room.split(1)) {
-                self.tell.tell_now(Departed { id, uid, groups, session, close: Close::NODE }, untold);
+                let departed = Departed { id, uid, groups, session: about.session, close: Close::NODE };
+                self.tell.tell_now(departed, untold);
             }
         }
         match out?.into_iter().find_map(|out| out.err().filter(RedisError::is_server_wide)) {
@@ -258,4 +279,22 @@ impl Members {
             None => Ok(()),
         }
     }
+}
+
+/// Whom the end of a dead node's client is told of.
+fn about((entry, facts): (Entry, Option<Facts>), run: &str) -> (Entry, About) {
+    let (session, node) = facts.map(|facts| (facts.session, facts.node)).unwrap_or_default();
+    let about = About {
+        client_id: entry.id,
+        origin: Arc::new(Origin { node, run: run.to_owned() }),
+        number: Number::Close,
+        session,
+        groups: entry.groups.clone(),
+        at: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
+    };
+    (entry, about)
+}
+
+fn close(entry: &Entry, about: &About) -> Event {
+    Event { about: about.clone(), uid: entry.uid.clone(), what: What::Close(Close::NODE), room: Room::default() }
 }
