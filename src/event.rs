@@ -236,6 +236,8 @@ impl Event {
         let About { client_id, origin, number, .. } = &self.about;
         let run = origin.run.get(..8).unwrap_or(&origin.run);
         match number {
+            // A uid that takes the place of another is two events.
+            Number::Nth(nth) if matches!(self.what, What::Unbound { .. }) => format!("{client_id}-{run}-{nth}-unbound"),
             Number::Nth(nth) => format!("{client_id}-{run}-{nth}"),
             Number::LastUnbound => format!("{client_id}-{run}-unbound"),
             Number::Close => format!("{client_id}-{run}-close"),
@@ -539,7 +541,8 @@ mod tests {
             let event = event(what);
             let (json, fields) = both(&event);
             let text = format!(
-                r#"{{"id":"7f0000010b54a3c1e07f-8f14e45f-3","event":"{}","client_id":"7f0000010b54a3c1e07f","node":"node-1","uid":"42","session":{{"name":"a\"b"}},"groups":["房间 1"],"at":1763640000000,{expected}}}"#,
+                r#"{{"id":"{}","event":"{}","client_id":"7f0000010b54a3c1e07f","node":"node-1","uid":"42","session":{{"name":"a\"b"}},"groups":["房间 1"],"at":1763640000000,{expected}}}"#,
+                event.id(),
                 event.what.kind().name()
             );
             assert_eq!(json, serde_json::from_str::<serde_json::Value>(&text).unwrap());

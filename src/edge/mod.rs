@@ -172,7 +172,9 @@ impl Edge {
         let request = Arc::new(request(client.arrival().peer.ip().to_canonical()));
         let webhook = self.webhook.as_ref().filter(|_| events.is_for_webhook(Kind::Connect));
         let consent = match webhook {
-            Some(webhook) => Some(webhook.ask(client.id(), &request).await.inspect_err(|_| self.refuse("webhook"))?),
+            Some(webhook) => {
+                Some(webhook.ask(client.id(), Arc::clone(&request)).await.inspect_err(|_| self.refuse("webhook"))?)
+            }
             None => None,
         };
         Ok(Some(Box::new(Admission { request, consent })))

@@ -39,7 +39,10 @@ pub struct Accepted {
 /// It did not.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refused {
-    /// Nobody has answered, or not in time.
+    /// Nobody is there.
+    #[error("out of reach: {0}")]
+    Unreachable(String),
+    /// Nobody has answered, or not in time; it may have been heard all the same.
     #[error("no answer: {0}")]
     NoAnswer(String),
     /// It has answered with this status.
@@ -48,10 +51,15 @@ pub enum Refused {
 }
 
 impl Refused {
+    /// Whether somebody has answered.
+    pub fn is_answer(&self) -> bool {
+        matches!(self, Self::Status(_))
+    }
+
     /// Whether another attempt may go better.
     pub fn may_be_tried_again(&self) -> bool {
         match self {
-            Self::NoAnswer(_) => true,
+            Self::Unreachable(_) | Self::NoAnswer(_) => true,
             Self::Status(status) => matches!(status, 408 | 429 | 500..),
         }
     }
@@ -139,15 +147,14 @@ fn sign(key: &hmac::Key, time: i64, body: &[u8]) -> String {
     signature
 }
 
-/// The URL may hold a password.
 fn no_answer(error: &reqwest::Error) -> Refused {
-    let mut words = if error.is_connect() { "cannot connect".to_owned() } else { "the connection broke".to_owned() };
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        words = cause.to_string();
-        source = cause.source();
+    // The innermost says most, and knows nothing of the URL, which may hold a password.
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
     }
-    Refused::NoAnswer(words)
+    let words = cause.to_string();
+    if error.is_connect() { Refused::Unreachable(words) } else { Refused::NoAnswer(words) }
 }
 
 #[cfg(test)]

@@ -19,6 +19,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 pub use caller::{ANSWER, Accepted, Caller, Refused};
 
@@ -51,6 +52,7 @@ pub struct Webhook {
     config: WebhookConfig,
     events: Arc<Events>,
     asking: Semaphore,
+    asked: TaskTracker,
     metrics: Arc<Metrics>,
 }
 
@@ -92,32 +94,47 @@ impl Drop for Consent {
 impl Webhook {
     /// The application at the settings' URL is told these events.
     pub fn new(caller: Arc<Caller>, config: WebhookConfig, events: Arc<Events>, metrics: Arc<Metrics>) -> Self {
-        Self { caller, config, events, asking: Semaphore::new(MOST_ASKED), metrics }
+        Self { caller, config, events, asking: Semaphore::new(MOST_ASKED), asked: TaskTracker::new(), metrics }
     }
 
-    /// Asks, once, whether a client is let in.
-    pub(crate) async fn ask(&self, client_id: ClientId, request: &Arc<Request>) -> Result<Consent, NotAdmitted> {
+    /// Asks, once, whether a client is let in. It is asked to the end, also where nobody waits for it any more.
+    pub(crate) async fn ask(
+        self: &Arc<Self>,
+        client_id: ClientId,
+        request: Arc<Request>,
+    ) -> Result<Consent, NotAdmitted> {
+        let webhook = Arc::clone(self);
+        let asked = self.asked.spawn(async move { webhook.ask_to_the_end(client_id, request).await });
+        asked.await.unwrap_or(Err(NotAdmitted::NoAnswer))
+    }
+
+    async fn ask_to_the_end(&self, client_id: ClientId, request: Arc<Request>) -> Result<Consent, NotAdmitted> {
+        let within = self.config.connect_timeout;
+        // It is never closed.
+        let Ok(_turn) = timeout(within, self.asking.acquire()).await else { return Err(NotAdmitted::NoAnswer) };
         let at = jiff::Timestamp::now().as_millisecond().unsigned_abs();
         let origin = self.events.origin();
         let about = About { client_id, origin, number: Number::Nth(0), session: None, groups: Vec::new(), at };
-        let what = What::Connect(Arc::clone(request));
-        let event = Event { about: about.clone(), uid: None, what, room: Room::default() };
-        let within = self.config.connect_timeout;
-        let asked = async {
-            // It is never closed.
-            let _turn = self.asking.acquire().await;
-            self.call(event.to_json(), within).await
-        };
-        let commands = match timeout(within, asked).await {
-            Ok(Ok(Accepted { commands })) => commands,
-            Ok(Err(Refused::Status(status @ (401 | 403)))) => {
+        let (room, what) = (Room::default(), What::Connect(request));
+        let body = Event { about: about.clone(), uid: None, what, room }.to_json();
+        let mut consent = Consent { events: Arc::clone(&self.events), about: Some(about), commands: Vec::new() };
+        match self.call(body, within).await {
+            Ok(Accepted { commands }) => consent.commands = commands,
+            Err(Refused::Status(status @ (401 | 403))) => {
+                consent.about = None;
                 return Err(NotAdmitted::Refused(StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN)));
             }
-            _ if self.config.connect_fails_open => Vec::new(),
-            _ => return Err(NotAdmitted::NoAnswer),
-        };
+            Err(_) if self.config.connect_fails_open => {}
+            Err(refused) => {
+                // It may have been heard, and be taken for a client that is there: then it hears of its end.
+                if !matches!(refused, Refused::NoAnswer(_)) {
+                    consent.about = None;
+                }
+                return Err(NotAdmitted::NoAnswer);
+            }
+        }
         self.events.told(Kind::Connect, "webhook");
-        Ok(Consent { events: Arc::clone(&self.events), about: Some(about), commands })
+        Ok(consent)
     }
 
     async fn call(&self, body: bytes::Bytes, within: Duration) -> Result<Accepted, Refused> {
@@ -128,7 +145,7 @@ impl Webhook {
         self.metrics.webhook_seconds.observe(started.elapsed().as_secs_f64());
         let outcome = match &result {
             Ok(_) => "ok",
-            Err(Refused::NoAnswer(_)) => "no_answer",
+            Err(Refused::Unreachable(_) | Refused::NoAnswer(_)) => "no_answer",
             Err(Refused::Status(400..500)) => "4xx",
             Err(Refused::Status(500..)) => "5xx",
             Err(Refused::Status(_)) => "other",
@@ -149,7 +166,7 @@ impl Webhook {
             pause: None,
         };
         let mut look = tokio::time::interval(LOOK);
-        let mut deadline = None;
+        let (mut deadline, mut nobody_asks) = (None, false);
         loop {
             let next = teller.next_attempt();
             tokio::select! {
@@ -159,12 +176,16 @@ impl Webhook {
                     Ok((client, result)) => teller.called(client, result),
                     Err(error) => tracing::error!(%error, "a call of the webhook broke"),
                 },
-                () = stop.cancelled(), if deadline.is_none() => deadline = Some(Instant::now() + time),
+                () = stop.cancelled(), if deadline.is_none() => {
+                    deadline = Some(Instant::now() + time);
+                    self.asked.close();
+                }
+                () = self.asked.wait(), if deadline.is_some() && !nobody_asks => nobody_asks = true,
                 () = until(deadline) => return teller.give_up(),
                 () = until(next) => {}
                 _ = look.tick() => teller.drop_old(),
             }
-            if deadline.is_some() && teller.lines.is_empty() {
+            if nobody_asks && teller.lines.is_empty() {
                 return;
             }
             teller.call_next();
@@ -283,8 +304,8 @@ impl Teller {
         let is_old = item.since.elapsed() >= self.webhook.config.max_age;
         self.pause = match (&result, self.pause) {
             // Of several calls that nobody has answered, the first one counts.
-            (Err(Refused::NoAnswer(_)), Some((until, pause))) if until > now => Some((until, pause)),
-            (Err(refused @ Refused::NoAnswer(_)), before) => {
+            (Err(refused), Some((until, pause))) if !refused.is_answer() && until > now => Some((until, pause)),
+            (Err(refused), before) if !refused.is_answer() => {
                 if before.is_none() {
                     tracing::warn!(%refused, "the webhook is out of reach; trying on");
                 }
@@ -300,7 +321,7 @@ impl Teller {
         };
         match result {
             Err(refused) if refused.may_be_tried_again() && !is_old => {
-                let most = if matches!(refused, Refused::NoAnswer(_)) { PAUSES.1 } else { WAITS.1 };
+                let most = if refused.is_answer() { WAITS.1 } else { PAUSES.1 };
                 let wait = (WAITS.0 * (1 << attempts.min(10).saturating_sub(1))).min(most);
                 self.later.insert((now + jittered(wait), client));
                 return;

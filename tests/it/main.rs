@@ -21,6 +21,7 @@ mod cluster;
 mod commands;
 #[cfg(target_os = "linux")]
 mod counts;
+mod events;
 mod faults;
 mod harness;
 mod http;
@@ -29,6 +30,7 @@ mod page;
 mod php;
 mod process;
 mod proxy;
+mod receiver;
 mod redis;
 mod streams;
 mod tls;
