@@ -21,6 +21,7 @@ mod cluster;
 mod commands;
 #[cfg(target_os = "linux")]
 mod counts;
+mod ctl;
 mod faults;
 mod harness;
 mod http;
