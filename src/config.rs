@@ -20,6 +20,8 @@ use crate::message::Protocol;
 /// What every variable's name begins with.
 pub const PREFIX: &str = "MOONGATE_";
 
+const ADDRESS: &str = "takes an address and port, such as 0.0.0.0:7272";
+
 /// One line of the settings table.
 #[derive(Debug, Clone, Copy)]
 pub struct Setting {
@@ -289,6 +291,17 @@ pub struct ApiConfig {
     pub max_body: usize,
 }
 
+/// What a caller of the API from the shell takes from a node's settings, whatever the others are.
+#[derive(Debug, Clone)]
+pub struct CallerConfig {
+    /// Where the API listens.
+    pub listen: SocketAddr,
+    /// The bearer token.
+    pub token: Option<SecretString>,
+    /// `TZ`: what times are shown in; unset or unknown: the machine's own.
+    pub time_zone: TimeZone,
+}
+
 /// Settings of client connections.
 #[derive(Debug, Clone)]
 pub struct ClientConfig {
@@ -384,7 +397,7 @@ impl Config {
             }
             match value {
                 Ok(value) => ours.push((name.to_owned(), value)),
-                Err(_) => errors.push(format!("{name}: takes UTF-8 text")),
+                Err(_) => errors.push(not_utf8(name)),
             }
         }
         // All values are text, so envy has nothing to refuse.
@@ -405,6 +418,42 @@ impl Config {
     }
 }
 
+impl CallerConfig {
+    /// The settings of this process.
+    pub fn from_env() -> Result<Self, ConfigErrors> {
+        Self::read(std::env::vars_os())
+    }
+
+    /// The settings that these variables say; mistakes in others are for the node to tell.
+    pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, ConfigErrors> {
+        let mut errors = Vec::new();
+        let (mut listen, mut token, mut time_zone) = (None, None, None);
+        for (name, value) in variables {
+            let place = match name.to_str() {
+                Some("MOONGATE_API_LISTEN") => &mut listen,
+                Some("MOONGATE_API_TOKEN") => &mut token,
+                Some("TZ") => {
+                    let mut unknown = Vec::new();
+                    time_zone = Some(read_time_zone(&value, &mut unknown)).filter(|_| unknown.is_empty());
+                    continue;
+                }
+                _ => continue,
+            };
+            match value.into_string() {
+                Ok(value) => *place = Some(value),
+                Err(_) => errors.push(not_utf8(&name.to_string_lossy())),
+            }
+        }
+        let (listen, token) = Reader { errors: &mut errors }.api(listen, token);
+        if errors.is_empty() {
+            Ok(Self { listen, token, time_zone: time_zone.unwrap_or_else(TimeZone::system) })
+        } else {
+            errors.sort();
+            Err(ConfigErrors(errors))
+        }
+    }
+}
+
 struct Reader<'a> {
     errors: &'a mut Vec<String>,
 }
@@ -412,11 +461,9 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn config(mut self, mut raw: Raw, time_zone: TimeZone) -> Config {
         let php = self.php(&mut raw);
-        let address = "takes an address and port, such as 0.0.0.0:7272";
         let positive = "takes a size above zero, such as 64KiB or 1MiB";
         let duration = "takes a duration, such as 10s, 500ms or 2m";
-        let api_listen: SocketAddr = self.take("API_LISTEN", raw.api_listen, address, "127.0.0.1:7273", parse);
-        let token = self.take("API_TOKEN", raw.api_token, "takes 1 to 256 visible ASCII characters", "", token);
+        let (api_listen, token) = self.api(raw.api_listen, raw.api_token);
         if token.is_none() && !api_listen.ip().is_loopback() && !self.is_refused("API_TOKEN") {
             self.errors.push(format!(
                 "MOONGATE_API_TOKEN: is needed where MOONGATE_API_LISTEN ({api_listen}) is not loopback"
@@ -449,7 +496,7 @@ impl Reader<'_> {
         .into_iter()
         .filter_map(|(protocol, variable, value)| {
             let optional = |text: &str| if text.is_empty() { Some(None) } else { parse(text).map(Some) };
-            let listen = self.take(variable.strip_prefix(PREFIX)?, value, address, "", optional)?;
+            let listen = self.take(variable.strip_prefix(PREFIX)?, value, ADDRESS, "", optional)?;
             Some(StreamListener { protocol, variable, listen })
         })
         .collect();
@@ -481,7 +528,7 @@ impl Reader<'_> {
             }
         }
         Config {
-            listen: self.take("LISTEN", raw.listen, address, "0.0.0.0:7272", parse),
+            listen: self.take("LISTEN", raw.listen, ADDRESS, "0.0.0.0:7272", parse),
             streams,
             tls,
             api: ApiConfig {
@@ -553,6 +600,11 @@ impl Reader<'_> {
             },
             time_zone,
         }
+    }
+
+    fn api(&mut self, listen: Option<String>, secret: Option<String>) -> (SocketAddr, Option<SecretString>) {
+        let listen = self.take("API_LISTEN", listen, ADDRESS, "127.0.0.1:7273", parse);
+        (listen, self.take("API_TOKEN", secret, "takes 1 to 256 visible ASCII characters", "", token))
     }
 
     fn php(&mut self, raw: &mut Raw) -> PhpConfig {
@@ -705,6 +757,10 @@ impl Reader<'_> {
         self.errors.push(format!("{PREFIX}{name}: is not set, {takes}"));
         None
     }
+}
+
+fn not_utf8(name: &str) -> String {
+    format!("{name}: takes UTF-8 text")
 }
 
 fn filled(raw: Option<String>) -> Option<String> {
@@ -995,6 +1051,30 @@ mod tests {
         ])
         .unwrap();
         assert!(read(&[("MOONGATE_PORT", "7272")]).is_err());
+    }
+
+    #[test]
+    fn a_caller_of_the_api_needs_no_other_setting_to_be_right() {
+        let read = |variables: &[(&str, &str)]| {
+            let variables = variables.iter().map(|(name, value)| (OsString::from(name), OsString::from(value)));
+            CallerConfig::read(variables).map_err(|errors| errors.0)
+        };
+        let wrong = [("MOONGATE_LISTEN", "7272"), ("MOONGATE_NOTHING", "x"), ("TZ", "Nowhere/At_All")];
+        let config = read(&wrong).unwrap();
+        assert_eq!((config.listen.to_string().as_str(), config.token.is_none()), ("127.0.0.1:7273", true));
+        let config =
+            read(&[("MOONGATE_API_LISTEN", "[::]:1"), ("MOONGATE_API_TOKEN", "hunter2"), ("TZ", "Asia/Shanghai")]);
+        let config = config.unwrap();
+        assert_eq!((config.listen.port(), config.token.is_some()), (1, true));
+        assert_eq!(config.time_zone.iana_name(), Some("Asia/Shanghai"));
+        assert!(!format!("{config:?}").contains("hunter2"));
+        assert_eq!(
+            read(&[("MOONGATE_API_LISTEN", "7273"), ("MOONGATE_API_TOKEN", "two words")]).unwrap_err(),
+            [
+                "MOONGATE_API_LISTEN: got \"7273\", takes an address and port, such as 0.0.0.0:7272",
+                "MOONGATE_API_TOKEN: got <hidden>, takes 1 to 256 visible ASCII characters",
+            ]
+        );
     }
 
     #[cfg(unix)]

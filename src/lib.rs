@@ -9,6 +9,7 @@
 //! | room | what is in it | it never |
 //! | --- | --- | --- |
 //! | `main` | command line, settings, log, signals | |
+//! | [`ctl`] | the caller's side of the API: one command from the shell, its answer for a script or a reader | runs a node |
 //! | [`config`] | every setting, its default, its check; the only reader of the environment | binds a port |
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
@@ -86,6 +87,7 @@ pub mod client;
 pub mod cluster;
 pub mod command;
 pub mod config;
+pub mod ctl;
 pub mod edge;
 pub mod event;
 pub mod gateway;

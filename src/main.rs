@@ -4,7 +4,8 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use moongate::config::{Config, LogConfig, LogFormat};
+use moongate::config::{CallerConfig, Config, LogConfig, LogFormat};
+use moongate::ctl;
 use moongate::server::{Ended, Server, StartError};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -30,12 +31,15 @@ struct Arguments {
     action: Option<Action>,
 }
 
-#[derive(Subcommand, Clone, Copy)]
+#[derive(Subcommand)]
 enum Action {
     /// Run a node (the default).
     Serve,
     /// Check the settings and the certificate, try Redis, and exit.
     Check,
+    /// Give a running node one command, and print its result as JSON.
+    #[command(after_help = ctl::help())]
+    Ctl(ctl::Request),
 }
 
 /// Settings are wrong.
@@ -43,26 +47,27 @@ const EXIT_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
     let action = Arguments::parse().action.unwrap_or(Action::Serve);
-    let config = match Config::from_env() {
-        Ok(config) => config,
-        Err(errors) => {
-            eprintln!("{errors}");
-            return ExitCode::from(EXIT_SETTINGS);
-        }
+    let ended = match action {
+        Action::Serve => Config::from_env().map(|config| {
+            start_log(&config.log);
+            with_runtime(serve(config))
+        }),
+        Action::Check => Config::from_env().map(|config| with_runtime(check(&config))),
+        Action::Ctl(request) => CallerConfig::from_env().map(|config| with_runtime(ctl::run(&request, &config))),
     };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
-        Ok(runtime) => runtime,
+    ended.unwrap_or_else(|errors| {
+        eprintln!("{errors}");
+        ExitCode::from(EXIT_SETTINGS)
+    })
+}
+
+fn with_runtime(work: impl Future<Output = ExitCode>) -> ExitCode {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(work),
         Err(error) => {
             eprintln!("cannot start: {error}");
-            return ExitCode::FAILURE;
+            ExitCode::FAILURE
         }
-    };
-    match action {
-        Action::Serve => {
-            start_log(&config.log);
-            runtime.block_on(serve(config))
-        }
-        Action::Check => runtime.block_on(check(&config)),
     }
 }
 

@@ -21,6 +21,7 @@ mod cluster;
 mod commands;
 #[cfg(target_os = "linux")]
 mod counts;
+mod ctl;
 mod events;
 mod faults;
 mod harness;

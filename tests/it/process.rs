@@ -35,7 +35,8 @@ fn command(arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_moongate")), arguments, settings)
 }
 
-fn clean(mut command: Command, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
+/// A command, with these arguments and settings.
+pub(crate) fn clean(mut command: Command, arguments: &[&str], settings: &[(&str, &str)]) -> Command {
     command.args(arguments).env_clear().envs(DEFAULTS).envs(settings.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
@@ -109,7 +110,7 @@ pub(crate) fn run(arguments: &[&str], settings: &[(&str, &str)]) -> Ended {
     run_command(command(arguments, settings))
 }
 
-fn run_command(command: Command) -> Ended {
+pub(crate) fn run_command(command: Command) -> Ended {
     let mut running = Running::spawn(command);
     let deadline = Instant::now() + PATIENCE;
     let status = loop {
