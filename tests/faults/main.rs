@@ -25,12 +25,16 @@ mod peer;
 #[path = "../it/proxy.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod proxy;
+#[path = "../it/receiver.rs"]
+#[allow(dead_code, reason = "tests/it uses the rest")]
+mod receiver;
 #[path = "../it/redis.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod redis;
 
 mod deaf;
 mod death;
+mod events;
 mod loss;
 mod model;
 mod names;
