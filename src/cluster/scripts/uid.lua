@@ -1,10 +1,10 @@
 -- Binds a client to a uid, or unbinds it, and says when: of two at once everybody finds the later one.
 --
 -- KEYS[1] mg:uid:<uid>:clients   KEYS[2] {mg:uid:<uid>:clients}:seq, where it is told   KEYS[3] mg:events, where it is told there
--- ARGV[1] client id   ARGV[2] "bound", "unbound", or "single": bound, and who else is   ARGV[3] near how many entries the stream is
+-- ARGV[1] client id   ARGV[2] bound, unbound, or single: bound, and who else is   ARGV[3] near how many entries the stream is
 -- trimmed   ARGV[4…] fields of the event, but for the last two
 --
--- Returns {µs by Redis' clock, growing for each uid; 1 where it was a change; how many clients the uid has; for "single",
+-- Returns {µs by Redis' clock, growing for each uid; 1 where it was a change; how many clients the uid has; for single,
 -- client ids of the others…}.
 local time = redis.call('TIME')
 local seq = time[1] * 1000000 + time[2]
