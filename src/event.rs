@@ -490,6 +490,37 @@ impl Events {
     }
 }
 
+/// The application lets a client in. Whatever becomes of that client now, the application will hear of its end.
+pub(crate) struct Consent {
+    events: Arc<Events>,
+    about: Option<About>,
+    commands: Vec<command::Value>,
+}
+
+impl Consent {
+    /// For the client that this is about; with what is to be done when it is there.
+    pub(crate) fn new(events: Arc<Events>, about: About, commands: Vec<command::Value>) -> Self {
+        Self { events, about: Some(about), commands }
+    }
+
+    /// The client is there: what the application wants done is done, and the hub tells of its end.
+    pub(crate) fn used(mut self) {
+        let commands = std::mem::take(&mut self.commands);
+        if let Some(about) = self.about.take().filter(|_| !commands.is_empty()) {
+            self.events.send(Errand::Run(about.client_id, commands));
+        }
+    }
+}
+
+impl Drop for Consent {
+    fn drop(&mut self) {
+        if let (Some(about), Some(room)) = (self.about.take(), self.events.room(Kind::Close)) {
+            let about = About { number: Number::Close, ..about };
+            self.events.tell_webhook(Event { about, uid: None, what: What::Close(Close::LOST), room });
+        }
+    }
+}
+
 /// One message is taken whatever its size when nothing waits.
 fn cost(length: usize) -> u32 {
     (length + OVERHEAD).min(MESSAGES) as u32

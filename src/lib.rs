@@ -14,12 +14,14 @@
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
+//! | [`webhook`] | the application's own address: it is asked who is let in, told what clients do, and may answer with commands | touches a client |
 //! | [`php`] | the door of `GatewayWorker`'s PHP applications: their inner protocol, their values | passes anything on to other nodes: its callers ask each node |
 //! | [`gateway`] | the one place where a command is carried out | knows a socket or a door |
 //! | [`cluster`] | this node among the others, through Redis: bus, directory, members | touches a client |
 //! | [`hub`] | who is on this node: shards with clients, uids, groups, sessions | does I/O but through `client`; knows Redis |
 //! | [`client`] | one connection as others hold it: socket, bounded outbox, close | awaits, but for its owner |
 //! | [`command`] | the vocabulary: every command, query and answer | does I/O |
+//! | [`event`] | what clients do, in the words in which applications hear of it, and the memory in which that waits | does I/O |
 //! | [`message`], [`session`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
@@ -32,7 +34,7 @@
 //! and by whoever sweeps after its death. A node without `REDIS_URL` is the same house without [`cluster`]: an absence,
 //! and no second implementation.
 //!
-//! # Eight flows
+//! # Nine flows
 //!
 //! **A client connects.** [`edge`] accepts; in a task of the connection's own TLS and the request head are read, under
 //! one deadline; then the long-lived task is spawned anew, small. The client enters its shard of the [`hub`], and what is
@@ -65,6 +67,12 @@
 //! order with what is done to the client; that picks its worker and queues the event with the session of that moment
 //! (`php::workers`). A WebSocket is a client for workers from its TCP connect on, a guest to all others until its handshake
 //! is over.
+//!
+//! **The application hears of it**, in any language. Its shard notes what a client does in its journal, in order with the
+//! changes that others are to know. The directory writes both in one pipeline: a uid's set and what is told of it change in
+//! one script, so the stream is in the order in which things were. When that stands there, the webhook is told the same, one
+//! request at a time for each client. On a node that is alone the shard tells the webhook itself. Whoever may come in it is
+//! asked before the handshake is answered.
 //!
 //! **A node dies.** Its lease is not renewed. A node that was in touch all that time sets the tombstone, has Redis cut the
 //! dead node's connections, takes its clients out of everything, and says goodbye for them (`cluster::members`).

@@ -23,7 +23,7 @@ use crate::client::{Client, Departed, SendLimit};
 use crate::cluster::{Answer, Channel, Cluster, Php, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
-use crate::event::{Kind, Request};
+use crate::event::{Consent, Kind, Request};
 use crate::hub::{Event, Hub, Listener, Stopped, Target, TooManyGroups, Topic, Whom};
 use crate::id::{ClientId, ConnectionIds, LanAddress, Uid};
 use crate::json::Invalid;
@@ -31,7 +31,6 @@ use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
-use crate::webhook::Consent;
 use part::{Done, Job, Part};
 
 pub use change::BatchFailure;

@@ -23,12 +23,10 @@ use tokio_util::task::TaskTracker;
 
 pub use caller::{ANSWER, Accepted, Caller, Refused};
 
-use crate::command::Value;
 use crate::config::WebhookConfig;
-use crate::event::{About, Errand, Event, Events, Kind, Number, Request, Room, What};
+use crate::event::{About, Consent, Errand, Event, Events, Kind, Number, Request, Room, What};
 use crate::gateway::Gateway;
 use crate::id::ClientId;
-use crate::message::Close;
 use crate::metrics::{Metrics, Reason};
 
 /// Requests under way at once.
@@ -65,32 +63,6 @@ pub(crate) enum NotAdmitted {
     NoAnswer,
 }
 
-/// The application lets a client in. Whatever becomes of that client now, the application will hear of its end.
-pub(crate) struct Consent {
-    events: Arc<Events>,
-    about: Option<About>,
-    commands: Vec<Value>,
-}
-
-impl Consent {
-    /// The client is there: what the application wants done is done, and the rest tells of its end.
-    pub(crate) fn used(mut self) {
-        let commands = std::mem::take(&mut self.commands);
-        if let Some(about) = self.about.take().filter(|_| !commands.is_empty()) {
-            self.events.send(Errand::Run(about.client_id, commands));
-        }
-    }
-}
-
-impl Drop for Consent {
-    fn drop(&mut self) {
-        if let (Some(about), Some(room)) = (self.about.take(), self.events.room(Kind::Close)) {
-            let about = About { number: Number::Close, ..about };
-            self.events.tell_webhook(Event { about, uid: None, what: What::Close(Close::LOST), room });
-        }
-    }
-}
-
 impl Webhook {
     /// The application at the settings' URL is told these events.
     pub fn new(caller: Arc<Caller>, config: WebhookConfig, events: Arc<Events>, metrics: Arc<Metrics>) -> Self {
@@ -117,24 +89,23 @@ impl Webhook {
         let about = About { client_id, origin, number: Number::Nth(0), session: None, groups: Vec::new(), at };
         let (room, what) = (Room::default(), What::Connect(request));
         let body = Event { about: about.clone(), uid: None, what, room }.to_json();
-        let mut consent = Consent { events: Arc::clone(&self.events), about: Some(about), commands: Vec::new() };
-        match self.call(body, within).await {
-            Ok(Accepted { commands }) => consent.commands = commands,
+        let consent = |commands| Consent::new(Arc::clone(&self.events), about, commands);
+        let commands = match self.call(body, within).await {
+            Ok(Accepted { commands }) => commands,
             Err(Refused::Status(status @ (401 | 403))) => {
-                consent.about = None;
                 return Err(NotAdmitted::Refused(StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN)));
             }
-            Err(_) if self.config.connect_fails_open => {}
+            Err(_) if self.config.connect_fails_open => Vec::new(),
             Err(refused) => {
                 // It may have been heard, and be taken for a client that is there: then it hears of its end.
-                if !matches!(refused, Refused::NoAnswer(_)) {
-                    consent.about = None;
+                if matches!(refused, Refused::NoAnswer(_)) {
+                    drop(consent(Vec::new()));
                 }
                 return Err(NotAdmitted::NoAnswer);
             }
-        }
+        };
         self.events.told(Kind::Connect, "webhook");
-        Ok(consent)
+        Ok(consent(commands))
     }
 
     async fn call(&self, body: bytes::Bytes, within: Duration) -> Result<Accepted, Refused> {
