@@ -24,7 +24,7 @@ use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
 use super::{Shared, Tell};
 use crate::event::{About, Event, Events, Kind, Number, Room, What};
-use crate::hub::{Change, Hub, Noted, Single, Told, Untold};
+use crate::hub::{Change, Hub, Noted, Single, Told, Untold, lose};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics;
 use crate::session::Session;
@@ -163,7 +163,7 @@ impl Directory {
             let mut stuck_lot = match stuck.take() {
                 Some((of, lot)) if of == run => Some(lot),
                 Some((_, lot)) => {
-                    self.lost(lot);
+                    lose(lot.noted, self.hub.events());
                     None
                 }
                 None => None,
@@ -248,15 +248,6 @@ impl Directory {
                         events.tell(rebound.event(&uid, what));
                     }
                 }
-            }
-        }
-    }
-
-    /// Nobody tells any more what clients have said; what became of them is told by others.
-    fn lost(&self, lot: Untold) {
-        for noted in lot.noted {
-            if let Noted::Event(event) = noted {
-                self.hub.events().lost(event.what.kind(), "node");
             }
         }
     }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::shard::Departing;
 use crate::client::Arrival;
-use crate::event::{About, Event, Events, Room, What};
+use crate::event::{About, Event, Events, Kind, Room, What};
 use crate::id::{ClientId, Group, Uid};
 use crate::session::Session;
 
@@ -63,6 +63,24 @@ pub struct Rebound {
     pub(super) was: Option<Uid>,
     /// What it is, and on a node that is alone how that was.
     pub(super) now: Option<(Uid, Option<What>)>,
+}
+
+impl Noted {
+    fn about(&self) -> &About {
+        match self {
+            Self::Event(event) => &event.about,
+            Self::Uid(rebound) => &rebound.about,
+        }
+    }
+}
+
+/// Clients of a run that was swept: whoever sweeps tells what became of them, and nobody what they have said.
+pub fn lose(noted: Vec<Noted>, events: &Events) {
+    for noted in noted {
+        if let Noted::Event(Event { what: What::Message { .. }, .. }) = noted {
+            events.lost(Kind::Message, "node");
+        }
+    }
 }
 
 impl Rebound {
@@ -240,11 +258,6 @@ impl Journal {
         self.note(id).session = true;
     }
 
-    /// Whether others know of a client that is here.
-    pub(super) fn is_known(&self, id: ClientId) -> bool {
-        self.pending.get(&id).is_none_or(|pending| !pending.arrived)
-    }
-
     /// Returns whether others know of it.
     pub(super) fn gone(&mut self, id: ClientId, uid: Option<&Uid>, groups: &[Group]) -> bool {
         let pending = self.note(id);
@@ -352,14 +365,10 @@ impl Journal {
             _ => None,
         };
         let unknown: HashSet<ClientId> = self.noted.iter().filter_map(is_connect).collect();
-        self.noted.retain(|noted| match noted {
-            Noted::Event(event) if unknown.contains(&event.about.client_id) => true,
-            Noted::Event(event) => {
-                events.lost(event.what.kind(), "node");
-                false
-            }
-            Noted::Uid(_) => false,
-        });
+        let (known, unknown): (Vec<_>, _) =
+            std::mem::take(&mut self.noted).into_iter().partition(|noted| !unknown.contains(&noted.about().client_id));
+        self.noted = unknown;
+        lose(known, events);
         let lot = self.taken.take().unwrap_or_default();
         lot.departing.into_iter().map(|(_, departing)| departing).collect()
     }

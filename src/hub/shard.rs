@@ -475,12 +475,8 @@ impl Shard {
         self.departing.push(Departing { client: Some(client), departed, farewell, known });
     }
 
-    /// Notes a client's end, but where others tell it.
+    /// Notes a client's end.
     fn ending(&mut self, slot: Slot, close: &Close) {
-        let Some(id) = self.client(slot).map(|client| client.id()) else { return };
-        if *close == Close::FENCED && self.journal.as_ref().is_some_and(|journal| journal.is_known(id)) {
-            return;
-        }
         let uid = self.facts.get(slot as usize).and_then(Option::as_ref).and_then(|facts| facts.uid.clone());
         if uid.is_some() {
             self.rebound(slot, |_| Number::LastUnbound, uid, None);

@@ -123,6 +123,8 @@ async fn a_node_that_was_swept_and_wakes_up_tells_nothing_that_was_told() {
     let closes = ids(&redis, "close", &clients).await;
     assert!(closes.len() == 20 && closes.values().all(|ids| ids.len() == 1), "{closes:?}");
     assert_eq!(of_webhook(&receiver, "close"), closes);
+    let told = entries(&redis).await.into_iter().filter(|entry| entry["event"] == "close");
+    assert_eq!(told.count(), 20, "told once");
     // Whoever obeys `seq` knows that all are online.
     let mut highest: BTreeMap<String, (u64, Value)> = BTreeMap::new();
     for event in receiver.accepted().into_iter().filter(|event| event["event"] != "close") {
