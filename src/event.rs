@@ -164,6 +164,14 @@ pub struct About {
     pub at: u64,
 }
 
+impl About {
+    /// What it takes in memory at the most: sessions and names of groups are often shared with others.
+    pub fn length(&self) -> usize {
+        let session = self.session.as_ref().map_or(0, |session| session.as_str().len());
+        session + self.groups.len() * size_of::<Group>()
+    }
+}
+
 /// How a client has asked to be let in; JSON objects of strings, without tokens.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Request {
@@ -318,7 +326,7 @@ impl Event {
 /// The place that an event takes in a node's memory; none is taken where there was no more.
 #[derive(Debug, Default)]
 pub struct Room {
-    _taken: Option<OwnedSemaphorePermit>,
+    taken: Option<OwnedSemaphorePermit>,
 }
 
 /// What the webhook's own room does, in order for each client.
@@ -366,11 +374,6 @@ impl Events {
         self.config.webhook.has(kind) || self.config.stream.has(kind)
     }
 
-    /// Whether any are.
-    pub fn has_any(&self) -> bool {
-        !self.config.webhook.is_empty() || self.has_stream()
-    }
-
     /// Whether any are told on the stream.
     pub fn has_stream(&self) -> bool {
         !self.config.stream.is_empty()
@@ -409,22 +412,30 @@ impl Events {
     /// The place of a message in memory; none as long as there is no more.
     pub fn room_for_message(&self, length: usize) -> Option<Room> {
         let taken = Arc::clone(&self.messages).try_acquire_many_owned(cost(length));
-        taken.ok().map(|permit| Room { _taken: Some(permit) })
+        taken.ok().map(|permit| Room { taken: Some(permit) })
     }
 
     /// Waits for a message's place.
     pub async fn wait_for_room(&self, length: usize) -> Room {
         // It is never closed.
-        Room { _taken: Arc::clone(&self.messages).acquire_many_owned(cost(length)).await.ok() }
+        Room { taken: Arc::clone(&self.messages).acquire_many_owned(cost(length)).await.ok() }
     }
 
-    /// The place of any other event; none where there is no more, which is counted: it is lost.
-    pub fn room(&self, kind: Kind) -> Option<Room> {
-        let taken = Arc::clone(&self.others).try_acquire_many_owned(cost(0)).ok();
+    /// The place of any other event with so many bytes; none where there is no more, which is counted: it is lost.
+    pub fn room(&self, kind: Kind, length: usize) -> Option<Room> {
+        let taken = Arc::clone(&self.others).try_acquire_many_owned(cost(length)).ok();
         if taken.is_none() {
             self.lost(kind, "memory");
         }
-        taken.map(|permit| Room { _taken: Some(permit) })
+        taken.map(|permit| Room { taken: Some(permit) })
+    }
+
+    /// A message takes so many bytes more, as far as there are any: so there is the less for the next ones.
+    pub fn widen(&self, room: &mut Room, length: usize) {
+        let length = length.min(self.messages.available_permits()) as u32;
+        if let (Some(taken), Ok(more)) = (&mut room.taken, Arc::clone(&self.messages).try_acquire_many_owned(length)) {
+            taken.merge(more);
+        }
     }
 
     /// An event is not told.
@@ -514,7 +525,7 @@ impl Consent {
 
 impl Drop for Consent {
     fn drop(&mut self) {
-        if let (Some(about), Some(room)) = (self.about.take(), self.events.room(Kind::Close)) {
+        if let (Some(about), Some(room)) = (self.about.take(), self.events.room(Kind::Close, 0)) {
             let about = About { number: Number::Close, ..about };
             self.events.tell_webhook(Event { about, uid: None, what: What::Close(Close::LOST), room });
         }
@@ -592,12 +603,12 @@ mod tests {
         let events = Events::new(config, Origin::default(), Arc::clone(&metrics));
         let whole = events.room_for_message(100 << 20).unwrap();
         assert!(events.room_for_message(1).is_none());
-        let closes: Vec<Room> = std::iter::from_fn(|| events.room(Kind::Close)).collect();
+        let closes: Vec<Room> = std::iter::from_fn(|| events.room(Kind::Close, 0)).collect();
         assert_eq!(closes.len(), OTHERS / OVERHEAD);
         assert_eq!(metrics.events_lost.get_or_create(&Reason { reason: "memory" }).get(), 1);
         assert_eq!(events.waiting(), MESSAGES + OTHERS);
         drop((whole, closes));
-        assert!(events.room_for_message(1).is_some() && events.room(Kind::Close).is_some());
+        assert!(events.room_for_message(1).is_some() && events.room(Kind::Close, 0).is_some());
     }
 
     #[test]

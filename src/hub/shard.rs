@@ -378,7 +378,14 @@ impl Shard {
         }
         let number = if kind == Kind::Close { |_| Number::Close } else { Number::Nth };
         let Some(about) = self.about(slot, number) else { return };
-        let Some(room) = room.or_else(|| self.events.room(kind)) else { return };
+        let room = match room {
+            Some(mut room) => {
+                self.events.widen(&mut room, about.length());
+                Some(room)
+            }
+            None => self.events.room(kind, about.length()),
+        };
+        let Some(room) = room else { return };
         let uid = self.facts.get(slot as usize).and_then(Option::as_ref).and_then(|facts| facts.uid.clone());
         self.noted.push(Noted::Event(event::Event { about, uid, what, room }));
     }
@@ -391,7 +398,7 @@ impl Shard {
         }
         let Some(about) = self.about(slot, number) else { return };
         let kind = if now.is_some() { Kind::Bound } else { Kind::Unbound };
-        if let Some(room) = self.events.room(kind) {
+        if let Some(room) = self.events.room(kind, about.length()) {
             self.noted.push(Noted::Uid(Rebound { about, room, was, now }));
         }
     }

@@ -257,12 +257,12 @@ impl Members {
             if !tells(place) {
                 continue;
             }
-            if let (Some(what), Some(room)) = (unbound, events.room(Kind::Unbound)) {
+            if let (Some(what), Some(room)) = (unbound, events.room(Kind::Unbound, about.length())) {
                 let about = About { number: Number::LastUnbound, ..about.clone() };
                 events.tell(Event { about, uid: entry.uid.clone(), what, room });
             }
             if events.has(Kind::Close)
-                && let Some(room) = events.room(Kind::Close)
+                && let Some(room) = events.room(Kind::Close, about.length())
             {
                 events.tell(Event { room, ..close(&entry, &about) });
             }
