@@ -13,16 +13,18 @@
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
+//! | [`tasks`] | the door of queued tasks: takes them, carries them out, says what came of them | answers before Redis has it |
+//! | [`outcome`] | what came of a command, in the words of the doors that speak JSON | knows a door |
 //! | [`php`] | the door of `GatewayWorker`'s PHP applications: their inner protocol, their values | passes anything on to other nodes: its callers ask each node |
 //! | [`gateway`] | the one place where a command is carried out | knows a socket or a door |
 //! | [`cluster`] | this node among the others, through Redis: bus, directory, members | touches a client |
 //! | [`hub`] | who is on this node: shards with clients, uids, groups, sessions | does I/O but through `client`; knows Redis |
 //! | [`client`] | one connection as others hold it: socket, bounded outbox, close | awaits, but for its owner |
 //! | [`command`] | the vocabulary: every command, query and answer | does I/O |
-//! | [`message`], [`session`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
+//! | [`message`], [`session`], [`task`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
-//! Arrows go one way: `main → server → doors (edge, http, php) → gateway → cluster → hub → client → message, id`. Doors do not
+//! Arrows go one way: `main → server → doors (edge, http, tasks, php) → gateway → cluster → hub → client → message, id`. Doors do not
 //! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]; but [`php`], whose callers
 //! ask every node themselves, acts on this node's [`hub`]. Nothing is `static` but
 //! scratch buffers of threads: two nodes live in one process, and do in the tests.
@@ -96,9 +98,12 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod metrics;
+pub mod outcome;
 pub mod php;
 pub mod server;
 pub mod session;
+pub mod task;
+pub mod tasks;
 pub mod template;
 mod throttle;
 pub mod webhook;

@@ -24,6 +24,8 @@ use crate::id::LanAddress;
 use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
 use crate::php::{self, Entrance, Workers};
+use crate::tasks::Runner;
+use crate::webhook::Caller;
 
 /// The first part of a drain, in which balancers notice, is at most this long.
 const NOTICE: Duration = Duration::from_secs(5);
@@ -64,6 +66,15 @@ pub enum Ended {
     /// Among the other nodes there is no place for it: a setting has to change.
     #[error(transparent)]
     Refused(#[from] Refused),
+    /// No client for the webhook can be made.
+    #[error("MOONGATE_WEBHOOK_URL: {0}")]
+    Webhook(String),
+}
+
+impl From<reqwest::Error> for Ended {
+    fn from(error: reqwest::Error) -> Self {
+        Self::Webhook(error.without_url().to_string())
+    }
 }
 
 /// A node whose listeners are bound.
@@ -178,8 +189,18 @@ impl Server {
             Some((cluster, heard, tasks)) => (Some(cluster), (Some(heard), Some(tasks))),
             None => (None, (None, None)),
         };
-        let gateway =
-            Gateway::new(hub, cluster, lan, listener, &config.clients, &config.time_zone, Arc::clone(&metrics));
+        let caller = config.webhook.as_ref().map(Caller::new).transpose()?;
+        let has_webhook = caller.is_some();
+        let gateway = Gateway::new(
+            hub,
+            cluster,
+            lan,
+            listener,
+            &config.clients,
+            &config.time_zone,
+            has_webhook,
+            Arc::clone(&metrics),
+        );
         let gateway = Arc::new(gateway);
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
@@ -189,6 +210,8 @@ impl Server {
             ears.spawn(Arc::clone(&gateway).hear(heard.inbox));
             ears.spawn(Arc::clone(&gateway).mourn(heard.departed));
         }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Runner::new(Arc::clone(&gateway), caller).run(stop.clone()));
         let tls = certificates.is_some();
         let certificates = certificates.map(|certificates| {
             let certificates = Arc::new(certificates);
@@ -249,9 +272,19 @@ impl Server {
             () = stop.cancelled() => {}
             () = shard_tasks.any_ended() => return Err(Ended::Broken),
             Some(_) = ears.join_next() => return Err(Ended::Broken),
+            // It may see `stop` first.
+            Some(_) = tasks.join_next(), if !stop.is_cancelled() => return Err(Ended::Broken),
             refused = out_of_cluster => return Err(refused.map_or(Ended::Broken, Into::into)),
         }
-        let left = drain(&gateway, &connections, &refusing, config.drain).await;
+        let in_hand = async {
+            // What is not finished in time is taken over by others.
+            let finished = timeout(config.drain.max(LEAVE), async { while tasks.join_next().await.is_some() {} });
+            if finished.await.is_err() {
+                tracing::warn!("queued tasks are still in hand: they are left to others");
+            }
+        };
+        let (left, ()) = tokio::join!(drain(&gateway, &connections, &refusing, config.drain), in_hand);
+        tasks.shutdown().await;
         let leave = async {
             if let Some(tasks) = cluster_tasks {
                 tasks.leave(LEAVE).await;

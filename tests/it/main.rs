@@ -23,6 +23,7 @@ mod commands;
 mod counts;
 mod faults;
 mod harness;
+mod hook;
 mod http;
 mod model;
 mod page;
@@ -31,6 +32,7 @@ mod process;
 mod proxy;
 mod redis;
 mod streams;
+mod tasks;
 mod tls;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
