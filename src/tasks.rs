@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::Serialize;
 use serde_json::value::RawValue;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
@@ -22,9 +22,6 @@ use crate::metrics::Attempt;
 use crate::outcome::{Item, Outcome, Problem, line};
 use crate::task::{Ending, Taken, Work, wait_after};
 use crate::webhook::{ANSWER, Caller};
-
-/// Tasks that this node carries out at once.
-const HANDS: usize = 256;
 
 /// What is not written is said again this often.
 const SAY_AGAIN: Duration = Duration::from_millis(200);
@@ -57,9 +54,8 @@ impl Runner {
 
     /// Takes tasks until `stop`, finishes those in hand, and leaves the queue.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
-        let (out, mut taken) = mpsc::channel(HANDS);
-        let (ended, endings) = mpsc::channel::<Ended>(HANDS);
-        let hands = Hands { free: Arc::new(Semaphore::new(HANDS)), out };
+        let (hands, mut taken) = Hands::new();
+        let (ended, endings) = mpsc::channel::<Ended>(Hands::ALL);
         let queue = self.gateway.queue();
         let taking = queue.run(hands, stop);
         let working = async {
@@ -92,7 +88,7 @@ impl Runner {
     async fn write(&self, mut endings: mpsc::Receiver<Ended>) {
         loop {
             let mut lot = Vec::new();
-            if endings.recv_many(&mut lot, HANDS).await == 0 {
+            if endings.recv_many(&mut lot, Hands::ALL).await == 0 {
                 return;
             }
             let (ended, permits): (Vec<_>, Vec<_>) =

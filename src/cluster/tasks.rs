@@ -71,13 +71,29 @@ macro_rules! script {
     };
 }
 
+/// Tasks that a node has in hand at once, and how many more that it has taken over from others.
+const HANDS: usize = 256;
+const SPARE_HANDS: usize = 64;
+
 /// Where tasks in hand go, and how many there can be.
-#[derive(Clone)]
 pub struct Hands {
-    /// A permit for each.
+    /// A permit for each. Who reads holds all that are free while it waits.
     pub free: Arc<Semaphore>,
+    /// For those that are taken over.
+    spare: Arc<Semaphore>,
     /// There is room for as many as there are permits.
     pub out: mpsc::Sender<(Taken, OwnedSemaphorePermit)>,
+}
+
+impl Hands {
+    /// All are free; and where what they take comes out.
+    pub fn new() -> (Self, mpsc::Receiver<(Taken, OwnedSemaphorePermit)>) {
+        let (out, taken) = mpsc::channel(Self::ALL);
+        (Self { free: Arc::new(Semaphore::new(HANDS)), spare: Arc::new(Semaphore::new(SPARE_HANDS)), out }, taken)
+    }
+
+    /// How many there are.
+    pub const ALL: usize = HANDS + SPARE_HANDS;
 }
 
 /// What became of what was taken in.
@@ -337,9 +353,8 @@ impl Tasks {
                     continue;
                 }
             }
-            let permits =
-                Arc::clone(&hands.free).try_acquire_many_owned(hands.free.available_permits().min(256) as u32);
-            let Ok(permits) = permits else { continue };
+            let spare = hands.spare.available_permits() as u32;
+            let Ok(permits) = Arc::clone(&hands.spare).try_acquire_many_owned(spare) else { continue };
             let adopt = self
                 .script(script!("adopt"))
                 .arg(self.shared.identity().run.as_str())
@@ -550,11 +565,11 @@ impl Tasks {
                 }
             }
             sleep(PAUSE).await;
-            let until = |next: u64| Duration::from_millis(next.saturating_sub(self.now())).min(LOOK);
             let looked = Instant::now();
-            while !is_more {
-                let wait = until(self.next.load(Ordering::Relaxed)).min(LOOK.saturating_sub(looked.elapsed()));
-                if wait.is_zero() {
+            loop {
+                let next = Duration::from_millis(self.next.load(Ordering::Relaxed).saturating_sub(self.now()));
+                let wait = next.min(LOOK.saturating_sub(looked.elapsed()));
+                if is_more || wait.is_zero() {
                     break;
                 }
                 tokio::select! {
@@ -833,14 +848,12 @@ fn finished(attempt: u32, entry: &str, id: &str, fields: &Fields, ending: &Endin
 
 /// Waits for a free hand, and takes all that are free.
 async fn free_hands(free: &Arc<Semaphore>) -> OwnedSemaphorePermit {
-    loop {
-        // It is never closed.
-        let Ok(mut permits) = Arc::clone(free).acquire_owned().await else { return std::future::pending().await };
-        if let Ok(more) = Arc::clone(free).try_acquire_many_owned(free.available_permits() as u32) {
-            permits.merge(more);
-        }
-        return permits;
+    // It is never closed.
+    let Ok(mut permits) = Arc::clone(free).acquire_owned().await else { return std::future::pending().await };
+    if let Ok(more) = Arc::clone(free).try_acquire_many_owned(free.available_permits() as u32) {
+        permits.merge(more);
     }
+    permits
 }
 
 /// The time in an entry's id, unix ms.

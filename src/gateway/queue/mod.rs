@@ -27,12 +27,12 @@ pub(crate) struct Queue {
 
 enum Place {
     Redis(Arc<Tasks>),
-    Memory(Memory),
+    Memory(Box<Memory>),
 }
 
 impl Queue {
     pub(super) fn new(cluster: Option<&Cluster>, has_webhook: bool) -> Self {
-        let place = cluster.map_or_else(|| Place::Memory(Memory::default()), |cluster| Place::Redis(cluster.tasks()));
+        let place = cluster.map_or_else(|| Place::Memory(Box::default()), |cluster| Place::Redis(cluster.tasks()));
         Self { place, has_webhook, node: uuid::Uuid::new_v4().to_string() }
     }
 
