@@ -19,6 +19,9 @@
 #[path = "../it/harness.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "tests/it uses the rest")]
 mod harness;
+#[path = "../it/hook.rs"]
+#[allow(dead_code, reason = "tests/it uses the rest")]
+mod hook;
 #[path = "../it/php/peer.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod peer;
@@ -38,4 +41,5 @@ mod outage;
 mod php;
 mod start;
 mod storm;
+mod tasks;
 mod world;
