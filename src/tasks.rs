@@ -4,10 +4,12 @@
 //! told; everything else that goes wrong is final. What came of tasks is written in lots, by one task, and said again until
 //! it is written: as long as it is not, its hand is not free.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -68,7 +70,8 @@ impl Runner {
                 let Some((task, permit)) = next else { break };
                 let (runner, ended) = (Arc::clone(&self), ended.clone());
                 work.spawn(async move {
-                    let ending = Box::pin(runner.carry_out(&task)).await;
+                    let attempt = AssertUnwindSafe(Box::pin(runner.carry_out(&task))).catch_unwind();
+                    let ending = attempt.await.unwrap_or_else(|_| dead(Problem::internal()));
                     // There is room for as many as there are hands.
                     ended.send((task, ending, permit)).await.ok();
                 });

@@ -249,7 +249,9 @@ impl Tasks {
             match self.read_on_one_connection(hands, stop, &mut backoff, &mut last).await {
                 Ok(()) => {}
                 Err(error) => {
-                    tracing::debug!(%error, "cannot read tasks");
+                    if self.link().is_some() && backoff.attempts() > 2 && self.complain.allows() {
+                        tracing::warn!(%error, "cannot read tasks; trying again");
+                    }
                     stop.run_until_cancelled(sleep(backoff.next())).await;
                 }
             }
@@ -445,7 +447,7 @@ impl Tasks {
             items.push(self.item(&entry, &task, &id, None));
             asked.push((entry, id, Some(task)));
         }
-        let begun = if items.is_empty() { Vec::new() } else { self.insist(|| self.take_in(items.clone())).await };
+        let begun = self.take_all_in(items).await;
         for ((entry, id, task), begun) in asked.into_iter().zip(begun) {
             match begun {
                 Begun::Run { attempt, fields } => {
@@ -490,20 +492,39 @@ impl Tasks {
         }
     }
 
-    /// Does it until Redis has done it. What Redis refuses for good stays in hand, and is looked at by the next one.
-    async fn insist<T: Default, F: Future<Output = Result<T, Unavailable>>>(&self, work: impl Fn() -> F) -> T {
+    /// Does it until Redis has done it; none when that refuses this alone.
+    async fn insist<T, F: Future<Output = Result<T, RedisError>>>(&self, work: impl Fn() -> F) -> Option<T> {
         let mut backoff = Backoff::up_to(Duration::from_secs(2));
         loop {
             match Box::pin(work()).await {
-                Ok(done) => return done,
-                Err(error) => {
-                    if backoff.attempts() > 2 && self.complain.allows() {
-                        tracing::warn!(%error, "Redis does not take what became of tasks; trying again");
-                    }
+                Ok(done) => return Some(done),
+                Err(error) if !error.is_server_wide() => {
+                    tracing::error!(%error, "Redis refuses what became of tasks");
+                    return None;
                 }
+                Err(error) if backoff.attempts() > 2 && self.complain.allows() => {
+                    tracing::warn!(%error, "Redis does not take what became of tasks; trying again");
+                }
+                Err(_) => {}
             }
             sleep(backoff.next()).await;
         }
+    }
+
+    /// Takes them in together; where that is refused, each for itself: what is wrong with one stops no others.
+    async fn take_all_in(&self, items: Vec<[Bytes; 9]>) -> Vec<Begun> {
+        if items.is_empty() {
+            return Vec::new();
+        }
+        if let Some(begun) = self.insist(|| self.take_in(items.clone())).await {
+            return begun;
+        }
+        let mut begun = Vec::new();
+        for item in items {
+            let one = self.insist(|| self.take_in(vec![item.clone()])).await;
+            begun.push(one.and_then(|mut one| one.pop()).unwrap_or(Begun::Gone));
+        }
+        begun
     }
 
     /// The nine arguments of a new task.
@@ -533,7 +554,7 @@ impl Tasks {
         ]
     }
 
-    async fn take_in(&self, items: Vec<[Bytes; 9]>) -> Result<Vec<Begun>, Unavailable> {
+    async fn take_in(&self, items: Vec<[Bytes; 9]>) -> Result<Vec<Begun>, RedisError> {
         let take = self.script(script!("take")).args(items.into_iter().flatten());
         let reply = self.shared.link.get()?.call(take).await?.list();
         let begun = reply.into_iter().skip(1).map(|answer| {
@@ -631,8 +652,26 @@ impl Tasks {
 
     // --- finishing ---
 
-    /// Writes what came of tasks, answers those who asked, and takes their entries off the stream.
+    /// Writes what came of tasks, answers those who asked, and takes their entries off the stream. What Redis refuses of one
+    /// does not stop others; it stays in the stream.
     pub async fn finish(&self, ended: &[(Taken, Ending)]) -> Result<(), Unavailable> {
+        match (self.finish_together(ended).await, ended) {
+            (Err(error), _) if error.is_server_wide() => return Err(error.into()),
+            (Err(error), [(taken, _)]) => {
+                tracing::error!(%error, task = taken.id, "what came of a task cannot be written");
+                self.in_hand.lock().remove(&taken.entry);
+            }
+            (Err(_), _) => {
+                for one in ended {
+                    Box::pin(self.finish(std::slice::from_ref(one))).await?;
+                }
+            }
+            (Ok(()), _) => {}
+        }
+        Ok(())
+    }
+
+    async fn finish_together(&self, ended: &[(Taken, Ending)]) -> Result<(), RedisError> {
         let connection = self.shared.link.get()?;
         let answers = ended.iter().filter_map(|(taken, ending)| {
             let answer = match ending {
@@ -696,7 +735,7 @@ impl Tasks {
     }
 
     /// Answers those who asked for it.
-    async fn answer(&self, answers: Vec<(String, Bytes)>) -> Result<(), Unavailable> {
+    async fn answer(&self, answers: Vec<(String, Bytes)>) -> Result<(), RedisError> {
         if answers.is_empty() {
             return Ok(());
         }
@@ -707,7 +746,7 @@ impl Tasks {
             // Something else may stand at that key.
             if let Err(error) = answered {
                 if error.is_server_wide() {
-                    return Err(error.into());
+                    return Err(error);
                 }
                 tracing::debug!(%error, "a task cannot be answered");
             }
@@ -750,7 +789,7 @@ impl Tasks {
             let finish = self.script(script!("finish")).arg(0).args(arguments);
             let reply = connection.call(finish).await?.list();
             self.finished_as(&connection, reply, &[(&ending, buried)]).await;
-            Ok(())
+            Ok::<(), RedisError>(())
         };
         self.insist(done).await;
         self.in_hand.lock().remove(&entry);
@@ -762,13 +801,10 @@ impl Tasks {
     pub async fn tend(&self) {
         let mut turns = interval((self.ttl / 4).min(FACTS));
         turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut last_mark, mut last_facts) = (None, None::<Instant>);
+        let mut last_facts = None::<Instant>;
         loop {
             turns.tick().await;
             let Some(connection) = self.link() else { continue };
-            if last_mark.as_ref() != Some(&connection.mark) {
-                last_mark = Some(connection.mark.clone());
-            }
             let mut by_run: HashMap<String, Vec<String>> = HashMap::new();
             for (entry, run) in &*self.in_hand.lock() {
                 by_run.entry(run.clone()).or_default().push(entry.clone());

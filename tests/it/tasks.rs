@@ -11,6 +11,9 @@ use crate::redis::{Redis, Reply};
 
 const HOUR: u64 = 3_600_000;
 
+/// A field of an entry, whatever bytes it is.
+type Field<'a> = (&'a [u8], &'a [u8]);
+
 /// A node, or two, with a Redis.
 async fn nodes<const N: usize>(redis: &Redis, more: &[(&str, &str)]) -> [Node; N] {
     let url = redis.url();
@@ -282,7 +285,7 @@ async fn what_makes_no_sense_goes_to_the_dead_letters_as_it_is_and_stops_nobody(
     let [node] = nodes(&redis, &[]).await;
     let mut client = node.member("u", "g").await;
     let good = send("u", "good");
-    let poison: &[(&[(&[u8], &[u8])], &str)] = &[
+    let poison: &[(&[Field<'_>], &str)] = &[
         (&[(b"command", good.as_bytes()), (b"comand", b"x")], "comand"),
         (&[(b"command", good.as_bytes()), (b"webhook", b"{}")], "webhook"),
         (&[(b"id", b"neither")], "command"),
@@ -313,7 +316,7 @@ async fn what_makes_no_sense_goes_to_the_dead_letters_as_it_is_and_stops_nobody(
     for (fields, why) in poison {
         let is_it = |letter: &&BTreeMap<String, Vec<u8>>| {
             let reason = String::from_utf8(letter["reason"].clone()).unwrap();
-            let has = |(name, value): &(&[u8], &[u8])| {
+            let has = |(name, value): &Field<'_>| {
                 // A name that is no text, and comes twice, cannot be looked up here.
                 *name == b"\xff" || letter.get(std::str::from_utf8(name).unwrap()).is_some_and(|found| found == value)
             };

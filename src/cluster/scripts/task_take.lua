@@ -6,7 +6,8 @@
 --
 -- Returns {0, {what, …}, …}, one for each: {1, attempt, fields}: it is to be run; {2, when}: it is kept until then, or in
 -- the stream; {3, result}: it was there before, with the result if that is known; {4}: it was cancelled, or is another
--- entry's by now; {5}: a later cron has its id.
+-- entry's by now; {5}: a later cron has its id, or it
+-- never comes again.
 local answers = {0}
 
 local function begin(id, entry, deliveries)
@@ -67,7 +68,7 @@ local function add_cron(entry, id, fields, when, order)
     if entry ~= '' then
         take_off(entry)
     end
-    if before and is_behind(before, place) then
+    if when == '' or before and is_behind(before, place) then
         return {5}
     end
     redis.call('DEL', key)

@@ -1,6 +1,6 @@
 //! The queue of a node that is alone.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,6 +44,8 @@ struct Inside {
     /// When what is due: tasks and crons, which are told apart by the flag.
     due: BTreeSet<(u64, bool, String)>,
     ready: VecDeque<String>,
+    /// What was cancelled, or was so before it came.
+    cancelled: HashSet<String>,
     /// When what is forgotten.
     ended: BTreeSet<(u64, String)>,
     /// When what died.
@@ -94,7 +96,7 @@ impl Memory {
             let Some(next) = schedule.next_after(now) else { return Ok(id) };
             inside.due.insert((next, true, id.clone()));
             inside.crons.insert(id.clone(), Cron { schedule, fields, next });
-        } else if !inside.tasks.contains_key(&id) && !inside.is_cancelled(&id) {
+        } else if !inside.is_known(&id, now) {
             let at = match task.when {
                 When::At(at) => at,
                 When::After(delay) => later(now, delay),
@@ -116,15 +118,15 @@ impl Memory {
         match inside.tasks.get(id).map(|record| record.phase) {
             Some(Phase::Waiting(_) | Phase::Ready) => {
                 inside.forget(id);
-                inside.ended.insert((now + DAY, id.to_owned()));
+                inside.mark_cancelled(id, now);
                 Ok(true)
             }
-            None if !had_cron && !inside.is_cancelled(id) => {
+            None if !had_cron && !inside.cancelled.contains(id) => {
                 if inside.is_full() {
                     return Err(Failure::TooLarge(format!("a node without Redis keeps at most {MOST} tasks")));
                 }
                 // What comes later is not run.
-                inside.ended.insert((now + DAY, id.to_owned()));
+                inside.mark_cancelled(id, now);
                 Ok(false)
             }
             _ => Ok(had_cron),
@@ -134,7 +136,9 @@ impl Memory {
     pub(super) fn retry(&self, id: &TaskId) -> bool {
         let (id, now, mut inside) = (id.as_str(), now(), self.inside.lock());
         let Some(Phase::Dead(at)) = inside.tasks.get(id).map(|record| record.phase) else { return false };
-        inside.dead.remove(&(at, id.to_owned()));
+        if !inside.dead.remove(&(at, id.to_owned())) {
+            return false;
+        }
         if let Some(record) = inside.tasks.get_mut(id) {
             (record.attempts, record.reason) = (0, None);
         }
@@ -241,9 +245,10 @@ impl Memory {
                     (record.reason, record.phase) = (Some(reason.clone()), Phase::Dead(now));
                     inside.dead.insert((now, id.clone()));
                     if inside.dead.len() > MOST_DEAD
-                        && let Some((_, oldest)) = inside.dead.pop_first()
+                        && let Some((died, oldest)) = inside.dead.pop_first()
                     {
-                        inside.forget(&oldest);
+                        // What has an id of its own is still not run twice.
+                        inside.ended.insert((died + DAY, oldest));
                     }
                 }
                 Ending::Again { reason, after } => {
@@ -259,12 +264,24 @@ impl Memory {
 
 impl Inside {
     fn is_full(&self) -> bool {
-        self.tasks.len().max(self.ended.len()) + self.crons.len() >= MOST
+        self.tasks.len() + self.cancelled.len() + self.crons.len() >= MOST
     }
 
-    /// What was cancelled has no record, and is remembered nevertheless.
-    fn is_cancelled(&self, id: &str) -> bool {
-        !self.tasks.contains_key(id) && self.ended.iter().any(|(_, other)| other == id)
+    /// Whether a second one with this id is not to be run; a task that has died long ago makes room.
+    fn is_known(&mut self, id: &str, now: u64) -> bool {
+        match self.tasks.get(id).map(|record| record.phase) {
+            Some(Phase::Dead(at)) if at + DAY <= now => {
+                self.forget(id);
+                false
+            }
+            Some(_) => true,
+            None => self.cancelled.contains(id),
+        }
+    }
+
+    fn mark_cancelled(&mut self, id: &str, now: u64) {
+        self.cancelled.insert(id.to_owned());
+        self.ended.insert((now + DAY, id.to_owned()));
     }
 
     /// Puts a task where it waits.
@@ -286,22 +303,17 @@ impl Inside {
     }
 
     fn forget(&mut self, id: &str) {
-        if let Some(record) = self.tasks.remove(id)
-            && let Phase::Waiting(at) = record.phase
-        {
-            self.due.remove(&(at, false, id.to_owned()));
+        self.cancelled.remove(id);
+        match self.tasks.remove(id).map(|record| record.phase) {
+            Some(Phase::Waiting(at)) => drop(self.due.remove(&(at, false, id.to_owned()))),
+            Some(Phase::Dead(at)) => drop(self.dead.remove(&(at, id.to_owned()))),
+            _ => {}
         }
     }
 
     fn forget_old(&mut self, now: u64) {
         while self.ended.first().is_some_and(|(at, _)| *at <= now) {
             if let Some((_, id)) = self.ended.pop_first() {
-                self.forget(&id);
-            }
-        }
-        // Of the dead, those whose ids may be used again; they are told apart no more.
-        while self.dead.first().is_some_and(|(at, _)| at + DAY <= now) {
-            if let Some((_, id)) = self.dead.pop_first() {
                 self.forget(&id);
             }
         }
