@@ -269,11 +269,12 @@ impl Server {
             }
         };
         tokio::select! {
+            // First, as the runner of tasks ends with it.
+            biased;
             () = stop.cancelled() => {}
             () = shard_tasks.any_ended() => return Err(Ended::Broken),
             Some(_) = ears.join_next() => return Err(Ended::Broken),
-            // It may see `stop` first.
-            Some(_) = tasks.join_next(), if !stop.is_cancelled() => return Err(Ended::Broken),
+            Some(_) = tasks.join_next() => return Err(Ended::Broken),
             refused = out_of_cluster => return Err(refused.map_or(Ended::Broken, Into::into)),
         }
         let in_hand = async {
