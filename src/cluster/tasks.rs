@@ -9,7 +9,8 @@
 //! sees first that it is due: the script compares the time that was due.
 //!
 //! **In hand.** An entry belongs to its consumer until it is finished. Nodes renew what they have in hand; what nobody has
-//! renewed for a node's life another one claims, and this counts as an attempt.
+//! renewed for a node's life another one claims, and this counts as an attempt. What was delivered to a connection that had
+//! ended already, its own node finds again.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -118,6 +119,8 @@ pub struct Tasks {
     ttl: Duration,
     /// Entries that this node has in hand, with the run that took them.
     in_hand: Mutex<HashMap<String, String>>,
+    /// Held between a claim and its being in hand.
+    claiming: tokio::sync::Mutex<()>,
     /// When the next one is due that is known of, by Redis' clock.
     next: AtomicU64,
     sooner: Notify,
@@ -131,6 +134,7 @@ impl Tasks {
             address,
             ttl,
             in_hand: Mutex::default(),
+            claiming: tokio::sync::Mutex::default(),
             next: AtomicU64::new(u64::MAX),
             sooner: Notify::new(),
             complain: Throttle::default(),
@@ -281,6 +285,8 @@ impl Tasks {
         // What it had not read yet would be delivered to nobody.
         connection.take_over_from(last).await.map_err(words)?;
         self.make_group(&link).await.map_err(words)?;
+        let Some(permits) = stop.run_until_cancelled(free_hands(&hands.free)).await else { return Ok(()) };
+        self.recover(&link, &identity.run, permits, hands).await.map_err(words)?;
         let is_ours = || {
             let is_here = self.link().is_some_and(|link| link.mark.run_id == connection.mark.run_id);
             is_here && self.shared.identity() == identity
@@ -363,12 +369,9 @@ impl Tasks {
                 .arg(self.ttl.as_millis() as u64)
                 .arg(permits.num_permits() as u64)
                 .arg((self.ttl + GRACE).as_millis() as u64);
+            let _claiming = self.claiming.lock().await;
             let entries = match connection.call(adopt).await {
-                Ok(reply) => reply.list().into_iter().skip(1).filter_map(|entry| {
-                    let mut parts = entry.list().into_iter();
-                    let (id, deliveries) = (parts.next()?.text()?, parts.next()?.number());
-                    Some(Entry { id, deliveries: deliveries as u32, fields: Fields(parts.next()?.fields()) })
-                }),
+                Ok(reply) => claimed(reply),
                 Err(error) => {
                     if !error.is_of_no_group() {
                         tracing::debug!(%error, "cannot look after the tasks of others");
@@ -377,12 +380,29 @@ impl Tasks {
                 }
             };
             // What this node has in hand it has, however slow Redis was.
-            let entries: Vec<Entry> = entries.filter(|entry| !self.in_hand.lock().contains_key(&entry.id)).collect();
+            let is_in_hand = |entry: &Entry| self.in_hand.lock().contains_key(&entry.id);
+            let entries: Vec<Entry> = entries.into_iter().filter(|entry| !is_in_hand(entry)).collect();
             if !entries.is_empty() {
                 tracing::info!(tasks = entries.len(), "taking over tasks that their node has not renewed");
                 self.begin(entries, permits, hands).await;
             }
         }
+    }
+
+    /// What the last connection did not bring any more.
+    async fn recover(
+        &self,
+        connection: &Connection,
+        run: &str,
+        permits: OwnedSemaphorePermit,
+        hands: &Hands,
+    ) -> Result<(), RedisError> {
+        let _claiming = self.claiming.lock().await;
+        let in_hand: Vec<String> = self.in_hand.lock().keys().cloned().collect();
+        let recover = self.script(script!("recover")).arg(run).arg(permits.num_permits() as u64).args(in_hand);
+        let entries = claimed(connection.call(recover).await?);
+        self.begin(entries, permits, hands).await;
+        Ok(())
     }
 
     /// Begins what was read, or keeps it for later; what makes no sense is a dead letter.
@@ -880,6 +900,16 @@ fn finished(attempt: u32, entry: &str, id: &str, fields: &Fields, ending: &Endin
         fields.write().into(),
         more.into(),
     ]
+}
+
+/// Entries with how often they were delivered.
+fn claimed(reply: Reply) -> Vec<Entry> {
+    let entries = reply.list().into_iter().skip(1).filter_map(|entry| {
+        let mut parts = entry.list().into_iter();
+        let (id, deliveries) = (parts.next()?.text()?, parts.next()?.number());
+        Some(Entry { id, deliveries: deliveries as u32, fields: Fields(parts.next()?.fields()) })
+    });
+    entries.collect()
 }
 
 /// Waits for a free hand, and takes all that are free.

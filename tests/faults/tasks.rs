@@ -121,3 +121,24 @@ async fn what_takes_longer_than_a_nodes_life_is_not_taken_over_also_after_an_out
     assert_eq!(hook.told().len(), 10);
     end(&redis, vec![a, b], vec![]).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_for_a_client_whose_node_does_not_answer_is_tried_again() {
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let settings = [("MOONGATE_NODE_TTL", "30s")];
+    let (a, b) = (node(&url, &settings).await, Process::ready(&url, &settings).await);
+    let client = b.connect().await;
+    let bind = json!({"op": "bindUid", "client_id": client.id, "uid": "u"}).to_string();
+    b.freeze().await;
+    let mut connection = redis.connection().await;
+    // It waits for the living one: what the frozen one would be given is nobody's for half a minute.
+    a.ask("addTask", json!({"command": serde_json::from_str::<Value>(&bind).unwrap(), "delay": 1500, "id": "x"})).await;
+    let shown = async || a.ask("getTask", json!({"id": "x"})).await;
+    within(TAKEN_OVER, "it has failed once", async || shown().await["reason"].is_string()).await;
+    assert_eq!(shown().await["state"], "waiting");
+    b.thaw();
+    within(TAKEN_OVER, "it is done", async || shown().await["state"] == "done").await;
+    assert!(shown().await["attempts"].as_u64() > Some(1));
+    assert_eq!(connection.command(&["SCARD", "mg:uid:u:clients"]).await, Reply::Int(1));
+}

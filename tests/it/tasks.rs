@@ -568,6 +568,45 @@ async fn what_came_of_tasks_is_written_when_redis_is_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_delivered_to_a_connection_that_had_ended_is_found_again() {
+    let redis = Redis::start().await;
+    let [node] = nodes(&redis, &[("MOONGATE_NODE_TTL", "1h")]).await;
+    let mut client = node.member("u", "g").await;
+    let run = redis.command(&["HVALS", "{mg:nodes}:runs"]).await.names().pop_first().unwrap();
+    // The group is told that the node has it.
+    let mut program = redis.connection().await;
+    program.command(&["MULTI"]).await;
+    program.command(&["XADD", "mg:tasks", "*", "command", &send("u", "found")]).await;
+    program.command(&["XREADGROUP", "GROUP", "moongate", &run, "STREAMS", "mg:tasks", ">"]).await;
+    assert_eq!(program.command(&["EXEC"]).await.list().len(), 2);
+    program.command(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+    assert_eq!(client.text().await, "found");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_ended_long_ago_is_forgotten_and_of_too_many_dead_letters_the_oldest_go() {
+    let redis = Redis::start().await;
+    let [node] = nodes(&redis, &[]).await;
+    let mut client = node.member("u", "g").await;
+    for round in ["one", "two"] {
+        add(&redis, &[("command", &send("u", round)), ("id", "again")]).await;
+        assert_eq!(client.text().await, round);
+        eventually("it is done", async || state(&node, "again").await == "done").await;
+        // A day later.
+        redis.command(&["ZADD", "{mg:tasks}:ended", "1", "again"]).await;
+        eventually("it is forgotten", async || state(&node, "again").await.is_null()).await;
+    }
+    assert_eq!(redis.command(&["EXISTS", "{mg:tasks}:ended", "{mg:tasks}:task:again"]).await, Reply::Int(0));
+
+    let fill = "for n = 1, 10000 do redis.call('ZADD', KEYS[1], n, 'old' .. n) end";
+    redis.command(&["EVAL", fill, "1", "{mg:tasks}:dead"]).await;
+    add(&redis, &[("command", "x"), ("id", "new")]).await;
+    eventually("it is dead", async || state(&node, "new").await == "dead").await;
+    assert_eq!(redis.command(&["ZCARD", "{mg:tasks}:dead"]).await, Reply::Int(10_000));
+    assert_eq!(redis.command(&["ZSCORE", "{mg:tasks}:dead", "old1"]).await, Reply::Nil);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_stops_finishes_what_it_has_in_hand_and_leaves_the_group() {
     let redis = Redis::start().await;
     let hook = Hook::start_slow(Duration::from_millis(700), |_| (200, String::new())).await;
