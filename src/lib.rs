@@ -33,7 +33,7 @@
 //! and by whoever sweeps after its death. A node without `REDIS_URL` is the same house without [`cluster`]: an absence,
 //! and no second implementation.
 //!
-//! # Eight flows
+//! # Nine flows
 //!
 //! **A client connects.** [`edge`] accepts; in a task of the connection's own TLS and the request head are read, under
 //! one deadline; then the long-lived task is spawned anew, small. The client enters its shard of the [`hub`], and what is
@@ -67,12 +67,18 @@
 //! (`php::workers`). A WebSocket is a client for workers from its TCP connect on, a guest to all others until its handshake
 //! is over.
 //!
+//! **`XADD mg:tasks * command {…}`, from anywhere.** One node reads the entry, carries the command out as if HTTP had said
+//! it, answers at `reply_to`, and takes the entry off the stream (`cluster::tasks`). What has an id, or is due later, gets a
+//! record in one script, where it is decided whether it was there before; what is due comes back to the stream as an
+//! entry that names its record. What a node has in hand it renews; what nobody renews another node claims.
+//!
 //! **A node dies.** Its lease is not renewed. A node that was in touch all that time sets the tombstone, has Redis cut the
 //! dead node's connections, takes its clients out of everything, and says goodbye for them (`cluster::members`).
 //!
 //! **The node stops.** Not ready at once; for a fifth of `DRAIN` nothing else happens, as balancers need a moment; then
-//! handshakes are refused and clients are closed with 1012, spread over the rest; then the node leaves the others, then
-//! the API ends, then the shards.
+//! handshakes are refused and clients are closed with 1012, spread over the rest. Tasks are taken no more from the first
+//! moment on, and those in hand are finished meanwhile. Then the node leaves the others, then the API ends, then the
+//! shards.
 //!
 //! # What holds everywhere
 //!

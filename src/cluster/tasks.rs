@@ -327,7 +327,7 @@ impl Tasks {
                 Err(error) => return Err(error.to_string()),
             }
         }
-        Ok(())
+        if stop.is_cancelled() { Ok(()) } else { Err("this node, or its Redis, is another one by now".to_owned()) }
     }
 
     /// From the first entry on: what was added before there was a node is not lost.

@@ -139,7 +139,7 @@ impl Gateway {
     ) -> Self {
         let send_limit =
             SendLimit { bytes: config.send_buffer, policy: config.slow_consumer, dropped: metrics.dropped.clone() };
-        let queue = Queue::new(cluster.as_ref(), has_webhook);
+        let queue = Queue::new(cluster.as_ref(), has_webhook, &metrics);
         Self {
             hub,
             cluster,

@@ -204,6 +204,13 @@ impl Memory {
         Some((views.collect(), last.filter(|_| is_more)))
     }
 
+    /// How many wait, are in hand, are due later, are dead.
+    pub(super) fn count(&self) -> [usize; 4] {
+        let inside = self.inside.lock();
+        let in_hand = inside.tasks.values().filter(|task| task.phase == Phase::Running).count();
+        [inside.ready.len(), in_hand, inside.due.len(), inside.dead.len()]
+    }
+
     /// Hands tasks out as they are due.
     pub(super) async fn run(&self, hands: Hands) {
         loop {

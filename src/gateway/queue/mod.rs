@@ -3,18 +3,24 @@
 mod memory;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::{Failure, Gateway};
 use crate::cluster::{Cluster, Hands, Tasks, Unavailable};
 use crate::command::{AddTask, Added, Command, Limit, ListTasks, Reply};
 use crate::json::Invalid;
+use crate::metrics::Metrics;
 use crate::task::{Ending, Fields, Taken, Task, When, Work};
 use memory::Memory;
 
 /// The tasks of a page where that is not said.
 const PAGE: Limit = Limit(100);
+
+/// What is counted is looked up this often.
+const FACTS: Duration = Duration::from_secs(5);
 
 /// Where tasks are queued.
 pub(crate) struct Queue {
@@ -23,6 +29,7 @@ pub(crate) struct Queue {
     has_webhook: bool,
     /// The name of a node that is alone.
     node: String,
+    metrics: Arc<Metrics>,
 }
 
 enum Place {
@@ -31,9 +38,9 @@ enum Place {
 }
 
 impl Queue {
-    pub(super) fn new(cluster: Option<&Cluster>, has_webhook: bool) -> Self {
+    pub(super) fn new(cluster: Option<&Cluster>, has_webhook: bool, metrics: &Arc<Metrics>) -> Self {
         let place = cluster.map_or_else(|| Place::Memory(Box::default()), |cluster| Place::Redis(cluster.tasks()));
-        Self { place, has_webhook, node: uuid::Uuid::new_v4().to_string() }
+        Self { place, has_webhook, node: uuid::Uuid::new_v4().to_string(), metrics: Arc::clone(metrics) }
     }
 
     async fn add(&self, mut add: AddTask) -> Result<String, Failure> {
@@ -72,11 +79,20 @@ impl Queue {
         }
     }
 
-    /// Keeps what is in hand from being taken over, as long as it is asked to.
+    /// Keeps what is in hand from being taken over, and counts, as long as it is asked to.
     pub(crate) async fn tend(&self) {
         match &self.place {
             Place::Redis(tasks) => tasks.tend().await,
-            Place::Memory(_) => std::future::pending().await,
+            Place::Memory(memory) => loop {
+                let counted = memory.count();
+                let metrics = &self.metrics;
+                let gauges =
+                    [&metrics.tasks_waiting, &metrics.tasks_in_hand, &metrics.tasks_delayed, &metrics.tasks_dead];
+                for (gauge, count) in gauges.into_iter().zip(counted) {
+                    gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+                }
+                sleep(FACTS).await;
+            },
         }
     }
 
@@ -86,6 +102,8 @@ impl Queue {
             Place::Redis(tasks) => tasks.finish(ended).await,
             Place::Memory(memory) => {
                 memory.finish(ended);
+                let dead = ended.iter().filter(|(_, ending)| matches!(ending, Ending::Dead { .. })).count();
+                self.metrics.dead_letters.inc_by(dead as u64);
                 Ok(())
             }
         }
