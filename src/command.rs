@@ -16,10 +16,11 @@ use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema,
 use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
-use crate::id::{ClientId, Group, Uid};
+use crate::id::{ClientId, Group, TaskId, Uid};
 use crate::json::{self, Invalid};
 use crate::message::{Close, Message};
 use crate::session::Session;
+use crate::task::{State, View};
 
 /// The most entries of an array of targets.
 pub const MAX_TARGETS: usize = 10_000;
@@ -98,6 +99,16 @@ vocabulary! {
     "updateSession" => UpdateSession("client_id", "session") -> bool;
     /// Runs commands in order; neighbouring changes of one client are one step.
     "batch" => Batch("commands") -> Vec<Value>;
+    /// Queues a command, or a payload for the webhook: to be carried out at once, later, or whenever a cron says.
+    "addTask" => AddTask("command", "delay", "id") -> Added;
+    /// Takes a task that waits away, or a cron; whether there was one. What comes later under this id is not run for 24 h.
+    "cancelTask" => CancelTask("id") -> bool;
+    /// Takes a task off the dead letters and queues it anew; whether there was one.
+    "retryTask" => RetryTask("id") -> bool;
+    /// What became of a task; null when none is known by this id.
+    "getTask" => GetTask("id") -> Option<View>;
+    /// The tasks in a state, or all: always a page.
+    "listTasks" => ListTasks("state", "limit", "cursor") -> Vec<View>;
 
     /// Whether a client is connected.
     "isOnline" => IsOnline("client_id") -> bool;
@@ -163,7 +174,7 @@ pub struct Operation {
     pub about: &'static str,
     /// Name and schema of the fields, and the schemas that refers to.
     pub request: fn() -> (Cow<'static, str>, RefOr<Schema>, NamedSchemas),
-    /// Schema of the result; it refers to `Sent`, `Session`, `Uid`, `Group` and `ClientId`.
+    /// Schema of the result; it refers to `Sent`, `Added`, `Task`, `Session`, `Uid`, `Group` and `ClientId`.
     pub result: fn() -> RefOr<Schema>,
 }
 
@@ -570,6 +581,34 @@ fields! {
     /// Fields of `batch`: at most 1,000 commands, each an object with its operation in `op`.
     Batch { commands: Vec<Value>, }
 
+    /// Fields of `addTask`: `command` or `webhook`.
+    AddTask {
+        #[serde(default, deserialize_with = "present")] command: Option<Value>,
+        #[serde(default, deserialize_with = "present")] webhook: Option<Value>,
+        #[serde(default, deserialize_with = "present")] at: Option<u64>,
+        #[serde(default, deserialize_with = "present")] delay: Option<u64>,
+        #[serde(default, deserialize_with = "present")] cron: Option<String>,
+        #[serde(default, deserialize_with = "present")] tz: Option<String>,
+        #[serde(default, deserialize_with = "present")] id: Option<TaskId>,
+        #[serde(default, deserialize_with = "present")] max_attempts: Option<u64>,
+        #[serde(skip)] entry: Option<String>,
+    }
+    /// Fields of `cancelTask`.
+    CancelTask {
+        id: TaskId,
+        #[serde(skip)] entry: Option<String>,
+    }
+    /// Fields of `retryTask`.
+    RetryTask { id: TaskId, }
+    /// Fields of `getTask`.
+    GetTask { id: TaskId, }
+    /// Fields of `listTasks`.
+    ListTasks {
+        #[serde(default, deserialize_with = "present")] state: Option<State>,
+        #[serde(default, deserialize_with = "present")] limit: Option<Limit>,
+        cursor: Option<String>,
+    }
+
     /// Fields of `isOnline`.
     IsOnline { client_id: ClientId, }
     /// Fields of `isUidOnline`.
@@ -633,6 +672,13 @@ pub struct Sent {
     pub clients: Option<u64>,
 }
 
+/// The answer to `addTask`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
+pub struct Added {
+    /// The id that the task is known by.
+    pub id: String,
+}
+
 /// What an operation's result looks like.
 trait Answer {
     fn answer() -> RefOr<Schema>;
@@ -646,6 +692,8 @@ answers! {
     u64: ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).build();
     Value: ObjectBuilder::new().schema_type(SchemaType::AnyValue).build();
     Sent: Ref::from_schema_name("Sent");
+    Added: Ref::from_schema_name("Added");
+    View: Ref::from_schema_name("Task");
     Session: Ref::from_schema_name("Session");
     Uid: Ref::from_schema_name("Uid");
     Group: Ref::from_schema_name("Group");
@@ -677,6 +725,9 @@ impl<T: Answer> Answer for BTreeMap<String, T> {
 #[allow(missing_docs)]
 pub enum Reply {
     Sent(Sent),
+    Added(Added),
+    Task(Option<Box<View>>),
+    Tasks(Vec<View>),
     Flag(bool),
     Count(u64),
     Session(Option<Session>),

@@ -206,6 +206,10 @@ name! {
     /// A group of clients.
     Group
 }
+name! {
+    /// A name of a task.
+    TaskId
+}
 
 fn name_schema(title: &str) -> RefOr<Schema> {
     let text = ObjectBuilder::new().schema_type(Type::String).min_length(Some(1)).max_length(Some(MAX_NAME));

@@ -15,6 +15,8 @@
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
 //! | [`webhook`] | the application's own address: it is asked who is let in, told what clients do, and may answer with commands | touches a client |
+//! | [`tasks`] | the door of queued tasks: takes them, carries them out, says what came of them | answers before Redis has it |
+//! | [`outcome`] | what came of a command, in the words of the doors that speak JSON | knows a door |
 //! | [`php`] | the door of `GatewayWorker`'s PHP applications: their inner protocol, their values | passes anything on to other nodes: its callers ask each node |
 //! | [`gateway`] | the one place where a command is carried out | knows a socket or a door |
 //! | [`cluster`] | this node among the others, through Redis: bus, directory, members | touches a client |
@@ -22,10 +24,10 @@
 //! | [`client`] | one connection as others hold it: socket, bounded outbox, close | awaits, but for its owner |
 //! | [`command`] | the vocabulary: every command, query and answer | does I/O |
 //! | [`event`] | what clients do, in the words in which applications hear of it, and the memory in which that waits | does I/O |
-//! | [`message`], [`session`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
+//! | [`message`], [`session`], [`task`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
-//! Arrows go one way: `main → server → doors (edge, http, php) → gateway → cluster → hub → client → message, id`. Doors do not
+//! Arrows go one way: `main → server → doors (edge, http, tasks, php) → gateway → cluster → hub → client → message, id`. Doors do not
 //! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]; but [`php`], whose callers
 //! ask every node themselves, acts on this node's [`hub`]. Nothing is `static` but
 //! scratch buffers of threads: two nodes live in one process, and do in the tests.
@@ -74,12 +76,18 @@
 //! request at a time for each client. On a node that is alone the shard tells the webhook itself. Whoever may come in it is
 //! asked before the handshake is answered.
 //!
+//! **`XADD mg:tasks * command {…}`, from anywhere.** One node reads the entry, carries the command out as if HTTP had said
+//! it, answers at `reply_to`, and takes the entry off the stream (`cluster::tasks`). What has an id, or is due later, gets a
+//! record in one script, where it is decided whether it was there before; what is due comes back to the stream as an
+//! entry that names its record. What a node has in hand it renews; what nobody renews another node claims.
+//!
 //! **A node dies.** Its lease is not renewed. A node that was in touch all that time sets the tombstone, has Redis cut the
 //! dead node's connections, takes its clients out of everything, and says goodbye for them (`cluster::members`).
 //!
 //! **The node stops.** Not ready at once; for a fifth of `DRAIN` nothing else happens, as balancers need a moment; then
-//! handshakes are refused and clients are closed with 1012, spread over the rest; then the node leaves the others, then
-//! the API ends, then the shards.
+//! handshakes are refused and clients are closed with 1012, spread over the rest. Tasks are taken no more from the first
+//! moment on, and those in hand are finished meanwhile. Then the node leaves the others, then the API ends, then the
+//! shards.
 //!
 //! # What holds everywhere
 //!
@@ -106,9 +114,12 @@ pub mod id;
 pub mod json;
 pub mod message;
 pub mod metrics;
+pub mod outcome;
 pub mod php;
 pub mod server;
 pub mod session;
+pub mod task;
+pub mod tasks;
 pub mod template;
 mod throttle;
 pub mod webhook;

@@ -56,6 +56,13 @@ pub struct ConsumerGroup {
     pub group: String,
 }
 
+/// The label of a counter by what came of an attempt.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Attempt {
+    /// Of a task `done`, `dead` or `again`; of a request `ok`, or what kind of refusal.
+    pub outcome: &'static str,
+}
+
 /// All series of a node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -138,11 +145,27 @@ pub struct Metrics {
     pub events_lag: Family<ConsumerGroup, Gauge>,
     events_waiting: Gauge,
     /// Requests to the webhook, by outcome.
-    pub webhook_requests: Family<Reason, Counter>,
+    pub webhook_requests: Family<Attempt, Counter>,
     /// How long they took, seconds.
     pub webhook_seconds: Histogram,
     /// Requests under way.
     pub webhook_in_flight: Gauge,
+    /// Queued tasks that no node has taken.
+    pub tasks_waiting: Gauge,
+    /// Queued tasks that a node has taken.
+    pub tasks_in_hand: Gauge,
+    /// Queued tasks and crons that are due later.
+    pub tasks_delayed: Gauge,
+    /// Dead letters.
+    pub tasks_dead: Gauge,
+    /// How long the oldest task has waited that no node has taken, seconds.
+    pub tasks_oldest: Gauge<f64, AtomicU64>,
+    /// Attempts of queued tasks, by what came of them.
+    pub task_attempts: Family<Attempt, Counter>,
+    /// How long they took, seconds.
+    pub task_seconds: Histogram,
+    /// Tasks that were given up.
+    pub dead_letters: Counter,
 }
 
 impl Metrics {
@@ -199,6 +222,21 @@ impl Metrics {
             php_refused: series!("php_refused", "Connections of PHP that were ended, by reason"),
             php_workers: series!("php_workers", "PHP workers connected now"),
             php_events_lost: series!("php_events_lost", "Events that no PHP worker was told, by reason"),
+            tasks_waiting: series!("tasks_waiting", "Queued tasks that no node has taken; all nodes tell the same"),
+            tasks_in_hand: series!("tasks_in_hand", "Queued tasks that a node has taken; all nodes tell the same"),
+            tasks_delayed: series!("tasks_delayed", "Queued tasks and crons due later; all nodes tell the same"),
+            tasks_dead: series!("tasks_dead", "Tasks among the dead letters; all nodes tell the same"),
+            tasks_oldest: series!(
+                "tasks_oldest_seconds",
+                "How long the oldest task has waited that no node has taken; all nodes tell the same"
+            ),
+            task_attempts: series!("task_attempts", "Attempts of queued tasks on this node, by what came of them"),
+            task_seconds: {
+                let histogram = Histogram::new(exponential_buckets(0.0005, 2.0, 16));
+                registry.register("task_seconds", "How long attempts of queued tasks took", histogram.clone());
+                histogram
+            },
+            dead_letters: series!("dead_letters", "Tasks that this node has given up"),
             php_ignored: series!("php_ignored", "What PHP has sent and could not be done, by reason"),
             events_told: series!("events", "Events told, by event and where"),
             events_lost: series!("events_lost", "Events that could not be told, by reason"),

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpListener;
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
@@ -25,6 +26,7 @@ use crate::id::LanAddress;
 use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
 use crate::php::{self, Entrance, Workers};
+use crate::tasks::Runner;
 use crate::webhook::{Caller, Webhook};
 
 /// The first part of a drain, in which balancers notice, is at most this long.
@@ -204,17 +206,26 @@ impl Server {
             Some((cluster, heard, tasks)) => (Some(cluster), (Some(heard), Some(tasks))),
             None => (None, (None, None)),
         };
-        let gateway =
-            Gateway::new(hub, cluster, lan, listener, &config.clients, &config.time_zone, Arc::clone(&metrics));
+        let caller = webhook.as_ref().map(|(caller, _)| Arc::clone(caller));
+        let gateway = Gateway::new(
+            hub,
+            cluster,
+            lan,
+            listener,
+            &config.clients,
+            &config.time_zone,
+            caller.is_some(),
+            Arc::clone(&metrics),
+        );
         let gateway = Arc::new(gateway);
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
         let (connections, mut services) = (TaskTracker::new(), JoinSet::new());
-        let (told, mut telling) = (CancellationToken::new(), JoinSet::new());
+        let (tell_until, until) = oneshot::channel();
+        let mut telling = JoinSet::new();
         let webhook = webhook.filter(|_| !config.events.webhook.is_empty()).map(|(caller, settings)| {
             let webhook = Arc::new(Webhook::new(caller, settings, Arc::clone(&events), Arc::clone(&metrics)));
-            let time = config.drain.max(LAST_ANSWERS);
-            telling.spawn(Arc::clone(&webhook).run(Arc::clone(&gateway), told.clone(), time));
+            telling.spawn(Arc::clone(&webhook).run(Arc::clone(&gateway), until));
             webhook
         });
         let mut ears = JoinSet::new();
@@ -222,6 +233,8 @@ impl Server {
             ears.spawn(Arc::clone(&gateway).hear(heard.inbox));
             ears.spawn(Arc::clone(&gateway).mourn(heard.departed));
         }
+        let mut tasks = JoinSet::new();
+        tasks.spawn(Runner::new(Arc::clone(&gateway), caller).run(stop.clone()));
         let tls = certificates.is_some();
         let certificates = certificates.map(|certificates| {
             let certificates = Arc::new(certificates);
@@ -280,19 +293,32 @@ impl Server {
             }
         };
         tokio::select! {
+            // First, as the runner of tasks ends with it.
+            biased;
             () = stop.cancelled() => {}
             () = shard_tasks.any_ended() => return Err(Ended::Broken),
             Some(_) = ears.join_next() => return Err(Ended::Broken),
+            Some(_) = tasks.join_next() => return Err(Ended::Broken),
             refused = out_of_cluster => return Err(refused.map_or(Ended::Broken, Into::into)),
         }
-        let left = drain(&gateway, &connections, &refusing, config.drain).await;
+        let drained = Instant::now() + config.drain;
+        let in_hand = async {
+            // What is not finished in time is taken over by others.
+            let finished = timeout(config.drain.max(LEAVE), async { while tasks.join_next().await.is_some() {} });
+            if finished.await.is_err() {
+                tracing::warn!("queued tasks are still in hand: they are left to others");
+            }
+        };
+        let (left, ()) = tokio::join!(drain(&gateway, &connections, &refusing, config.drain), in_hand);
+        tasks.shutdown().await;
         let leave = async {
             if let Some(tasks) = cluster_tasks {
                 tasks.leave(LEAVE).await;
             }
         };
         tokio::join!(php.leave(), leave);
-        told.cancel();
+        // Where nobody is told, nobody listens.
+        tell_until.send(drained.max(Instant::now() + LAST_ANSWERS)).ok();
         while telling.join_next().await.is_some() {}
         closed.cancel();
         // Whoever does not read an answer, or finish a request, is not waited for: what is left is dropped.

@@ -1,7 +1,7 @@
 //! Every key and channel, named in one place.
 //!
-//! `mg` stands for `MOONGATE_PREFIX`. Every key is written by the node that holds the client, and after its death by the
-//! one that sweeps; everybody may read.
+//! `mg` stands for `MOONGATE_PREFIX`. Every key of a client is written by the node that holds it, and after its death by
+//! the one that sweeps; everybody may read.
 //!
 //! | key | type | holds | lives as long as | slot on Redis Cluster |
 //! | --- | --- | --- | --- | --- |
@@ -12,6 +12,9 @@
 //! | `mg:nodes` | sorted set | node id → Redis' time in ms at which its lease ends | it has any | `mg:nodes` |
 //! | `mg:node:<node_id>` | hash | `lan`, `version`, `started_at`, `clients`, `uids`, `groups` | the node | its own |
 //! | `mg:events` | stream | what clients do: see [`crate::event`] | trimmed near `EVENTS_MAXLEN` | its own |
+//! | `mg:tasks` | stream | queued tasks, which anybody adds; its group is `moongate`, a consumer each run of a node | ever | `mg:tasks` |
+//! | `mg:tasks:dead` | stream | dead letters: a task's fields, `id`, `reason`, `attempts`, `dead_at` | ever; the last 10,000 or so | its own |
+//! | `mg:reply:…` | list | the answer to a task that named it | 60 s | its own |
 //!
 //! Internal; nobody but nodes reads them:
 //!
@@ -24,6 +27,12 @@
 //! | `{mg:nodes}:php` | hash | `<run> <address>`: that run of a node says that PHP finds a gateway there; `workers`: a PHP worker has been connected | the run; `workers` for ever | `mg:nodes` |
 //! | `{mg:nodes}:swept` | sorted set | tombstones: run → Redis' time in ms at which it may be forgotten | a day | `mg:nodes` |
 //! | `{mg:nodes}:sweeper:<run>` | string | who is sweeping after that run | 3 s, renewed | `mg:nodes` |
+//! | `{mg:tasks}:task:<id>` | hash | a task with an id of its own, one that is due later, or tried again: `fields`, `state`, `attempts`, `base` (those before it was queued), `entry`, `next`, `reason`, `result`, `ended`, `own`, `letter`, `poison` | 24 h after its end, 60 s where the id is not its own; the dead: while they are among the last 10,000 | `mg:tasks` |
+//! | `{mg:tasks}:replies:<id>` | list | who else is to be told what came of a task | the task runs | `mg:tasks` |
+//! | `{mg:tasks}:cron:<id>` | hash | a cron: `fields`, `next`, `order` (its place in the stream); `order` alone: it was cancelled there | the cron; 24 h | `mg:tasks` |
+//! | `{mg:tasks}:due` | sorted set | `t<id>` of a task, `c<id>` of a cron → Redis' time in ms at which it is due | it has any | `mg:tasks` |
+//! | `{mg:tasks}:ended` | sorted set | id of a task → Redis' time in ms at which it is forgotten | it has any | `mg:tasks` |
+//! | `{mg:tasks}:dead` | sorted set | id of a dead task → Redis' time in ms of its death | it has any | `mg:tasks` |
 //!
 //! | channel | subscribed by | what is said there |
 //! | --- | --- | --- |
@@ -110,6 +119,20 @@ impl Keys {
 
     pub(super) fn sweeper(&self, run: &str) -> String {
         self.beside_nodes(format_args!("sweeper:{run}"))
+    }
+
+    /// The queue. What scripts keep beside it they name after it: see `scripts/task.lua`.
+    pub(super) fn tasks(&self) -> String {
+        self.name("tasks")
+    }
+
+    pub(super) fn dead_letters(&self) -> String {
+        self.name("tasks:dead")
+    }
+
+    /// What keys begin with at which tasks are answered.
+    pub(super) fn replies(&self) -> String {
+        self.name("reply:")
     }
 
     /// A key in the slot of `mg:nodes`, so that one script can look at both.

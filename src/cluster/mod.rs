@@ -9,6 +9,7 @@
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
 //! | `php` | where PHP finds gateways |
+//! | `tasks` | the queue of tasks: a stream, and what is kept of each |
 //! | `scripts/` | Lua, one file per atomic step |
 //!
 //! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,
@@ -21,6 +22,7 @@ mod keys;
 mod members;
 mod php;
 mod redis;
+mod tasks;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -41,6 +43,7 @@ pub use directory::{Entry, Facts};
 pub use envelope::{Answer, Back, Do, MAX_PART};
 pub use keys::Channel;
 pub use php::Php;
+pub use tasks::{Hands, Tasks};
 
 use crate::client::Departed;
 use crate::config::ClusterConfig;
@@ -270,6 +273,7 @@ pub struct Cluster {
     shared: Arc<Shared>,
     bus: Arc<Bus>,
     directory: Arc<Directory>,
+    tasks: Arc<Tasks>,
     last_look: Mutex<php::LastLook>,
 }
 
@@ -331,6 +335,7 @@ impl Cluster {
         let (tell, departed) = Tell::new();
         let directory = Directory::new(Arc::clone(&shared), Arc::clone(&bus), Arc::clone(hub), tell.clone());
         let directory = Arc::new(directory);
+        let tasks = Arc::new(Tasks::new(Arc::clone(&shared), address.clone(), config.node_ttl));
         let members = Members::new(
             config,
             &shared,
@@ -342,21 +347,21 @@ impl Cluster {
             stop.clone(),
             open_lan,
         );
-        let (members, mut tasks) = (Arc::new(members), JoinSet::new());
+        let (members, mut running) = (Arc::new(members), JoinSet::new());
         let (listening, writing) =
             (Arc::clone(&bus).listen(address, Arc::clone(hub), stop), Arc::clone(&directory).run());
-        tasks.spawn(async move {
+        running.spawn(async move {
             listening.await;
             None
         });
-        tasks.spawn(async move {
+        running.spawn(async move {
             writing.await;
             None
         });
         let life = Arc::clone(&members);
-        tasks.spawn(async move { Box::pin(life.live()).await });
-        let cluster = Self { shared, bus, directory, last_look: Mutex::default() };
-        Ok((cluster, Yield { inbox, departed }, ClusterTasks { tasks, members }))
+        running.spawn(async move { Box::pin(life.live()).await });
+        let cluster = Self { shared, bus, directory, tasks, last_look: Mutex::default() };
+        Ok((cluster, Yield { inbox, departed }, ClusterTasks { tasks: running, members }))
     }
 
     /// Whether this node is to get new clients.
@@ -390,6 +395,11 @@ impl Cluster {
     /// Whether it has, and when that changes.
     pub fn membership(&self) -> watch::Receiver<bool> {
         self.shared.member.subscribe()
+    }
+
+    /// The queue of tasks.
+    pub fn tasks(&self) -> Arc<Tasks> {
+        Arc::clone(&self.tasks)
     }
 
     /// The first part of this node's client ids.

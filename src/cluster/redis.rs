@@ -70,6 +70,12 @@ impl RedisError {
         matches!(self, Self::Refused { error, .. } if error.contains("READONLY"))
     }
 
+    /// A stream or its group is not there (any more).
+    pub(super) fn is_of_no_group(&self) -> bool {
+        let words = ["NOGROUP", "UNBLOCKED", "no such key"];
+        matches!(self, Self::Refused { error, .. } if words.iter().any(|word| error.contains(word)))
+    }
+
     /// The server itself is not able to take writes now; nothing is wrong with this one.
     pub(super) fn is_server_wide(&self) -> bool {
         let words = ["OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOPERM", "NOAUTH"];
@@ -111,7 +117,8 @@ impl Command {
     commands! {
         del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
         hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" set "SET" smembers "SMEMBERS"
-        srem "SREM" sscan "SSCAN" xadd "XADD" xinfo "XINFO" xlen "XLEN" zrange "ZRANGE" zrem "ZREM"
+        srem "SREM" sscan "SSCAN" xadd "XADD" xdel "XDEL" xgroup "XGROUP" xinfo "XINFO" xlen "XLEN" xreadgroup "XREADGROUP"
+        zrange "ZRANGE" zrem "ZREM"
     }
 
     pub(super) fn arg(mut self, arg: impl Into<Argument>) -> Self {
@@ -122,6 +129,11 @@ impl Command {
     pub(super) fn args<A: Into<Argument>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.into().0));
         self
+    }
+
+    /// Ends the wait of another connection, which is answered as if its time were over.
+    pub(super) fn unblock(connection: &Mark) -> Self {
+        Self::client("UNBLOCK").arg(connection.id)
     }
 
     /// A script with its keys; arguments follow.
@@ -171,6 +183,36 @@ impl Reply {
 
     pub(super) fn text(self) -> Option<String> {
         self.0.into_string()
+    }
+
+    pub(super) fn bytes(self) -> Option<Bytes> {
+        self.0.into_bytes()
+    }
+
+    /// The entries that were read from one stream: ids and fields.
+    pub(super) fn entries(self) -> Vec<(String, Vec<(Bytes, Bytes)>)> {
+        let Value::Map(streams) = self.0 else { return Vec::new() };
+        let Some((_, entries)) = streams.inner().into_iter().next() else { return Vec::new() };
+        let entries = Self(entries).list().into_iter().filter_map(|entry| {
+            let mut parts = entry.list().into_iter();
+            // What was deleted meanwhile has no fields.
+            Some((parts.next()?.text()?, parts.next()?.fields()))
+        });
+        entries.collect()
+    }
+
+    /// Names and values in one list.
+    pub(super) fn fields(self) -> Vec<(Bytes, Bytes)> {
+        let mut parts = self.list().into_iter().map(|part| part.bytes().unwrap_or_default());
+        let mut fields = Vec::new();
+        while let (Some(name), Some(value)) = (parts.next(), parts.next()) {
+            fields.push((name, value));
+        }
+        fields
+    }
+
+    pub(super) fn is_list(&self) -> bool {
+        matches!(self.0, Value::Array(_))
     }
 
     /// A list or set.

@@ -218,6 +218,13 @@ fn commands(json: &[u8]) -> Result<Vec<Result<Job, String>>, String> {
             let name = command.name();
             match Job::of(command) {
                 Ok(job) => job.map_err(|failure| failure.to_string()),
+                Err(
+                    Command::AddTask(_)
+                    | Command::CancelTask(_)
+                    | Command::RetryTask(_)
+                    | Command::GetTask(_)
+                    | Command::ListTasks(_),
+                ) => Err(format!("{name} is not taken here, where nobody is answered: say it over HTTP or as a task")),
                 Err(_) => Err(format!("{name} is a question: it has no answer here")),
             }
         });

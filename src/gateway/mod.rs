@@ -10,6 +10,7 @@ mod facts;
 mod heard;
 mod listing;
 mod part;
+mod queue;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -34,6 +35,7 @@ use crate::template::{Filling, Template};
 use part::{Done, Job, Part};
 
 pub use change::BatchFailure;
+pub(crate) use queue::Queue;
 
 /// What another node may take for an answer.
 const ASK_TIME: Duration = Duration::from_secs(2);
@@ -120,6 +122,7 @@ pub struct Gateway {
     /// On a node that is alone, of two `single` binds at once exactly the later stays: one after the other. Among others
     /// Redis has the order.
     single_binds: tokio::sync::Mutex<()>,
+    queue: Queue,
     metrics: Arc<Metrics>,
 }
 
@@ -132,6 +135,7 @@ struct Limits {
 
 impl Gateway {
     /// A gateway over a hub, and the other nodes, if there are any. `lan` is for one without.
+    #[allow(clippy::too_many_arguments)] // all that it is made of; called once
     pub fn new(
         hub: Arc<Hub>,
         cluster: Option<Cluster>,
@@ -139,10 +143,12 @@ impl Gateway {
         listener: Arc<dyn Listener>,
         config: &ClientConfig,
         time_zone: &jiff::tz::TimeZone,
+        has_webhook: bool,
         metrics: Arc<Metrics>,
     ) -> Self {
         let send_limit =
             SendLimit { bytes: config.send_buffer, policy: config.slow_consumer, dropped: metrics.dropped.clone() };
+        let queue = Queue::new(cluster.as_ref(), has_webhook, &metrics);
         Self {
             hub,
             cluster,
@@ -155,6 +161,7 @@ impl Gateway {
             leave: Template::new(&config.leave_message, time_zone),
             leave_max_group: config.leave_max_group,
             single_binds: tokio::sync::Mutex::default(),
+            queue,
             metrics,
         }
     }
@@ -340,6 +347,10 @@ impl Gateway {
         let query = match Job::of(command) {
             Ok(job) => return self.do_job(job?, names).await,
             Err(query) => query,
+        };
+        let query = match Box::pin(self.about_tasks(query)).await {
+            Ok(done) => return done,
+            Err(query) => *query,
         };
         match query {
             Command::IsOnline(c) => Ok(Reply::Flag(self.fact(c.client_id).await?.is_some())),

@@ -7,15 +7,13 @@ use std::sync::Arc;
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode, header};
-use axum::response::Response;
-use serde::Serialize;
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
 
-use super::Problem;
-use super::problem::json_line;
-use crate::command::{Command, Operation, ParseError, Reply};
+use crate::command::{Command, Operation, ParseError};
 use crate::gateway::Gateway;
 use crate::json::{self, Invalid};
+use crate::outcome::{Outcome, Problem, line};
 
 /// `POST /api/<op>`
 pub(super) async fn run(
@@ -72,28 +70,8 @@ async fn own_task(work: impl Future<Output = Result<Response, Problem>> + Send +
 }
 
 async fn run_to_end(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
-    if let Command::Batch(batch) = command {
-        let results = Box::pin(gateway.batch(batch)).await?;
-        let results = results.into_iter().map(|result| match result {
-            Ok(result) => Item::Result { result },
-            Err(failure) => Item::Error { error: failure.into() },
-        });
-        return Ok(json_line("application/json", &Results { results: results.collect() }));
-    }
-    let result = gateway.execute(command).await?;
-    Ok(json_line("application/json", &Item::Result { result }))
-}
-
-#[derive(Serialize)]
-struct Results {
-    results: Vec<Item>,
-}
-
-#[derive(Serialize)]
-#[serde(untagged)]
-enum Item {
-    Result { result: Reply },
-    Error { error: Problem },
+    let outcome = Outcome::of(&gateway, command).await?;
+    Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], line(&outcome)).into_response())
 }
 
 /// The operation, and its fields as a JSON object.
@@ -149,7 +127,9 @@ impl Argument {
     /// Names and messages are text; of other fields a text that is JSON is that JSON, and an empty one is absent.
     fn to_json(&self, name: &str) -> Option<String> {
         match self {
-            Self::One(text) if matches!(name, "uid" | "group" | "message" | "client_id") => Some(quoted(text)),
+            Self::One(text) if matches!(name, "uid" | "group" | "message" | "client_id" | "id" | "state") => {
+                Some(quoted(text))
+            }
             Self::One(text) if text.is_empty() => None,
             Self::One(text) => Some(json::borrow_raw(text).map_or_else(|_| quoted(text), |raw| raw.get().to_owned())),
             Self::Many(texts) => {

@@ -20,12 +20,12 @@ use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use openapi::document;
-pub use problem::Problem;
 pub use serve::serve;
 
 use crate::cluster::Readiness;
 use crate::config::ApiConfig;
 use crate::gateway::Gateway;
+use crate::outcome::Problem;
 
 /// The try-it page; `__LISTEN__` becomes scheme and port of the clients' listener.
 const PAGE: &str = include_str!("page.html");

@@ -12,9 +12,10 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema as _, ToSchema};
 
 use super::Problem;
-use crate::command::{OPERATIONS, Operation, Sent};
+use crate::command::{Added, OPERATIONS, Operation, Sent};
 use crate::id::{ClientId, Group, Uid};
 use crate::session::Session;
+use crate::task::{State, View};
 
 pub(super) async fn serve() -> Json<OpenApi> {
     Json(document())
@@ -24,9 +25,17 @@ pub(super) async fn serve() -> Json<OpenApi> {
 pub fn document() -> OpenApi {
     let mut components = ComponentsBuilder::new()
         .security_scheme("token", SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()));
-    for (name, schema) in
-        [named::<Problem>(), named::<Sent>(), named::<Session>(), named::<Uid>(), named::<Group>(), named::<ClientId>()]
-    {
+    for (name, schema) in [
+        named::<Problem>(),
+        named::<Sent>(),
+        named::<Added>(),
+        named::<View>(),
+        named::<State>(),
+        named::<Session>(),
+        named::<Uid>(),
+        named::<Group>(),
+        named::<ClientId>(),
+    ] {
         components = components.schema(name, schema);
     }
     let mut paths = PathsBuilder::new();
@@ -101,6 +110,9 @@ fn answer(row: &Operation) -> RefOr<Schema> {
         .property("cursor", cursor)
         .required("items")
         .required("cursor");
+    if row.name == "listTasks" {
+        return object(page.into()).into();
+    }
     let either = OneOfBuilder::new().item(result).item(page).build();
     object(Schema::from(either).into()).into()
 }

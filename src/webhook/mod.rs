@@ -15,10 +15,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::StatusCode;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 pub use caller::{ANSWER, Accepted, Caller, Refused};
@@ -27,7 +26,7 @@ use crate::config::WebhookConfig;
 use crate::event::{About, Consent, Errand, Event, Events, Kind, Number, Request, Room, What};
 use crate::gateway::Gateway;
 use crate::id::ClientId;
-use crate::metrics::{Metrics, Reason};
+use crate::metrics::{Attempt, Metrics};
 
 /// Requests under way at once.
 const MOST_CALLS: usize = 64;
@@ -121,12 +120,12 @@ impl Webhook {
             Err(Refused::Status(500..)) => "5xx",
             Err(Refused::Status(_)) => "other",
         };
-        self.metrics.webhook_requests.get_or_create(&Reason { reason: outcome }).inc();
+        self.metrics.webhook_requests.get_or_create(&Attempt { outcome }).inc();
         result
     }
 
-    /// Tells what is to be told; from `stop` on only what is left, as far as there is time.
-    pub(crate) async fn run(self: Arc<Self>, gateway: Arc<Gateway>, stop: CancellationToken, time: Duration) {
+    /// Tells what is to be told; when nothing more comes, what is left, until the time that `last` says.
+    pub(crate) async fn run(self: Arc<Self>, gateway: Arc<Gateway>, mut last: oneshot::Receiver<Instant>) {
         let mut teller = Teller {
             webhook: Arc::clone(&self),
             gateway,
@@ -147,8 +146,8 @@ impl Webhook {
                     Ok((client, result)) => teller.called(client, result),
                     Err(error) => tracing::error!(%error, "a call of the webhook broke"),
                 },
-                () = stop.cancelled(), if deadline.is_none() => {
-                    deadline = Some(Instant::now() + time);
+                last = &mut last, if deadline.is_none() => {
+                    deadline = Some(last.unwrap_or_else(|_| Instant::now()));
                     self.asked.close();
                 }
                 () = self.asked.wait(), if deadline.is_some() && !nobody_asks => nobody_asks = true,

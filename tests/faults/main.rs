@@ -42,4 +42,5 @@ mod outage;
 mod php;
 mod start;
 mod storm;
+mod tasks;
 mod world;

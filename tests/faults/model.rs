@@ -542,6 +542,8 @@ async fn read_state(redis: &mut Connection) -> std::io::Result<State> {
             "mg:nodes" => &["ZRANGE", key, "0", "-1"],
             "{mg:nodes}:lan" => &["HVALS", key],
             "{mg:nodes}:runs" => &["HKEYS", key],
+            // The queue stays, whoever is there.
+            "mg:tasks" => continue,
             key if key.starts_with("{mg:nodes}:sw") => continue,
             key if key.starts_with("mg:node:") => &["HGET", key, "none"],
             key if key.starts_with("mg:clients:") => &["HGETALL", key],
@@ -1487,7 +1489,8 @@ impl<'w> Run<'w> {
         let nodes = self.nodes();
         let mut put = |name: String, value: String| discard(state.entry(name).or_default().insert(value));
         put("patterns".to_owned(), nodes.to_string());
-        put("connections".to_owned(), (2 * nodes).to_string());
+        // For commands, to hear, to wait for tasks.
+        put("connections".to_owned(), (3 * nodes).to_string());
         put("subscribers".to_owned(), nodes.to_string());
         put("channel mg:cmd".to_owned(), nodes.to_string());
         put("channel mg.ask".to_owned(), nodes.to_string());

@@ -486,6 +486,7 @@ pub async fn end(redis: &Redis, nodes: Vec<Node>, processes: Vec<Process>) {
     let gone = async || {
         let mut keys = redis.keys("*").await;
         keys.remove("{mg:nodes}:swept");
+        keys.remove("mg:tasks");
         // A sweeper's claim ends by itself.
         let gone = keys.is_empty();
         *last.lock() = keys;

@@ -435,7 +435,7 @@ impl World {
     const PREFIX: &str = "A-world_7";
 
     /// The keys that may outlive their nodes, with `mg` for the prefix, and a `*` at the end for any ending.
-    const STAY: &[&str] = &[];
+    const STAY: &[&str] = &["mg:tasks"];
 
     /// Runs a test, and looks then, when all its clients are dropped, whether anything of them is left.
     pub async fn run(kind: Kind, test: impl AsyncFnOnce(Self)) {

@@ -34,6 +34,7 @@ mod proxy;
 mod receiver;
 mod redis;
 mod streams;
+mod tasks;
 mod tls;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -33,8 +34,8 @@ pub struct Told {
     pub headers: BTreeMap<String, String>,
     pub body: Bytes,
     pub event: Value,
-    /// What it was answered.
-    pub status: u16,
+    /// What it was answered, when it was.
+    pub status: Option<u16>,
 }
 
 pub struct Receiver {
@@ -52,6 +53,23 @@ impl Receiver {
         let state = State { told: Mutex::default(), answer: Mutex::new(Arc::new(accept)), at_once: Mutex::default() };
         let receiver = Self { address, state: Arc::new(state), serving: Mutex::new(None) };
         receiver.serve(listener);
+        receiver
+    }
+
+    /// It answers so.
+    pub async fn answering(answer: impl Fn(&Value) -> (u16, Value) + Send + Sync + 'static) -> Self {
+        let receiver = Self::start().await;
+        receiver.answers(answer);
+        receiver
+    }
+
+    /// It accepts everything, and takes its time for it.
+    pub async fn slow(time: Duration) -> Self {
+        let receiver = Self::start().await;
+        receiver.answers_late(move |_| async move {
+            tokio::time::sleep(time).await;
+            (200, json!({}))
+        });
         receiver
     }
 
@@ -109,11 +127,17 @@ impl Receiver {
     /// What it was told and has accepted.
     pub fn accepted(&self) -> Vec<Value> {
         let told = self.state.told.lock();
-        told.iter().filter(|told| told.status < 300).map(|told| told.event.clone()).collect()
+        let accepted = told.iter().filter(|told| told.status.is_some_and(|status| status < 300));
+        accepted.map(|told| told.event.clone()).collect()
     }
 
     /// All that it was told, also what it did not accept.
-    pub fn told(&self) -> Vec<Told> {
+    pub fn told(&self) -> Vec<Value> {
+        self.state.told.lock().iter().map(|told| told.event.clone()).collect()
+    }
+
+    /// The requests that it was told in.
+    pub fn requests(&self) -> Vec<Told> {
         self.state.told.lock().clone()
     }
 
@@ -150,8 +174,13 @@ async fn hear(request: Request<Incoming>, state: Arc<State>) -> Result<Response<
     let body = request.into_body().collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
     let event: Value = serde_json::from_slice(&body).unwrap_or_default();
     let answer = Arc::clone(&state.answer.lock());
-    let (status, answer) = answer(event.clone()).await;
-    state.told.lock().push(Told { headers, body, event, status });
+    let place = {
+        let mut told = state.told.lock();
+        told.push(Told { headers, body, event: event.clone(), status: None });
+        told.len() - 1
+    };
+    let (status, answer) = answer(event).await;
+    state.told.lock()[place].status = Some(status);
     state.at_once.lock().0 -= 1;
     let mut response = Response::new(Full::from(answer.to_string()));
     *response.status_mut() = status.try_into().unwrap();

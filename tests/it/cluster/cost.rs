@@ -20,7 +20,8 @@ impl Monitor {
     }
 
     /// What was done for clients and applications since the last time; not what nodes do for themselves (lease,
-    /// heartbeat, looking at each other and after their own index, wondering who hears), and not what scripts call.
+    /// heartbeat, looking at each other and after their own index, wondering who hears, looking for tasks), and not what
+    /// scripts call.
     async fn so_far(&mut self) -> Commands {
         self.marks += 1;
         let mark = format!("mark {}", self.marks);
@@ -38,7 +39,13 @@ impl Monitor {
             let key = words.get(if name == "EVAL" { 3 } else { 1 }).copied().unwrap_or_default();
             let of_nodes = key.starts_with("mg:node") || key.starts_with("{mg:nodes}");
             let of_node = command.contains(r#"{\"beat\":"#) || command.contains(r#"{\"node\":"#);
-            if client.ends_with(" lua") || of_nodes || of_node || ["PING", "HLEN", "PUBSUB"].contains(&&*name) {
+            let of_tasks = key.starts_with("mg:tasks") || name == "XREADGROUP";
+            if client.ends_with(" lua")
+                || of_tasks
+                || of_nodes
+                || of_node
+                || ["PING", "HLEN", "PUBSUB"].contains(&&*name)
+            {
                 continue;
             }
             let channels = if name.ends_with("SUBSCRIBE") { &words[1..] } else { &[key] };

@@ -53,6 +53,7 @@ impl Pair {
         let a = Node::start_with(&settings).await.until_ready().await;
         let b = Node::start_with(&settings).await.until_ready().await;
         let pair = Self { redis, a, b };
+        eventually("the queue is there", async || pair.redis.keys("mg:tasks").await.len() == 1).await;
         test(&pair).await;
         pair.finish().await;
     }
@@ -72,7 +73,8 @@ impl Pair {
             node.stop();
             assert_eq!(node.stopped().await, 0, "connections when a node had stopped");
         }
-        assert_eq!(redis.keys("*").await, BTreeSet::new(), "left in Redis when the nodes had stopped");
+        let left = &redis.keys("*").await - &names(&["mg:tasks"]);
+        assert_eq!(left, BTreeSet::new(), "left in Redis when the nodes had stopped");
     }
 
     fn nodes(&self) -> [&Node; 2] {
@@ -87,7 +89,7 @@ impl Pair {
     /// The keys of the nodes themselves: there are no others when nobody is connected.
     async fn own_keys(&self) -> BTreeSet<String> {
         let nodes = self.node_ids().await;
-        let shared = names(&["mg:nodes", "{mg:nodes}:runs", "{mg:nodes}:lan"]);
+        let shared = names(&["mg:nodes", "{mg:nodes}:runs", "{mg:nodes}:lan", "mg:tasks"]);
         shared.into_iter().chain(nodes.iter().map(|id| format!("mg:node:{id}"))).collect()
     }
 

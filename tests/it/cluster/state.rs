@@ -52,7 +52,7 @@ async fn the_state_in_redis_is_as_documented_and_there_is_nothing_else() {
         }
         let mut keys = pair.own_keys().await;
         keys.extend(state.into_keys());
-        assert_eq!(keys.len(), 5 + 6 + 3 + 2);
+        assert_eq!(keys.len(), 6 + 6 + 3 + 2);
         assert_eq!(pair.redis.keys("*").await, keys);
 
         // What is unbound, left or gone leaves nothing.
