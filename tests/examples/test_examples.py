@@ -7,6 +7,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -305,6 +306,64 @@ class Tasks(World):
                 receiver.lines.clear()
                 client.socket.close()
         self.assertEqual(self.redis.xlen("mg:tasks:dead"), 0)
+
+
+class Documents(World):
+    """The lines to paste in the documents, in the order in which they stand there."""
+
+    def lines(self, document):
+        """Those of shell blocks that are for Redis or the API, with the ports of this test."""
+        text = Path(ROOT, document).read_text()
+        lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
+        for line in lines:
+            if line.startswith(("redis-cli", "curl")) and " BLOCK 0 " not in line:
+                yield line.replace("7279", str(self.redis_port)).replace("7273", str(self.api))
+
+    def run_all(self, document):
+        answers = {}
+        for line in self.lines(document):
+            done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, timeout=DEADLINE)
+            self.assertEqual((done.returncode, done.stderr), (0, ""), line)
+            self.assertNotRegex(done.stdout, r"\b(ERR|NOGROUP|BUSYGROUP|error|code)\b", line)
+            answers[line] = done.stdout
+            # What was queued is done, or kept for later, as it is when a person gets to the next line.
+            wait_for(f"an idle queue after {line}", lambda: self.redis.xlen("mg:tasks") == 0)
+        return answers
+
+    def check_tasks(self, document):
+        self.redis.flushall()
+        client = Client(self)
+        self.ask("bindUid", client_id=client.id, uid=42)
+        answers = self.run_all(document)
+        heard = {client.hears(), client.hears()}
+        self.assertEqual(len(heard), 2, heard)
+        self.assertIn("now", heard)
+        result = {"results": [{"result": True}, {"result": {"nodes": 1}}]}
+        [reply] = [answer for line, answer in answers.items() if "BLPOP" in line]
+        self.assertEqual(json.loads(reply.splitlines()[1]), result)
+        by_operation = {op: answer for line, answer in answers.items() for op in re.findall(r"api/(\w+)", line)}
+        self.assertEqual(json.loads(by_operation["addTask"]), {"result": {"id": "minute"}})
+        self.assertEqual(json.loads(by_operation["getTask"])["result"]["state"], "waiting")
+        self.assertIn("minute", [task["id"] for task in json.loads(by_operation["listTasks"])["result"]["items"]])
+        self.assertEqual(json.loads(by_operation["cancelTask"]), {"result": True})
+        self.assertEqual(json.loads(by_operation["retryTask"]), {"result": True})
+        [letters] = [answer for line, answer in answers.items() if "XRANGE" in line]
+        self.assertIn("uuid", letters)
+        self.assertEqual(self.ask("getTask", id="reminder-17"), {"result": None})
+
+    def test_the_lines_about_tasks_do_what_is_said(self):
+        self.start_node()
+        for document in ("docs/tasks.md", "docs/tasks.zh-CN.md"):
+            with self.subTest(document):
+                self.check_tasks(document)
+
+    def test_the_lines_about_events_do_what_is_said(self):
+        self.start_node(EVENTS="stream")
+        for document in ("docs/events.md", "docs/events.zh-CN.md"):
+            with self.subTest(document):
+                self.redis.delete("mg:events")
+                answers = iter(self.run_all(document).values())
+                self.assertEqual(next(answers), "OK\n")
 
 
 if __name__ == "__main__":
