@@ -85,13 +85,14 @@ def on_message(event):
     kind, name, room, to, words = get("type"), get("name"), get("room"), get("to"), get("text", 4096)
     if kind == "login" and not me and name and room:
         # Whoever says a name is believed. A real application asks for a token here.
-        done(
+        results = done(
             event["id"],
             {"op": "setSession", "client_id": client, "session": {"name": name, "room": room}},
             {"op": "bindUid", "client_id": client, "uid": name},
             {"op": "joinGroup", "client_id": client, "group": room},
         )
-        r.publish(f"{PREFIX}:group:{room}", text("joined", name=name, online=names_in(room)))
+        if not any("error" in result for result in results):  # it may have left
+            r.publish(f"{PREFIX}:group:{room}", text("joined", name=name, online=names_in(room)))
     elif kind == "say" and me and words:
         r.publish(f"{PREFIX}:group:{session['room']}", text("said", name=me, text=words))
     elif kind == "typing" and me:

@@ -220,9 +220,7 @@ class Receiver(World):
 
     def test_they_let_in_answer_and_believe_only_what_is_signed(self):
         self.hook = free_port("127.0.0.1")
-        self.start_node(
-            EVENTS="webhook", WEBHOOK_URL=f"http://127.0.0.1:{self.hook}/", WEBHOOK_SECRET=SECRET, WORKERS="off"
-        )
+        self.start_node(EVENTS="webhook", WEBHOOK_URL=f"http://127.0.0.1:{self.hook}/", WEBHOOK_SECRET=SECRET)
         for command in self.receivers(self.hook):
             with self.subTest(command[0]):
                 receiver = Program(self, command, PORT=str(self.hook), MOONGATE_WEBHOOK_SECRET=SECRET)
