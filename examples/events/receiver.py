@@ -14,7 +14,7 @@ def is_signed(body, header):
     fields = dict(field.split("=", 1) for field in header.split(",") if "=" in field)
     at, signature = fields.get("t", ""), fields.get("v1", "")
     expected = hmac.new(SECRET, at.encode() + b"." + body, hashlib.sha256).hexdigest()
-    return hmac.compare_digest(expected, signature) and abs(time.time() - int(at)) <= 300
+    return hmac.compare_digest(expected.encode(), signature.encode()) and abs(time.time() - int(at)) <= 300
 
 
 def answer(event):

@@ -248,7 +248,7 @@ class Receiver(World):
         good = self.signature()
         for bad in (
             "", "t=,v1=", "t=x,v1=y", good[:-1], good.replace("v1=", "v1=0"), good.replace("t=", "t=1"),
-            self.signature(age=400), self.signature(age=-400), self.signature(secret="another"), "nonsense",
+            self.signature(age=400), self.signature(age=-400), self.signature(secret="another"), "nonsense", "t=1,v1=é",
         ):  # fmt: skip
             self.assertEqual(self.post(bad), "400", bad)
 
