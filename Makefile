@@ -23,7 +23,7 @@ test: ## Everything that a change must pass: unit, property, integration, the re
 	@scripts/install-test-tools
 	cargo test --locked --workspace --lib --bins --test it
 
-test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the deployment
+test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the deployment, the examples
 	@# The harness tests itself in `make test`.
 	cargo test --locked --test faults -- --test-threads=6 --skip harness:: --skip proxy:: --skip redis::
 	cargo test --locked --features jemalloc --test it -- clients::
@@ -31,6 +31,7 @@ test-all: lint test ## And what is heavier: faults, jemalloc, the documentation,
 	cargo bench --locked -- --test
 	@scripts/fuzz
 	@scripts/check-deploy
+	@scripts/check-examples
 
 lint: ## Format, clippy with warnings denied, licenses and sources
 	cargo fmt --all --check

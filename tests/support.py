@@ -1,0 +1,55 @@
+"""What the tests that are not in Rust have in common. NODE_BINARY is the node."""
+
+import os
+import random
+import socket
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+BINARY = os.environ["NODE_BINARY"]
+DEADLINE = 30
+
+
+def wait_for(what, condition):
+    """What the condition gives, as soon as that is something."""
+    end = time.monotonic() + DEADLINE
+    while time.monotonic() < end:
+        found = condition()
+        if found:
+            return found
+        time.sleep(0.02)
+    raise AssertionError(f"{what}: not within {DEADLINE} s")
+
+
+def free_port(*addresses, offsets=(0,)):
+    """A port that is free on all these addresses, and so are those at the offsets; none that the kernel gives away."""
+    while True:
+        port = random.randrange(20000, 30000)
+        try:
+            for address in addresses:
+                for offset in offsets:
+                    with socket.create_server((address, port + offset)):
+                        pass
+            return port
+        except OSError:
+            continue
+
+
+def http(url, body=None, token=None):
+    """Status and text of an answer."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, body, headers), timeout=DEADLINE) as answer:
+            return answer.status, answer.read().decode()
+    except urllib.error.HTTPError as answer:
+        return answer.code, answer.read().decode()
+    except urllib.error.URLError as error:
+        return None, str(error)
+
+
+def end(process):
+    process.kill()
+    process.wait()
