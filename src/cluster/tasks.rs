@@ -256,8 +256,21 @@ impl Tasks {
                     if self.link().is_some() && backoff.attempts() > 2 && self.complain.allows() {
                         tracing::warn!(%error, "cannot read tasks; trying again");
                     }
-                    stop.run_until_cancelled(sleep(backoff.next())).await;
+                    stop.run_until_cancelled(self.pause(&mut backoff)).await;
                 }
+            }
+        }
+    }
+
+    /// Waits before the next connection; no longer when there is a new one for commands.
+    async fn pause(&self, backoff: &mut Backoff) {
+        let mark = || self.link().map(|link| link.mark);
+        let (before, until) = (mark(), Instant::now() + backoff.next());
+        while Instant::now() < until {
+            sleep(PAUSE * 4).await;
+            let now = mark();
+            if now.is_some() && now != before {
+                return backoff.begin();
             }
         }
     }
@@ -273,7 +286,7 @@ impl Tasks {
         // The sender is here.
         let is_member = stop.run_until_cancelled(member.wait_for(|member| *member)).await.is_some();
         let Some(link) = self.link().filter(|_| is_member) else {
-            stop.run_until_cancelled(sleep(backoff.next())).await;
+            stop.run_until_cancelled(self.pause(backoff)).await;
             return Ok(());
         };
         let identity = self.shared.identity();
