@@ -13,14 +13,14 @@ use crate::world::{Ear, TTL, all_are_reached_through, end, node, throughout, wit
 async fn with_an_older_subscriber(redis: &Redis) -> (Proxy, Node, u64) {
     let proxy = Proxy::start(redis.address()).await;
     let node = node(&proxy.url(), &[]).await;
-    let subscriber = proxy.accepted();
+    // One for commands, one that hears, one that waits for tasks.
+    eventually("all connections are there", async || proxy.accepted() == 3).await;
     redis.command(&["CLIENT", "KILL", "TYPE", "normal"]).await;
-    eventually("there is a new connection for commands", async || {
-        // And one that waits for tasks.
-        proxy.accepted() > subscriber + 1 && node.get("/readyz?strict=1").await.status == 200
+    eventually("there are new ones for commands and for tasks", async || {
+        proxy.accepted() == 5 && node.get("/readyz?strict=1").await.status == 200
     })
     .await;
-    (proxy, node, subscriber)
+    (proxy, node, 3)
 }
 
 async fn connections(redis: &mut Connection, kind: &str) -> usize {
