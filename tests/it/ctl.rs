@@ -67,11 +67,6 @@ fn answers_once(answer: Vec<u8>) -> (SocketAddr, JoinHandle<String>) {
     (address, asked)
 }
 
-fn ok(body: &Value) -> Vec<u8> {
-    let body = body.to_string();
-    format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
-}
-
 #[tokio::test]
 async fn a_script_binds_sends_and_asks_and_reads_one_line_of_json() {
     let node = Process::start(&[]).await;
@@ -218,26 +213,35 @@ async fn at_a_terminal_results_are_in_lines() {
 }
 
 #[cfg(target_os = "linux")]
-#[test]
-fn at_a_terminal_tasks_are_a_table_and_in_a_script_json() {
-    let result = json!({"cursor": "c1", "items": [
-        {"id": "mail", "state": "dead", "attempts": 5, "next_at": null, "reason": "the webhook answered 500", "task": {"webhook": {"to": "a"}}},
-        {"id": "7", "state": "done", "attempts": 1, "next_at": 1_763_640_000_000_i64, "task": {"command": {"op": "sendToAll", "message": "x"}}},
-    ]});
-    let (node, asked) = answers_once(ok(&json!({"result": result})));
-    let ended = at_a_terminal(node, 70, "ctl listTasks state=dead limit=2");
-    let asked = asked.join().unwrap();
-    assert!(asked.starts_with("POST /api/listTasks ") && asked.ends_with(r#"{"state":"dead","limit":2}"#), "{asked}");
-    let expected = "\
-ID    STATE  ATTEMPTS  NEXT              WHAT       REASON
-mail  dead   5         -                 webhook    the webhook answe…
-7     done   1         2025-11-20 20:00  sendToAll
-
-There are more: moongate ctl listTasks state=dead limit=2 cursor=c1
-";
-    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), expected), "{ended:?}");
-
-    let (node, _) = answers_once(ok(&json!({"result": result})));
-    let ended = ctl_at(&node.to_string(), &["listTasks"]);
-    assert_eq!((ended.code, ended.stdout), (Some(0), format!("{result}\n")));
+#[tokio::test(flavor = "multi_thread")]
+async fn at_a_terminal_tasks_are_a_table_and_in_a_script_json() {
+    let node = Process::start(&[]).await;
+    let ctl = |arguments: &[&str]| ctl_at(&node.api.to_string(), arguments);
+    for (id, op) in [("mail", "ungroup"), ("7", "bindUid")] {
+        let command = json!({"op": op, "client_id": "7f0000010b5400000001", "uid": "u"});
+        let command = if op == "bindUid" { command } else { json!({"op": op, "group": "g"}) };
+        let ended = ctl(&["addTask", &format!("command={command}"), &format!("id={id}")]);
+        assert_eq!((ended.code, ended.stdout), (Some(0), format!("{{\"id\":\"{id}\"}}\n")));
+    }
+    crate::harness::eventually("both are over", async || {
+        let state = |id: &str| ctl(&["getTask", &format!("id={id}")]).stdout;
+        state("mail").contains(r#""state":"done""#) && state("7").contains(r#""state":"dead""#)
+    })
+    .await;
+    let ended = at_a_terminal(node.api, 70, "ctl listTasks");
+    let (table, expected) = (
+        ended.stdout.as_str(),
+        "\
+ID    STATE  ATTEMPTS  NEXT  WHAT     REASON
+mail  done   1         -     ungroup
+7     dead   1         -     bindUid  no client 7f0000010b5400000001 …
+",
+    );
+    assert_eq!((ended.code, table), (Some(0), expected), "{ended:?}");
+    let ended = at_a_terminal(node.api, 70, "ctl listTasks limit=1");
+    let more = ended.stdout.lines().last().unwrap();
+    assert!(more.starts_with("There are more: moongate ctl listTasks limit=1 cursor="), "{ended:?}");
+    let ended = ctl(&["listTasks", "state=dead"]);
+    let page: Value = serde_json::from_str(&ended.stdout).unwrap();
+    assert_eq!((ended.stdout.lines().count(), &page["items"][0]["id"]), (1, &json!("7")));
 }
