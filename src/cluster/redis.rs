@@ -331,8 +331,26 @@ impl Connection {
         metrics: &Arc<Metrics>,
         ring: usize,
     ) -> Result<(Self, Alive), ConnectError> {
+        Self::open_with(address, metrics, ring, ANSWER).await
+    }
+
+    /// The same, for commands that Redis itself answers so much later.
+    pub(super) async fn open_to_wait(
+        address: &Address,
+        metrics: &Arc<Metrics>,
+        wait: Duration,
+    ) -> Result<(Self, Alive), ConnectError> {
+        Self::open_with(address, metrics, NO_RING, ANSWER + wait).await
+    }
+
+    async fn open_with(
+        address: &Address,
+        metrics: &Arc<Metrics>,
+        ring: usize,
+        answer: Duration,
+    ) -> Result<(Self, Alive), ConnectError> {
         let performance = PerformanceConfig {
-            default_command_timeout: ANSWER,
+            default_command_timeout: answer,
             broadcast_channel_capacity: ring,
             ..Default::default()
         };

@@ -23,7 +23,7 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, mpsc};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::redis::{Address, Command, Connection, Mark, NO_RING, RedisError, Reply};
+use super::redis::{Address, Command, Connection, Mark, RedisError, Reply};
 use super::{Backoff, Shared, Unavailable};
 use crate::id::TaskId;
 use crate::outcome::{Problem, line};
@@ -36,7 +36,7 @@ const GROUP: &str = "moongate";
 /// The field of an entry that names a record. Not a field that somebody may mean to add.
 const REFERENCE: &str = "moongate:task";
 
-/// How long a read waits for entries; less than any answer may take.
+/// How long a read waits for entries.
 const READ: Duration = Duration::from_secs(1);
 
 /// At most so long nobody looks whether something is due.
@@ -291,7 +291,8 @@ impl Tasks {
         };
         let identity = self.shared.identity();
         let words = |error: RedisError| error.to_string();
-        let opened = stop.run_until_cancelled(Connection::open(&self.address, &self.shared.metrics, NO_RING)).await;
+        let opened =
+            stop.run_until_cancelled(Connection::open_to_wait(&self.address, &self.shared.metrics, READ)).await;
         let Some(opened) = opened else { return Ok(()) };
         let (connection, mut alive) = opened.map_err(|error| error.to_string())?;
         connection.bear_the_name_of(&identity.run).await.map_err(words)?;
