@@ -27,6 +27,9 @@ const ATTEMPTS: u32 = 5;
 /// The most that a task may ask for.
 const MAX_ATTEMPTS: u32 = 1000;
 
+/// The most bytes of all its fields. A message of 1 MiB fits, also in base64.
+const MAX_LENGTH: usize = 2 << 20;
+
 /// The last ms of the year 9999: what calendars can say.
 const LAST_TIME: u64 = 253_402_300_799_999;
 
@@ -172,6 +175,10 @@ pub struct Task {
 impl Task {
     /// Reads a task's fields. `reply_prefix` is what keys of answers begin with; without one nobody can be answered.
     pub fn read(fields: &Fields, reply_prefix: Option<&str>) -> Result<Self, Invalid> {
+        let length: usize = fields.0.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if length > MAX_LENGTH {
+            return Err(Invalid::request(format_args!("a task takes at most {MAX_LENGTH} bytes")));
+        }
         let (mut command, mut webhook, mut at, mut delay, mut cron) = (None, None, None, None, None);
         let (mut tz, mut id, mut max_attempts, mut reply_to) = (None, None, None, None);
         for (name, value) in &fields.0 {

@@ -248,11 +248,13 @@ impl Tasks {
 
     /// Reads, on one connection after another.
     async fn read(&self, hands: &Hands, stop: &CancellationToken) {
-        let (mut backoff, mut last) = (Backoff::up_to(Duration::from_secs(2)), None);
+        let (mut backoff, mut last, mut most) = (Backoff::up_to(Duration::from_secs(2)), None, HANDS);
         while !stop.is_cancelled() {
-            match self.read_on_one_connection(hands, stop, &mut backoff, &mut last).await {
+            match self.read_on_one_connection(hands, stop, &mut backoff, &mut last, &mut most).await {
                 Ok(()) => {}
                 Err(error) => {
+                    // Large ones may have taken too long to come.
+                    most = (most / 4).max(1);
                     if self.link().is_some() && backoff.attempts() > 2 && self.complain.allows() {
                         tracing::warn!(%error, "cannot read tasks; trying again");
                     }
@@ -281,6 +283,7 @@ impl Tasks {
         stop: &CancellationToken,
         backoff: &mut Backoff,
         last: &mut Option<Mark>,
+        most: &mut usize,
     ) -> Result<(), String> {
         let mut member = self.shared.member.subscribe();
         // The sender is here.
@@ -299,14 +302,14 @@ impl Tasks {
         // What it had not read yet would be delivered to nobody.
         connection.take_over_from(last).await.map_err(words)?;
         self.make_group(&link).await.map_err(words)?;
-        let Some(permits) = stop.run_until_cancelled(free_hands(&hands.free)).await else { return Ok(()) };
+        let Some(permits) = stop.run_until_cancelled(free_hands(&hands.free, *most)).await else { return Ok(()) };
         self.recover(&link, &identity.run, permits, hands).await.map_err(words)?;
         let is_ours = || {
             let is_here = self.link().is_some_and(|link| link.mark.run_id == connection.mark.run_id);
             is_here && self.shared.identity() == identity
         };
         while !stop.is_cancelled() && is_ours() {
-            let Some(permits) = stop.run_until_cancelled(free_hands(&hands.free)).await else { return Ok(()) };
+            let Some(permits) = stop.run_until_cancelled(free_hands(&hands.free, *most)).await else { return Ok(()) };
             let read = Command::xreadgroup("GROUP")
                 .arg(GROUP)
                 .arg(identity.run.as_str())
@@ -330,6 +333,7 @@ impl Tasks {
             match answered {
                 Ok(reply) => {
                     backoff.begin();
+                    *most = (*most * 2).min(HANDS);
                     let entries = reply.entries().into_iter();
                     let entries = entries.map(|(id, fields)| Entry { id, deliveries: 1, fields: Fields(fields) });
                     self.begin(entries.collect(), permits, hands).await;
@@ -926,11 +930,12 @@ fn claimed(reply: Reply) -> Vec<Entry> {
     entries.collect()
 }
 
-/// Waits for a free hand, and takes all that are free.
-async fn free_hands(free: &Arc<Semaphore>) -> OwnedSemaphorePermit {
+/// Waits for a free hand, and takes all that are free, but no more than `most`.
+async fn free_hands(free: &Arc<Semaphore>, most: usize) -> OwnedSemaphorePermit {
     // It is never closed.
     let Ok(mut permits) = Arc::clone(free).acquire_owned().await else { return std::future::pending().await };
-    if let Ok(more) = Arc::clone(free).try_acquire_many_owned(free.available_permits() as u32) {
+    let more = free.available_permits().min(most.saturating_sub(1));
+    if let Ok(more) = Arc::clone(free).try_acquire_many_owned(more as u32) {
         permits.merge(more);
     }
     permits

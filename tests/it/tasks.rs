@@ -284,7 +284,7 @@ async fn what_makes_no_sense_goes_to_the_dead_letters_as_it_is_and_stops_nobody(
     let redis = Redis::start().await;
     let [node] = nodes(&redis, &[]).await;
     let mut client = node.member("u", "g").await;
-    let good = send("u", "good");
+    let (good, large) = (send("u", "good"), vec![b'1'; 3 << 20]);
     let poison: &[(&[Field<'_>], &str)] = &[
         (&[(b"command", good.as_bytes()), (b"comand", b"x")], "comand"),
         (&[(b"command", good.as_bytes()), (b"webhook", b"{}")], "webhook"),
@@ -300,6 +300,7 @@ async fn what_makes_no_sense_goes_to_the_dead_letters_as_it_is_and_stops_nobody(
         (&[(b"command", good.as_bytes()), (b"reply_to", b"mg:client:x")], "reply_to"),
         (&[(b"\xff", b"\xff"), (b"\xff", b"\x00")], "field"),
         (&[(b"webhook", b"{}")], "MOONGATE_WEBHOOK_URL"),
+        (&[(b"webhook", &large)], "2097152"),
     ];
     for (fields, _) in poison {
         let mut command: Vec<&[u8]> = vec![b"XADD", b"mg:tasks", b"*"];
