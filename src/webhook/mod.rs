@@ -1,7 +1,7 @@
 //! The application's own address: what it is told there, and what it answers.
 //!
 //! **Order.** Events of one client wait in its own line; the first of a line is told, and the next when that is accepted
-//! or given up. So one request is under way for each client, and at most [`MOST_CALLS`] in all.
+//! or given up. So one request is under way for each client, and at most 64 in all.
 //!
 //! **Trouble.** What is answered with 408, 429 or 5xx waits for its next attempt, and its client's others behind it. When
 //! nobody answers at all, all lines wait together: one call at a time tries whether somebody is there again. What was not
