@@ -44,6 +44,9 @@ const MESSAGES: usize = 32 << 20;
 /// Bytes of all other events that may wait; what is beyond it is lost.
 const OTHERS: usize = 32 << 20;
 
+/// Bytes of events that stand on the stream already and wait for the webhook; what is beyond it is lost to that.
+const LATE: usize = 32 << 20;
+
 /// What an event takes beside what was said: about this, for the usual session and groups.
 const OVERHEAD: usize = 512;
 
@@ -141,6 +144,8 @@ pub struct Origin {
 pub enum Number {
     /// In order, from 0.
     Nth(u32),
+    /// Told anew at this time, unix ms, as Redis may have lost what it knew.
+    Again(u64),
     /// What its end does to its uid: whoever tells it gives it this one.
     LastUnbound,
     /// Its end.
@@ -247,6 +252,7 @@ impl Event {
             // A uid that takes the place of another is two events.
             Number::Nth(nth) if matches!(self.what, What::Unbound { .. }) => format!("{client_id}-{run}-{nth}-unbound"),
             Number::Nth(nth) => format!("{client_id}-{run}-{nth}"),
+            Number::Again(at) => format!("{client_id}-{run}-again-{at}"),
             Number::LastUnbound => format!("{client_id}-{run}-unbound"),
             Number::Close => format!("{client_id}-{run}-close"),
         }
@@ -345,6 +351,7 @@ pub struct Events {
     origin: RwLock<Arc<Origin>>,
     messages: Arc<Semaphore>,
     others: Arc<Semaphore>,
+    late: Arc<Semaphore>,
     /// For the webhook, in order for each client.
     queue: Mutex<VecDeque<Errand>>,
     queued: Notify,
@@ -361,6 +368,7 @@ impl Events {
             origin: RwLock::new(Arc::new(origin)),
             messages: Arc::new(Semaphore::new(MESSAGES)),
             others: Arc::new(Semaphore::new(OTHERS)),
+            late: Arc::new(Semaphore::new(LATE)),
             queue: Mutex::default(),
             queued: Notify::new(),
             last_seq: AtomicU64::new(0),
@@ -451,11 +459,19 @@ impl Events {
         self.metrics.events_told.get_or_create(&EventLabel { event: kind.name(), to }).inc();
     }
 
-    /// An event stands on the stream by now, if it is for that; the webhook is told it.
-    pub fn tell(&self, event: Event) {
+    /// An event stands on the stream by now, if it is for that; the webhook is told it. From here on a webhook that is away
+    /// takes no place from what is for the stream.
+    pub fn tell(&self, mut event: Event) {
         let kind = event.what.kind();
         if self.is_for_stream(kind) {
             self.told(kind, "stream");
+            if self.config.webhook.has(kind) && kind != Kind::Connect {
+                let length = event.room.taken.take().map_or(OVERHEAD, |taken| taken.num_permits());
+                let Ok(taken) = Arc::clone(&self.late).try_acquire_many_owned(length as u32) else {
+                    return self.lost(kind, "memory");
+                };
+                event.room.taken = Some(taken);
+            }
         }
         self.tell_webhook(event);
     }
@@ -497,7 +513,7 @@ impl Events {
     /// Bytes that wait.
     pub(crate) fn waiting(&self) -> usize {
         let taken = |most: usize, room: &Semaphore| most.saturating_sub(room.available_permits());
-        taken(MESSAGES, &self.messages) + taken(OTHERS, &self.others)
+        taken(MESSAGES, &self.messages) + taken(OTHERS, &self.others) + taken(LATE, &self.late)
     }
 }
 
@@ -609,6 +625,22 @@ mod tests {
         assert_eq!(events.waiting(), MESSAGES + OTHERS);
         drop((whole, closes));
         assert!(events.room_for_message(1).is_some() && events.room(Kind::Close, 0).is_some());
+    }
+
+    #[test]
+    fn a_webhook_that_is_away_takes_no_place_from_the_stream() {
+        let config = EventsConfig { webhook: Kinds::ALL, stream: Kinds::ALL, max_len: 1 };
+        let metrics = Arc::new(Metrics::new());
+        let events = Events::new(config, Origin::default(), Arc::clone(&metrics));
+        let lost = || metrics.events_lost.get_or_create(&Reason { reason: "memory" }).get();
+        for _ in 0..3 * OTHERS / OVERHEAD {
+            let room = events.room(Kind::Close, 0).expect("there is room for what is for the stream");
+            events.tell(Event { room, ..event(What::Close(Close::LOST)) });
+        }
+        assert_eq!(lost(), (3 * OTHERS - LATE) as u64 / OVERHEAD as u64);
+        let label = EventLabel { event: "close", to: "stream" };
+        assert_eq!(metrics.events_told.get_or_create(&label).get(), (3 * OTHERS / OVERHEAD) as u64);
+        assert_eq!(events.waiting(), LATE);
     }
 
     #[test]

@@ -299,6 +299,7 @@ impl Server {
             () = shard_tasks.any_ended() => return Err(Ended::Broken),
             Some(_) = ears.join_next() => return Err(Ended::Broken),
             Some(_) = tasks.join_next() => return Err(Ended::Broken),
+            Some(_) = telling.join_next() => return Err(Ended::Broken),
             refused = out_of_cluster => return Err(refused.map_or(Ended::Broken, Into::into)),
         }
         let drained = Instant::now() + config.drain;

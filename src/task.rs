@@ -30,6 +30,9 @@ const MAX_ATTEMPTS: u32 = 1000;
 /// The most bytes of all its fields. A message of 1 MiB fits, also in base64.
 const MAX_LENGTH: usize = 2 << 20;
 
+/// What is left of an id of 256 bytes for a cron: `@` and the time of a tick follow.
+const MAX_CRON_ID: usize = 240;
+
 /// The last ms of the year 9999: what calendars can say.
 const LAST_TIME: u64 = 253_402_300_799_999;
 
@@ -46,6 +49,22 @@ impl Fields {
     pub fn get(&self, name: &str) -> Option<&str> {
         let (_, value) = self.0.iter().find(|(other, _)| other == name)?;
         std::str::from_utf8(value).ok()
+    }
+
+    /// Bytes of all names and values.
+    pub fn length(&self) -> usize {
+        self.0.iter().map(|(name, value)| name.len() + value.len()).sum()
+    }
+
+    /// As it is kept of what was never a task: the beginning of each value where all is more than a task takes.
+    #[must_use]
+    pub fn shortened(&self) -> Self {
+        if self.length() <= MAX_LENGTH {
+            return self.clone();
+        }
+        let most = MAX_LENGTH / self.0.len().max(1) / 2;
+        let cut = |bytes: &Bytes| Bytes::copy_from_slice(bytes.get(..most).unwrap_or(bytes));
+        Self(self.0.iter().map(|(name, value)| (cut(name), cut(value))).collect())
     }
 
     fn push(&mut self, name: &'static str, value: impl Into<Bytes>) {
@@ -175,8 +194,7 @@ pub struct Task {
 impl Task {
     /// Reads a task's fields. `reply_prefix` is what keys of answers begin with; without one nobody can be answered.
     pub fn read(fields: &Fields, reply_prefix: Option<&str>) -> Result<Self, Invalid> {
-        let length: usize = fields.0.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if length > MAX_LENGTH {
+        if fields.length() > MAX_LENGTH {
             return Err(Invalid::request(format_args!("a task takes at most {MAX_LENGTH} bytes")));
         }
         let (mut command, mut webhook, mut at, mut delay, mut cron) = (None, None, None, None, None);
@@ -223,6 +241,10 @@ impl Task {
             (Some(_), Some(_)) => return Err(Invalid::field("webhook", "comes in place of command, not beside it")),
         };
         let id = id.map(|id: String| id.parse::<TaskId>().map_err(|error| Invalid::field("id", error))).transpose()?;
+        // Each of its ticks has an id made of it.
+        if cron.is_some() && id.as_ref().is_some_and(|id| id.as_str().len() > MAX_CRON_ID) {
+            return Err(Invalid::field("id", format_args!("takes at most {MAX_CRON_ID} bytes where there is a cron")));
+        }
         let when = match (at, delay, cron) {
             (None, None, None) => When::Now,
             (Some(at), None, None) => When::At(time("at", &at)?),
@@ -371,6 +393,17 @@ pub enum Ending {
         /// When.
         after: Duration,
     },
+}
+
+impl Ending {
+    /// Bytes that are to be written of it.
+    pub fn length(&self) -> usize {
+        match self {
+            Self::Done(answer) => answer.len(),
+            Self::Dead { reason, answer } => reason.len() + answer.len(),
+            Self::Again { reason, .. } => reason.len(),
+        }
+    }
 }
 
 /// What becomes of a task.

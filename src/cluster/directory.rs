@@ -9,7 +9,7 @@
 //!
 //! **Reading.** Queries are answered from Redis alone, never by asking nodes: they need no node to be well.
 
-use std::collections::{BTreeMap, HashMap, hash_map};
+use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -24,7 +24,7 @@ use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
 use super::{Shared, Tell};
 use crate::event::{About, Event, Events, Kind, Number, Room, What};
-use crate::hub::{Change, Hub, Noted, Single, Told, Untold, lose};
+use crate::hub::{Change, Hub, Noted, Rebound, Single, Told, Untold, left_of};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics;
 use crate::session::Session;
@@ -138,6 +138,7 @@ impl Directory {
         let changed = Arc::clone(&self.hub.others().changed);
         // Taken and tried, and not known to be written; as whom.
         let mut stuck: Option<(String, Untold)> = None;
+        let mut left = Vec::new();
         loop {
             if stuck.is_none() {
                 tokio::select! {
@@ -163,7 +164,7 @@ impl Directory {
             let mut stuck_lot = match stuck.take() {
                 Some((of, lot)) if of == run => Some(lot),
                 Some((_, lot)) => {
-                    lose(lot.noted, self.hub.events());
+                    left = left_of(lot.noted, self.hub.events());
                     None
                 }
                 None => None,
@@ -194,13 +195,15 @@ impl Directory {
                     }
                 }
             }
-            let lot = match stuck_lot {
+            let mut lot = match stuck_lot {
                 Some(lot) => lot,
                 None => match self.take().await {
                     Some(lot) => lot,
-                    None => continue,
+                    None if left.is_empty() => continue,
+                    None => Untold::default(),
                 },
             };
+            lot.noted.splice(0..0, left.drain(..));
             // First it is heard, then it is found: whoever finds in Redis that a target is held, or that it is not, reaches
             // it, or nobody.
             self.confirmed(self.hub.others().topics.count()).await;
@@ -318,8 +321,38 @@ impl Directory {
                 hash_map::Entry::Vacant(place) => drop(place.insert(Change { gone: true, ..earlier })),
             }
         }
+        noted.extend(self.bound_again(&lot, &noted, stuck));
         self.shared.metrics.directory_compared.inc();
         Ok(Untold { changes: lot.into_iter().collect(), noted })
+    }
+
+    /// Whose uid Redis has lost is told to be bound again, with a newer `seq`: others may have been told meanwhile that it is
+    /// offline. Not of those of whom more is to be told.
+    fn bound_again(
+        &self,
+        lot: &HashMap<ClientId, Change>,
+        noted: &[Noted],
+        stuck: &[(ClientId, Change)],
+    ) -> Vec<Noted> {
+        let events = self.hub.events();
+        if !events.has(Kind::Bound) {
+            return Vec::new();
+        }
+        let told = noted.iter().filter_map(|noted| match noted {
+            Noted::Uid(rebound) => Some(rebound.about.client_id),
+            Noted::Event(_) => None,
+        });
+        let told: HashSet<ClientId> = told.chain(stuck.iter().map(|(id, _)| *id)).collect();
+        let (origin, at) = (events.origin(), jiff::Timestamp::now().as_millisecond().unsigned_abs());
+        let bound = lot.iter().filter(|(id, change)| change.bound && !change.gone && !told.contains(id));
+        let again = bound.filter_map(|(id, change)| {
+            let (session, groups) = (change.session.clone(), change.groups.clone());
+            let about =
+                About { client_id: *id, origin: Arc::clone(&origin), number: Number::Again(at), session, groups, at };
+            let room = events.room(Kind::Bound, about.length())?;
+            Some(Noted::Uid(Rebound::again(about, room)))
+        });
+        again.collect()
     }
 
     /// Writes a lot. `again`: it may have been written before, so nobody can tell by now who of a uid was first.
@@ -343,7 +376,7 @@ impl Directory {
                 (Ok(reply), Yields::Uid(written)) => {
                     let reply = reply.list();
                     let (changed, what) = read_uid_change(written.kind, &reply);
-                    if let Some(place) = written.place.filter(|_| changed || again) {
+                    if let Some(place) = written.place.filter(|_| changed || again && written.is_news) {
                         uids.entry(place).or_default().push((written.uid, what));
                     }
                     if written.single
@@ -453,6 +486,8 @@ enum Yields {
 struct UidWritten {
     /// Where that was noted, if it is told.
     place: Option<usize>,
+    /// Whoever was told of it knows nothing newer: it is told, also where it is not known whether this has written it.
+    is_news: bool,
     kind: Kind,
     uid: Uid,
     single: bool,
@@ -508,10 +543,11 @@ impl Writes {
                     if places.get(&id) != Some(&place) {
                         continue;
                     }
+                    let is_news = !matches!(rebound.about.number, Number::Again(_));
                     let Some((change, mut steps)) = apart.remove(&id) else { continue };
                     let tell = |uid: &Uid, kind: Kind, single: bool| {
                         let command = change_uid(keys, events, &rebound.about, uid, kind, single);
-                        let written = UidWritten { place: Some(place), kind, uid: uid.clone(), single };
+                        let written = UidWritten { place: Some(place), is_news, kind, uid: uid.clone(), single };
                         Write { command, clients: vec![id], yields: Yields::Uid(written) }
                     };
                     writes.extend(unbound(change).map(|uid| tell(uid, Kind::Unbound, false)).collect::<Vec<_>>());
@@ -598,7 +634,7 @@ impl Steps {
         let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) else { return };
         if change.single && !again {
             let command = Command::script(UID, [keys.uid_clients(uid)]).arg(id).arg("single");
-            let written = UidWritten { place: None, kind: Kind::Bound, uid: uid.clone(), single: true };
+            let written = UidWritten { place: None, is_news: false, kind: Kind::Bound, uid: uid.clone(), single: true };
             self.facts.push(Write { command, clients: vec![id], yields: Yields::Uid(written) });
         } else {
             self.entered.entry(keys.uid_clients(uid)).or_default().push(id);

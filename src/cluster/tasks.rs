@@ -63,6 +63,9 @@ const DEAD_LETTERS: u64 = 10_000;
 /// How long an answer stands, s.
 const ANSWER_STANDS: u64 = 60;
 
+/// What is sent to Redis at once, so that others are not kept waiting; the scripts have the same bound.
+const MOST_BYTES: usize = 4 << 20;
+
 /// The largest answer that is kept for whoever adds the task again.
 const MAX_KEPT_ANSWER: usize = 64 << 10;
 
@@ -336,7 +339,7 @@ impl Tasks {
                     *most = (*most * 2).min(HANDS);
                     let entries = reply.entries().into_iter();
                     let entries = entries.map(|(id, fields)| Entry { id, deliveries: 1, fields: Fields(fields) });
-                    self.begin(entries.collect(), permits, hands).await;
+                    self.begin(entries.collect(), &identity.run, permits, hands).await;
                 }
                 Err(error) if error.is_of_no_group() => {
                     stop.run_until_cancelled(sleep(backoff.next())).await;
@@ -381,9 +384,10 @@ impl Tasks {
             }
             let spare = hands.spare.available_permits() as u32;
             let Ok(permits) = Arc::clone(&hands.spare).try_acquire_many_owned(spare) else { continue };
+            let run = self.shared.identity().run.clone();
             let adopt = self
                 .script(script!("adopt"))
-                .arg(self.shared.identity().run.as_str())
+                .arg(run.as_str())
                 .arg(self.ttl.as_millis() as u64)
                 .arg(permits.num_permits() as u64)
                 .arg((self.ttl + GRACE).as_millis() as u64);
@@ -402,7 +406,7 @@ impl Tasks {
             let entries: Vec<Entry> = entries.into_iter().filter(|entry| !is_in_hand(entry)).collect();
             if !entries.is_empty() {
                 tracing::info!(tasks = entries.len(), "taking over tasks that their node has not renewed");
-                self.begin(entries, permits, hands).await;
+                self.begin(entries, &run, permits, hands).await;
             }
         }
     }
@@ -419,17 +423,17 @@ impl Tasks {
         let in_hand: Vec<String> = self.in_hand.lock().keys().cloned().collect();
         let recover = self.script(script!("recover")).arg(run).arg(permits.num_permits() as u64).args(in_hand);
         let entries = claimed(connection.call(recover).await?);
-        self.begin(entries, permits, hands).await;
+        self.begin(entries, run, permits, hands).await;
         Ok(())
     }
 
     /// Begins what was read, or keeps it for later; what makes no sense is a dead letter.
-    async fn begin(&self, entries: Vec<Entry>, mut permits: OwnedSemaphorePermit, hands: &Hands) {
+    /// `run` has them in hand.
+    async fn begin(&self, entries: Vec<Entry>, run: &str, mut permits: OwnedSemaphorePermit, hands: &Hands) {
         if entries.is_empty() {
             return;
         }
-        let run = self.shared.identity().run.clone();
-        self.in_hand.lock().extend(entries.iter().map(|entry| (entry.id.clone(), run.clone())));
+        self.in_hand.lock().extend(entries.iter().map(|entry| (entry.id.clone(), run.to_owned())));
         let prefix = self.shared.keys.replies();
         let (mut asked, mut items, mut poison) = (Vec::new(), Vec::new(), Vec::new());
         let mut hand_over = |taken: Taken| {
@@ -525,7 +529,8 @@ impl Tasks {
                 let answer = line(&problem);
                 self.insist(|| self.answer(vec![(key.clone(), answer.clone())])).await;
             }
-            let letter = Letter { id, attempt: entry.deliveries, reason, fields: entry.fields, has_record: false };
+            let fields = entry.fields.shortened();
+            let letter = Letter { id, attempt: entry.deliveries, reason, fields, has_record: false };
             self.bury_alone(entry.id, letter, problem).await;
         }
     }
@@ -551,18 +556,18 @@ impl Tasks {
 
     /// Takes them in together; where that is refused, each for itself: what is wrong with one stops no others.
     async fn take_all_in(&self, items: Vec<[Bytes; 9]>) -> Vec<Begun> {
-        if items.is_empty() {
-            return Vec::new();
+        let mut all = Vec::with_capacity(items.len());
+        for items in in_lots(&items, |item| item.iter().map(Bytes::len).sum()) {
+            if let Some(begun) = self.insist(|| self.take_in(items.to_vec())).await {
+                all.extend(begun);
+                continue;
+            }
+            for item in items {
+                let one = self.insist(|| self.take_in(vec![item.clone()])).await;
+                all.push(one.and_then(|mut one| one.pop()).unwrap_or(Begun::Gone));
+            }
         }
-        if let Some(begun) = self.insist(|| self.take_in(items.clone())).await {
-            return begun;
-        }
-        let mut begun = Vec::new();
-        for item in items {
-            let one = self.insist(|| self.take_in(vec![item.clone()])).await;
-            begun.push(one.and_then(|mut one| one.pop()).unwrap_or(Begun::Gone));
-        }
-        begun
+        all
     }
 
     /// The nine arguments of a new task.
@@ -693,6 +698,16 @@ impl Tasks {
     /// Writes what came of tasks, answers those who asked, and takes their entries off the stream. What Redis refuses of one
     /// does not stop others; it stays in the stream.
     pub async fn finish(&self, ended: &[(Taken, Ending)]) -> Result<(), Unavailable> {
+        // What was written before the connection ended is not written again.
+        let is_left = |(taken, _): &&(Taken, Ending)| self.in_hand.lock().contains_key(&taken.entry);
+        let ended: Vec<&(Taken, Ending)> = ended.iter().filter(is_left).collect();
+        for ended in in_lots(&ended, |(taken, ending)| taken.fields.length() + ending.length()) {
+            self.finish_lot(ended).await?;
+        }
+        Ok(())
+    }
+
+    async fn finish_lot(&self, ended: &[&(Taken, Ending)]) -> Result<(), Unavailable> {
         match (self.finish_together(ended).await, ended) {
             (Err(error), _) if error.is_server_wide() => return Err(error.into()),
             (Err(error), [(taken, _)]) => {
@@ -701,7 +716,7 @@ impl Tasks {
             }
             (Err(_), _) => {
                 for one in ended {
-                    Box::pin(self.finish(std::slice::from_ref(one))).await?;
+                    Box::pin(self.finish_lot(std::slice::from_ref(one))).await?;
                 }
             }
             (Ok(()), _) => {}
@@ -709,7 +724,7 @@ impl Tasks {
         Ok(())
     }
 
-    async fn finish_together(&self, ended: &[(Taken, Ending)]) -> Result<(), RedisError> {
+    async fn finish_together(&self, ended: &[&(Taken, Ending)]) -> Result<(), RedisError> {
         let connection = self.shared.link.get()?;
         let answers = ended.iter().filter_map(|(taken, ending)| {
             let answer = match ending {
@@ -729,7 +744,7 @@ impl Tasks {
             };
             letters.push(letter);
         }
-        let is_plain = |(taken, ending): &&(Taken, Ending)| !taken.has_record && matches!(ending, Ending::Done(_));
+        let is_plain = |(taken, ending): &&&(Taken, Ending)| !taken.has_record && matches!(ending, Ending::Done(_));
         let plain: Vec<&str> = ended.iter().filter(is_plain).map(|(taken, _)| &*taken.entry).collect();
         let mut finish = self.script(script!("finish")).arg(plain.len() as u64).args(plain.iter().copied());
         let mut others = Vec::new();
@@ -801,17 +816,16 @@ impl Tasks {
         attempts: u32,
         reason: &str,
     ) -> Result<String, RedisError> {
-        let mut bury =
-            Command::script(include_str!("scripts/task_bury.lua"), [self.shared.keys.dead_letters()]).arg(DEAD_LETTERS);
+        // Not by a script, which takes no more than some thousand fields.
+        let mut bury = Command::xadd(self.shared.keys.dead_letters()).arg("MAXLEN").arg("~").arg(DEAD_LETTERS).arg("*");
         for (name, value) in &fields.0 {
             bury = bury.arg(name.clone()).arg(value.clone());
         }
         if !fields.0.iter().any(|(name, _)| name == "id") {
             bury = bury.arg("id").arg(id);
         }
-        bury = bury.arg("reason").arg(reason).arg("attempts").arg(u64::from(attempts));
-        let reply = connection.call(bury).await?.list().into_iter().nth(1);
-        Ok(reply.and_then(Reply::text).unwrap_or_default())
+        bury = bury.arg("reason").arg(reason).arg("attempts").arg(u64::from(attempts)).arg("dead_at").arg(self.now());
+        Ok(connection.call(bury).await?.text().unwrap_or_default())
     }
 
     /// Makes a dead letter of what cannot even be tried.
@@ -939,6 +953,22 @@ async fn free_hands(free: &Arc<Semaphore>, most: usize) -> OwnedSemaphorePermit 
         permits.merge(more);
     }
     permits
+}
+
+/// Parts that can be sent at once; what is larger alone is alone.
+fn in_lots<T>(items: &[T], length: impl Fn(&T) -> usize) -> Vec<&[T]> {
+    let (mut lots, mut rest) = (Vec::new(), items);
+    while !rest.is_empty() {
+        let mut sum = 0;
+        let fits = rest.iter().take_while(|item| {
+            sum += length(item);
+            sum <= MOST_BYTES
+        });
+        let (lot, others) = rest.split_at(fits.count().max(1));
+        lots.push(lot);
+        rest = others;
+    }
+    lots
 }
 
 /// The time in an entry's id, unix ms.

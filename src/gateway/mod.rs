@@ -249,12 +249,14 @@ impl Gateway {
         self.metrics.connections.inc();
         let id = client.id();
         let (request, consent) = admission.map(|admission| (admission.request, admission.consent)).unzip();
-        if is_guest {
-            self.hub.begin_at_client(id, move |shard| shard.welcome(id, request)).await?.one().await?;
+        let is_there = if is_guest {
+            self.hub.begin_at_client(id, move |shard| shard.welcome(id, request)).await?.one().await?
         } else {
             self.hub.insert(Arc::clone(&client), false, request).await?;
-        }
-        if let Some(consent) = consent.flatten() {
+            true
+        };
+        // A guest may have been let go while the application was asked.
+        if let (Some(consent), true) = (consent.flatten(), is_there) {
             consent.used();
         }
         if self.cluster.as_ref().is_some_and(Cluster::has_redis) {

@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use super::shard::Departing;
 use crate::client::Arrival;
-use crate::event::{About, Event, Events, Kind, Room, What};
+use crate::event::{About, Event, Events, Kind, Number, Room, What};
 use crate::id::{ClientId, Group, Uid};
+use crate::message::Close;
 use crate::session::Session;
 
 /// One client's difference to what was told before.
@@ -65,25 +66,40 @@ pub struct Rebound {
     pub(super) now: Option<(Uid, Option<What>)>,
 }
 
-impl Noted {
-    fn about(&self) -> &About {
-        match self {
-            Self::Event(event) => &event.about,
-            Self::Uid(rebound) => &rebound.about,
-        }
-    }
-}
-
-/// Clients of a run that was swept: whoever sweeps tells what became of them, and nobody what they have said.
-pub fn lose(noted: Vec<Noted>, events: &Events) {
+/// What is left of what was noted of a run that was swept. Whoever sweeps tells what became of its clients, and nobody
+/// what they have said; but of those that nobody else knows all is left, and their end.
+pub fn left_of(noted: Vec<Noted>, events: &Events) -> Vec<Noted> {
+    let unknown: HashMap<ClientId, About> = noted
+        .iter()
+        .filter_map(|noted| match noted {
+            Noted::Event(Event { about, what: What::Connect(_), .. }) => Some((about.client_id, about.clone())),
+            _ => None,
+        })
+        .collect();
+    let mut left = Vec::new();
     for noted in noted {
-        if let Noted::Event(Event { what: What::Message { .. }, .. }) = noted {
-            events.lost(Kind::Message, "node");
+        match noted {
+            Noted::Event(event) if unknown.contains_key(&event.about.client_id) => left.push(Noted::Event(event)),
+            Noted::Event(Event { what: What::Message { .. }, .. }) => events.lost(Kind::Message, "node"),
+            Noted::Event(_) | Noted::Uid(_) => {}
         }
     }
+    // Told twice, it has the same id.
+    let ends = unknown.into_values().filter_map(|about| {
+        let room = events.room(Kind::Close, about.length()).filter(|_| events.has(Kind::Close))?;
+        let about = About { number: Number::Close, ..about };
+        Some(Noted::Event(Event { about, uid: None, what: What::Close(Close::FENCED), room }))
+    });
+    left.extend(ends);
+    left
 }
 
 impl Rebound {
+    /// It is bound as before, which Redis may not know any more.
+    pub fn again(about: About, room: Room) -> Self {
+        Self { about, room, was: None, now: None }
+    }
+
     /// An event that comes of it. The last one takes its place.
     pub fn event(&mut self, uid: &Uid, what: What) -> Event {
         Event { about: self.about.clone(), uid: Some(uid.clone()), what, room: std::mem::take(&mut self.room) }
@@ -360,15 +376,7 @@ impl Journal {
     /// those that nobody else knows.
     pub(super) fn forget(&mut self, events: &Events) -> Vec<Departing> {
         self.begin();
-        let is_connect = |noted: &Noted| match noted {
-            Noted::Event(Event { about, what: What::Connect(_), .. }) => Some(about.client_id),
-            _ => None,
-        };
-        let unknown: HashSet<ClientId> = self.noted.iter().filter_map(is_connect).collect();
-        let (known, unknown): (Vec<_>, _) =
-            std::mem::take(&mut self.noted).into_iter().partition(|noted| !unknown.contains(&noted.about().client_id));
-        self.noted = unknown;
-        lose(known, events);
+        self.noted = left_of(std::mem::take(&mut self.noted), events);
         let lot = self.taken.take().unwrap_or_default();
         lot.departing.into_iter().map(|(_, departing)| departing).collect()
     }

@@ -24,7 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 pub use events::{Event, Fate, Listener, Route, Whom};
 use journal::Journal;
-pub use journal::{Change, Noted, Rebound, Receipt, Single, Told, Untold, Written, lose};
+pub use journal::{Change, Noted, Rebound, Receipt, Single, Told, Untold, Written, left_of};
 use shard::{Delivery, Heard};
 pub use shard::{Except, Shard, Target, TooManyGroups, View};
 use targets::{Shards, Targets};

@@ -141,11 +141,11 @@ impl Webhook {
             let next = teller.next_attempt();
             tokio::select! {
                 biased;
-                errands = self.events.errands() => errands.into_iter().for_each(|errand| teller.take(errand)),
                 Some(called) = teller.calls.join_next() => match called {
                     Ok((client, result)) => teller.called(client, result),
                     Err(error) => tracing::error!(%error, "a call of the webhook broke"),
                 },
+                errands = self.events.errands() => errands.into_iter().for_each(|errand| teller.take(errand)),
                 last = &mut last, if deadline.is_none() => {
                     deadline = Some(last.unwrap_or_else(|_| Instant::now()));
                     self.asked.close();
@@ -206,10 +206,14 @@ impl Teller {
             Errand::Run(client, _) => *client,
         };
         let line = self.lines.entry(client).or_default();
-        if line.items.is_empty() {
-            self.ready.push_back(client);
-        }
+        let (is_first, is_call) = (line.items.is_empty(), matches!(errand, Errand::Tell(_)));
         line.items.push_back(Item { errand, since: Instant::now(), attempts: 0 });
+        match (is_first, is_call) {
+            (true, true) => self.ready.push_back(client),
+            // It needs nobody's answer.
+            (true, false) => self.call(client),
+            _ => {}
+        }
     }
 
     /// When something can be told that cannot now.
@@ -273,6 +277,7 @@ impl Teller {
         let (kind, attempts) = (item.kind(), item.attempts);
         let is_old = item.since.elapsed() >= self.webhook.config.max_age;
         self.pause = match (&result, self.pause) {
+            (_, pause) if kind.is_none() => pause,
             // Of several calls that nobody has answered, the first one counts.
             (Err(refused), Some((until, pause))) if !refused.is_answer() && until > now => Some((until, pause)),
             (Err(refused), before) if !refused.is_answer() => {

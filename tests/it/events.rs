@@ -644,6 +644,40 @@ async fn while_redis_is_away_events_wait_and_then_stand_there_in_order() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn when_redis_has_lost_all_who_is_still_there_is_told_again_with_a_newer_seq() {
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let settings = [("MOONGATE_REDIS_URL", &*url), ("MOONGATE_EVENTS", "stream:bound+unbound")];
+    let a = Node::start_with(&settings).await.until_ready().await;
+    let b = Node::start_with(&settings).await.until_ready().await;
+    let (one, two) = (a.member("u", "g").await, b.member("u", "g").await);
+    let before = entries(&redis, 2).await;
+    redis.command(&["FLUSHALL"]).await;
+    let again = entries(&redis, 2).await;
+    assert_eq!(names(&again), ["bound", "bound"]);
+    let ids = |events: &[Value]| -> std::collections::BTreeSet<String> {
+        events.iter().map(|event| event["client_id"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(ids(&again), ids(&before));
+    assert!(again.iter().all(|event| event["seq"].as_u64() > before[1]["seq"].as_u64()));
+    assert!(again.iter().all(|event| before.iter().all(|earlier| earlier["id"] != event["id"])));
+    one.close(1000, "").await;
+    let all = entries(&redis, 3).await;
+    assert_eq!((&all[2]["event"], &all[2]["last"]), (&json!("unbound"), &json!(false)));
+    // A restart that loses nothing tells nothing.
+    let other = a.member("v", "g").await;
+    assert_eq!(entries(&redis, 4).await.len(), 4);
+    redis.save().await;
+    redis.stop();
+    redis.start_again().await;
+    eventually("all was compared", async || a.metric("moongate_directory_compared_total").await >= 2.0).await;
+    eventually("all was compared", async || b.metric("moongate_directory_compared_total").await >= 2.0).await;
+    other.close(1000, "").await;
+    assert_eq!(names(&entries(&redis, 5).await), ["bound", "bound", "unbound", "bound", "unbound"]);
+    drop(two);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_stream_is_trimmed_and_the_lag_of_each_group_is_told() {
     let redis = Redis::start().await;
     let url = redis.url();

@@ -225,7 +225,9 @@ impl Members {
             }
             tracing::error!(error = %refused, "sweeping after a dead node");
         }
-        let mut unbound = connection.pipeline(unbound).await?.into_iter();
+        let unbound = connection.pipeline(unbound).await?;
+        server_wide(&unbound)?;
+        let mut unbound = unbound.into_iter();
         let mut unbound = gone.iter().map(|(entry, _)| entry.uid.as_ref().and_then(|_| unbound.next()));
         let unbound: Vec<Option<What>> =
             unbound.by_ref().map(|reply| Some(read_uid_change(Kind::Unbound, &reply?.ok()?.list()).1)).collect();
@@ -242,7 +244,7 @@ impl Members {
         // It is told before nobody else would tell it; told twice, it has the same id.
         if events.is_for_stream(Kind::Close) {
             let closes = gone.iter().map(|(entry, about)| add_event(keys, events, close(entry, about).to_fields()));
-            connection.pipeline(closes.collect()).await?;
+            server_wide(&connection.pipeline(closes.collect()).await?)?;
         }
         // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
         let out =
@@ -279,6 +281,17 @@ impl Members {
             None => Ok(()),
         }
     }
+}
+
+/// What the server takes from nobody now is tried again, before those it is about are forgotten.
+fn server_wide(replies: &[Result<Reply, RedisError>]) -> Result<(), RedisError> {
+    for refused in replies.iter().filter_map(|reply| reply.as_ref().err()) {
+        if refused.is_server_wide() {
+            return Err(refused.clone());
+        }
+        tracing::error!(error = %refused, "telling of a dead node's clients");
+    }
+    Ok(())
 }
 
 /// Whom the end of a dead node's client is told of.

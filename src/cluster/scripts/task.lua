@@ -3,7 +3,7 @@
 -- KEYS[1] mg:tasks; all other keys are in its slot, and named after it.
 local stream, group, base = KEYS[1], 'moongate', '{' .. KEYS[1] .. '}:'
 local due, ended, dead = base .. 'due', base .. 'ended', base .. 'dead'
-local DAY, MINUTE, MOST_DEAD = 86400000, 60000, 10000
+local DAY, MINUTE, MOST_DEAD, MOST_BYTES = 86400000, 60000, 10000, 4194304
 local clock = redis.call('TIME')
 local now = clock[1] * 1000 + math.floor(clock[2] / 1000)
 
@@ -85,7 +85,7 @@ local function last_place()
             return info[place + 1] .. '-1'
         end
     end
-    return '0-0-1'
+    return whole(now) .. '-0-1'
 end
 
 -- What is shown of a task that has a record: {id, state, attempts, next, reason, fields}.

@@ -5,9 +5,16 @@
 -- Returns {0, {entry, how often it was delivered, fields}, …}.
 local answers, run, idle, most = {0}, ARGV[1], ARGV[2], tonumber(ARGV[3])
 local pending = most > 0 and redis.call('XPENDING', stream, group, 'IDLE', idle, '-', '+', most) or {}
+local length = 0
 for _, found in ipairs(pending) do
+    if length > MOST_BYTES then
+        break
+    end
     local entry = redis.call('XCLAIM', stream, group, run, idle, found[1])[1]
     if entry then
+        for _, field in ipairs(entry[2]) do
+            length = length + #field
+        end
         answers[#answers + 1] = {entry[1], found[4] + 1, entry[2]}
     else
         -- It was deleted meanwhile.

@@ -35,8 +35,10 @@ elseif not state and done == 0 then
     if string.match(id, '^%d+%-%d+$') then
         -- An entry that nobody has read yet.
         local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
-        if pending.err or #pending == 0 then
-            done = redis.call('XDEL', stream, id)
+        local deleted = (pending.err or #pending == 0) and redis.pcall('XDEL', stream, id) or 0
+        done = deleted == 1 and 1 or 0
+        if done == 0 and (pending.err or #pending == 0) then
+            mark()
         end
     else
         mark()

@@ -12,8 +12,9 @@ if shown and (shown[2] == 'done' or shown[2] == 'dead') or not shown then
     end
 end
 if not shown and string.match(id, '^%d+%-%d+$') then
-    local entry = redis.call('XRANGE', stream, id, id)[1]
-    if entry then
+    -- What only looks like an entry's id is refused.
+    local entry = redis.pcall('XRANGE', stream, id, id)[1]
+    if type(entry) == 'table' then
         local pending = redis.pcall('XPENDING', stream, group, id, id, 1)
         local delivered = not pending.err and pending[1]
         shown = view_entry(id, entry[2], delivered and 'running' or 'waiting', delivered and delivered[4] or 0)

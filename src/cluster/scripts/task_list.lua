@@ -6,6 +6,7 @@
 -- Returns {0, letter, score, member, {id, state, attempts, next, reason, fields}, …}; the letter is empty at the end.
 local most, wanted, letter, last, last_member = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local page, cursor = {0, '', '', ''}, {'', '', ''}
+local length, looked = 0, 0
 
 -- As Redis sorts members of one score, whatever the locale is.
 local function is_after(one, other)
@@ -18,13 +19,27 @@ local function is_after(one, other)
     return #one > #other
 end
 
--- False when the page was full before.
+local function length_of(shown)
+    local fields = shown[6]
+    if type(fields) == 'string' then
+        return #fields
+    end
+    local sum = 0
+    for _, field in ipairs(fields) do
+        sum = sum + #field
+    end
+    return sum
+end
+
+-- False when the page was full before; so it is with few tasks that are large, and where many had to be looked at.
 local function add(shown, section, score, member)
+    looked = looked + 1
+    if cursor[1] ~= '' and (shown and (#page - 4 == most or length > MOST_BYTES) or looked > 20000) then
+        page[2], page[3], page[4] = cursor[1], cursor[2], cursor[3]
+        return false
+    end
     if shown then
-        if #page - 4 == most then
-            page[2], page[3], page[4] = cursor[1], cursor[2], cursor[3]
-            return false
-        end
+        length = length + length_of(shown)
         page[#page + 1] = shown
     end
     cursor = {section, score, member}
@@ -83,14 +98,14 @@ function sections.s()
         from = '(' .. last
     end
     while true do
-        local found = redis.call('XRANGE', stream, from, '+', 'COUNT', 1000)
+        local found = redis.call('XRANGE', stream, from, '+', 'COUNT', 100)
         for _, entry in ipairs(found) do
             if not add(view_entry(entry[1], entry[2], 'waiting', 0), 's', entry[1], '') then
                 return false
             end
             from = '(' .. entry[1]
         end
-        if #found < 1000 then
+        if #found < 100 then
             return true
         end
     end
