@@ -3,8 +3,10 @@
 //! Each slot does one cycle after another and keeps a connection to the API. All slots share a thread and a poll, in which a
 //! slot has the token 2 n for its client and 2 n + 1 for the API.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -16,6 +18,7 @@ use crate::clients::{self, Stats};
 use crate::publish::{Kind, Outcome, TICK, Wire};
 use crate::report::{Contestant, Report, Round, Unit};
 use crate::scenario::{Server, SittingArgs, Turn};
+use crate::target::Target;
 use crate::{PATIENCE, Result, frame, process, socket};
 
 /// Options of `churn`.
@@ -36,14 +39,33 @@ pub(crate) struct ChurnArgs {
 
 /// One server and the clients that come and go.
 struct Side {
+    crowd: Crowd,
+    server: Server,
+}
+
+/// Clients that come and go, on one thread.
+pub(crate) struct Crowd {
     poll: Poll,
     slots: Vec<Slot>,
-    /// Cycles begun so far.
+    /// Slots without a client, in turn.
+    free: VecDeque<usize>,
+    /// Cycles begun so far, and the number of the next.
     begun: u64,
     groups: u32,
     /// Keeps source addresses of the sides apart.
     number: u8,
-    server: Server,
+}
+
+/// One stretch of coming and going.
+pub(crate) struct Stretch<'a> {
+    /// Cycles, at most.
+    pub(crate) cycles: u64,
+    /// So many a second, else as fast as slots become free.
+    pub(crate) rate: Option<f64>,
+    /// No further cycle begins once this is set.
+    pub(crate) over: &'a AtomicBool,
+    /// Without the end of a cycle for so long, the rest counts as lost.
+    pub(crate) deadline: Duration,
 }
 
 /// One client at a time.
@@ -99,39 +121,20 @@ impl ChurnArgs {
 
 impl Side {
     fn new(server: Server, parallel: usize, groups: u32, number: u8) -> Result<Self> {
-        let poll = Poll::new()?;
-        let mut slots = Vec::new();
-        for index in 0..parallel {
-            let (clients, wire) = match &server {
-                Server::Gateway(target) => {
-                    let node = target.nodes.iter().cycle().nth(index).ok_or("no node to connect to")?;
-                    (node.clients, Wire::Http(node.api.clone(), Kind::Uid))
-                }
-                Server::Floor(floor) => (floor.clients, Wire::Floor(floor.control)),
-                Server::Raw(_) => return Err("Redis alone has no clients to bind".into()),
-            };
-            let api = wire.connect()?;
-            socket::register(poll.registry(), &api, Token(2 * index + 1), Interest::READABLE)?;
-            slots.push(Slot {
-                server: clients,
-                wire,
-                api,
-                client: None,
-                step: Step::Greeting,
-                cycle: 0,
-                began: Instant::now(),
-                input: Vec::new(),
-                answer: Vec::new(),
-            });
-        }
-        Ok(Self { poll, slots, begun: 0, groups, number, server })
+        let doors = match &server {
+            Server::Gateway(target) => doors(target),
+            Server::Floor(floor) => vec![(floor.clients, Wire::Floor(floor.control))],
+            Server::Raw(_) => return Err("Redis alone has no clients to bind".into()),
+        };
+        Ok(Self { crowd: Crowd::new(&doors, parallel, groups, number, 0)?, server })
     }
 
     /// Runs some cycles and measures.
     fn round(&mut self, cycles: u64, deadline: Duration) -> Result<(Round, Stats)> {
         let others = self.online()?;
         let (server, own, thread) = (self.server.spent()?, process::own_cpu()?, own_thread()?);
-        let (mut outcome, stats) = self.cycles(cycles, deadline)?;
+        let stretch = Stretch { cycles, rate: None, over: &AtomicBool::new(false), deadline };
+        let (mut outcome, stats) = self.crowd.run(&stretch)?;
         let (tester, busiest) = (process::own_cpu()?.since(own), own_thread()? - thread);
         // for what the server does behind the last goodbye
         std::thread::sleep(Duration::from_millis(200));
@@ -159,11 +162,49 @@ impl Side {
             _ => Ok(0),
         }
     }
+}
 
-    fn cycles(&mut self, cycles: u64, deadline: Duration) -> Result<(Outcome, Stats)> {
+/// Where the clients of each node connect, and how they are bound.
+pub(crate) fn doors(target: &Target) -> Vec<(SocketAddr, Wire)> {
+    target.nodes.iter().map(|node| (node.clients, Wire::Http(node.api.clone(), Kind::Uid))).collect()
+}
+
+impl Crowd {
+    /// Opens a connection that binds for each of `parallel` slots, which take the `doors` in turn. The first client gets the
+    /// uid `first`, and the next ones those that follow; they are dealt to the groups 0 to `groups` (at least 1).
+    pub(crate) fn new(
+        doors: &[(SocketAddr, Wire)],
+        parallel: usize,
+        groups: u32,
+        number: u8,
+        first: u64,
+    ) -> Result<Self> {
+        let poll = Poll::new()?;
+        let mut slots = Vec::new();
+        for (index, (server, wire)) in doors.iter().cycle().take(parallel).enumerate() {
+            let api = wire.connect()?;
+            socket::register(poll.registry(), &api, Token(2 * index + 1), Interest::READABLE)?;
+            slots.push(Slot {
+                server: *server,
+                wire: wire.clone(),
+                api,
+                client: None,
+                step: Step::Greeting,
+                cycle: 0,
+                began: Instant::now(),
+                input: Vec::new(),
+                answer: Vec::new(),
+            });
+        }
+        let free = (0..slots.len()).collect();
+        Ok(Self { poll, slots, free, begun: first, groups, number })
+    }
+
+    /// Lets clients come and go, and waits until the last has gone.
+    pub(crate) fn run(&mut self, stretch: &Stretch<'_>) -> Result<(Outcome, Stats)> {
         let mut outcome = Outcome {
-            published: cycles,
-            expected: cycles,
+            published: 0,
+            expected: 0,
             errors: 0,
             first_error: None,
             lag: clients::histogram()?,
@@ -172,15 +213,31 @@ impl Side {
         };
         let mut stats = Stats::new()?;
         let began = Instant::now();
-        let last = self.begun + cycles;
-        for index in 0..self.slots.len() {
-            self.begin(index, last)?;
-        }
         let mut events = Events::with_capacity(512);
         let mut progress = (0, Instant::now());
-        while self.slots.iter().any(|slot| slot.client.is_some()) {
+        loop {
             crate::interrupted()?;
-            match self.poll.poll(&mut events, Some(TICK)) {
+            let mut timeout = TICK;
+            while outcome.published < stretch.cycles && !stretch.over.load(Ordering::Relaxed) {
+                let due = stretch.rate.map_or(0.0, |rate| outcome.published as f64 / rate);
+                let wait = Duration::from_secs_f64(due).saturating_sub(began.elapsed());
+                if !wait.is_zero() {
+                    timeout = timeout.min(wait);
+                    break;
+                }
+                let Some(index) = self.free.pop_front() else {
+                    break;
+                };
+                self.begin(index)?;
+                outcome.published += 1;
+            }
+            if self.free.len() == self.slots.len() {
+                if outcome.published == stretch.cycles || stretch.over.load(Ordering::Relaxed) {
+                    break;
+                }
+                progress.1 = Instant::now();
+            }
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 other => other?,
             }
@@ -191,26 +248,25 @@ impl Side {
                 };
                 if slot.hear(event, self.groups, &mut outcome, &mut stats)? {
                     slot.client = None;
-                    self.begin(index, last)?;
+                    self.free.push_back(index);
                 }
             }
             let done = stats.delivered + stats.closed;
             if done > progress.0 {
                 progress = (done, Instant::now());
-            } else if progress.1.elapsed() > deadline {
+            } else if progress.1.elapsed() > stretch.deadline {
                 outcome.gave_up = true;
                 break;
             }
         }
+        outcome.expected = outcome.published;
         outcome.wall = began.elapsed();
         Ok((outcome, stats))
     }
 
-    /// Lets the next client connect, up to cycle `last`.
-    fn begin(&mut self, index: usize, last: u64) -> Result<()> {
-        let Some(slot) = self.slots.get_mut(index).filter(|_| self.begun < last) else {
-            return Ok(());
-        };
+    /// Lets the next client connect, in a free slot.
+    fn begin(&mut self, index: usize) -> Result<()> {
+        let slot = self.slots.get_mut(index).ok_or("no such slot")?;
         slot.cycle = self.begun;
         self.begun += 1;
         let server = slot.server;

@@ -296,10 +296,10 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads for `clients` (each with its topic). `size` is that of every message, `epoch` the moment
+    /// Starts `threads` threads for `clients`, each with its two topics, which may be the same. `size` is that of every message, `epoch` the moment
     /// from which send times count.
     pub(crate) fn start(
-        clients: Vec<(Connected, u32)>,
+        clients: Vec<(Connected, [u32; 2])>,
         threads: usize,
         size: usize,
         epoch: Instant,
@@ -307,7 +307,7 @@ impl Pool {
     ) -> Result<Self> {
         let threads = threads.clamp(1, 64);
         let mut pool = Self { threads: Vec::new() };
-        let mut shares: Vec<Vec<(Connected, u32)>> = (0..threads).map(|_| Vec::new()).collect();
+        let mut shares: Vec<Vec<(Connected, [u32; 2])>> = (0..threads).map(|_| Vec::new()).collect();
         for (index, client) in clients.into_iter().enumerate() {
             if let Some(share) = shares.get_mut(index % threads) {
                 share.push(client);
@@ -322,10 +322,11 @@ impl Pool {
                 waker: Waker::new(poll.registry(), WAKE)?,
             });
             let mut clients = Vec::with_capacity(share.len());
-            for (index, (connected, topic)) in share.into_iter().enumerate() {
+            for (index, (connected, topics)) in share.into_iter().enumerate() {
                 let Connected { link, dialect, rest, .. } = connected;
                 socket::register(poll.registry(), &link.stream, Token(index), Interest::READABLE)?;
-                clients.push(Client { link, dialect, topic, open: true, seen: Seen::default(), rest });
+                let topics = topics.map(|topic| (topic, Seen::default()));
+                clients.push(Client { link, dialect, topics, open: true, rest });
             }
             // at least twice a message: a read always finds room behind the longest unfinished frame
             let buffer = vec![0; (256 * 1024).max(2 * size + 64 * 1024)];
@@ -370,9 +371,9 @@ impl Drop for Pool {
 struct Client {
     link: Link,
     dialect: Dialect,
-    topic: u32,
+    /// Which it is in, and what it saw of each.
+    topics: [(u32, Seen); 2],
     open: bool,
-    seen: Seen,
     /// The beginning of a frame that a read cut; mostly empty.
     rest: Vec<u8>,
 }
@@ -540,11 +541,15 @@ impl Client {
 
     /// Whether this was a first-time delivery.
     fn deliver(&mut self, payload: &[u8], now: u64, check: &mut Check<'_>) -> bool {
-        let Some(header) = Header::read(payload, check.size).filter(|header| header.topic == self.topic) else {
+        let topics = &mut self.topics;
+        let header = Header::read(payload, check.size);
+        let known =
+            header.and_then(|header| Some((header, topics.iter_mut().find(|(topic, _)| *topic == header.topic)?)));
+        let Some((header, (_, seen))) = known else {
             check.stats.misdelivered += 1;
             return false;
         };
-        match self.seen.note(header.seq) {
+        match seen.note(header.seq) {
             Arrival::Duplicate => {
                 check.stats.duplicates += 1;
                 return false;
@@ -605,8 +610,8 @@ mod tests {
     fn client() -> Client {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let link = Link { stream: socket::tcp(listener.local_addr().unwrap(), None).unwrap(), tls: None };
-        let (dialect, seen) = (Dialect::WebSocket, Seen::default());
-        Client { link, dialect, topic: 7, open: true, seen, rest: Vec::new() }
+        let (dialect, topics) = (Dialect::WebSocket, [7, 7].map(|topic| (topic, Seen::default())));
+        Client { link, dialect, topics, open: true, rest: Vec::new() }
     }
 
     fn message(topic: u32, seq: u32) -> Vec<u8> {

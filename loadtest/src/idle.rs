@@ -6,12 +6,12 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Result;
-use crate::clients::{Connected, Pool};
+use crate::clients::Pool;
 use crate::process::{self, Cpu};
 use crate::publish::{Kind, Pace, Plan, Publisher};
 use crate::redis::{Redis, Usage};
 use crate::report::table;
-use crate::scenario::{home, members, memberships};
+use crate::scenario::{enter, home, members};
 use crate::target::TargetArgs;
 
 /// Options of `idle`.
@@ -91,33 +91,21 @@ impl IdleArgs {
         // one visitor on each node first: what the server allocates once for all is no cost of a connection
         let mut callers = target.callers()?;
         let nodes = callers.len();
-        let mut enter = |connected: &[Connected]| -> Result<()> {
-            for (node, caller) in callers.iter_mut().enumerate() {
-                let here = || connected.iter().enumerate().filter(|(_, client)| client.home == node);
-                let ids = here().map(|(index, client)| (&*client.client_id, index as u32));
-                let uids = memberships(ids, Kind::Uid);
-                let ids = here().map(|(index, client)| (&*client.client_id, (index % groups) as u32));
-                let groups = memberships(ids, Kind::Group);
-                let commands: Vec<String> =
-                    uids.into_iter().zip(groups).flat_map(|(uid, group)| [uid, group]).collect();
-                caller.batch(&commands)?;
-            }
-            Ok(())
-        };
+        let topics = |client| [(client % groups) as u32, client as u32];
         let visitors = target.connect(nodes, 64, |client| client, 1)?;
-        enter(&visitors)?;
+        enter(&mut callers, &visitors, topics)?;
         drop(visitors);
         std::thread::sleep(Duration::from_millis(200));
 
         let redis = || target.redis.as_deref().map(Redis::usage).transpose();
         let (resident_before, setup, redis_setup) = (target.meter.resident()?, target.meter.cpu()?, redis()?);
         let connected = target.connect(clients, 64, |client| home(client, groups, nodes), 1)?;
-        enter(&connected)?;
+        enter(&mut callers, &connected, topics)?;
         let (setup, redis_setup) = (target.meter.cpu()?.since(setup), since(redis()?, redis_setup));
 
-        let mut publisher = Publisher::new(target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
+        let mut publisher = Publisher::new(&target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
         let dealt =
-            connected.into_iter().enumerate().map(|(index, client)| (client, (index % groups) as u32)).collect();
+            connected.into_iter().enumerate().map(|(index, client)| (client, [(index % groups) as u32; 2])).collect();
         let pool = Pool::start(dealt, self.threads, SIZE, epoch, publisher.gate())?;
         pause(self.settle)?;
         let resident_after = target.meter.resident()?;
@@ -129,7 +117,8 @@ impl IdleArgs {
         let pings = pool.take()?;
 
         let deadline = Duration::from_secs(10);
-        let plan = Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, joined: false, deadline };
+        let plan =
+            Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, joined: false, deadline, from: None };
         let outcome = publisher.run(&plan)?;
         let mut stats = pool.take()?;
         let delivered = stats.delivered;

@@ -15,7 +15,9 @@ mod publish;
 mod redis;
 mod report;
 mod scenario;
+mod series;
 mod session;
+mod soak;
 mod socket;
 mod target;
 mod unicast;
@@ -42,16 +44,18 @@ pub(crate) fn interrupted() -> Result<()> {
     if STOP.load(Ordering::Relaxed) { Err("interrupted".into()) } else { Ok(()) }
 }
 
-/// Reads `10s`, `500ms` or `2m`.
+/// Reads `10s`, `500ms`, `2m` or `1h`.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration> {
+    const EXAMPLES: &str = "such as 500ms, 10s, 2m or 1h";
     let split = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at_checked(split).unwrap_or_default();
-    let number: u64 = number.parse().map_err(|_| "such as 10s, 500ms or 2m")?;
+    let number: u64 = number.parse().map_err(|_| EXAMPLES)?;
     match unit {
         "ms" => Ok(Duration::from_millis(number)),
         "s" => Ok(Duration::from_secs(number)),
         "m" => Ok(Duration::from_mins(number)),
-        _ => Err("such as 10s, 500ms or 2m".into()),
+        "h" => Ok(Duration::from_hours(number)),
+        _ => Err(EXAMPLES.into()),
     }
 }
 
@@ -72,6 +76,8 @@ enum Mode {
     Churn(churn::ChurnArgs),
     /// Connections that only are there: memory and heartbeats
     Idle(idle::IdleArgs),
+    /// An hour and more of everything together: whether memory grows, and whether anything is lost
+    Soak(soak::SoakArgs),
     /// The bare server (started by --floor)
     #[command(hide = true)]
     FloorServer,
@@ -100,6 +106,11 @@ fn run(mode: &Mode) -> Result<bool> {
         Mode::Unicast(args) => (args.run()?, args.run.sitting.json),
         Mode::Churn(args) => (args.run()?, args.sitting.json),
         Mode::Idle(args) => {
+            let report = args.run()?;
+            print(&report, &report.table(), args.json)?;
+            return Ok(report.pass());
+        }
+        Mode::Soak(args) => {
             let report = args.run()?;
             print(&report, &report.table(), args.json)?;
             return Ok(report.pass());
@@ -133,6 +144,7 @@ mod tests {
     fn durations() {
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse_duration("2m").unwrap(), Duration::from_mins(2));
-        assert!(parse_duration("10").is_err() && parse_duration("s").is_err() && parse_duration("1h").is_err());
+        assert!(parse_duration("10").is_err() && parse_duration("s").is_err() && parse_duration("1d").is_err());
+        assert_eq!(parse_duration("2h").unwrap(), Duration::from_hours(2));
     }
 }

@@ -241,6 +241,9 @@ pub(crate) struct Plan {
     pub(crate) joined: bool,
     /// Without a delivery for so long, the rest counts as lost.
     pub(crate) deadline: Duration,
+    /// With a rate: when the schedule begins, in nanoseconds since the start of the tester; also in the past, for one that
+    /// goes on from an earlier stretch. Else now.
+    pub(crate) from: Option<u64>,
 }
 
 /// What came of a stretch.
@@ -262,16 +265,24 @@ pub(crate) struct Outcome {
     pub(crate) gave_up: bool,
 }
 
+/// A connection and what goes through it.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// How.
+    pub(crate) wire: Wire,
+    /// Requests that may be on the way.
+    pub(crate) depth: u32,
+    /// The topics, in turn; no other route has them. At least one.
+    pub(crate) topics: Vec<u32>,
+}
+
 /// The connections, and the state that outlives a stretch.
 pub(crate) struct Publisher {
-    wire: Wire,
     poll: Poll,
     gate: Arc<Gate>,
     lanes: Vec<Lane>,
     /// Lanes that may take a request, in turn.
     free: VecDeque<usize>,
-    /// Requests that may be on the way on one lane.
-    depth: u32,
     /// Requests on the way on all of them.
     waiting: u64,
     /// Members of each topic.
@@ -285,14 +296,15 @@ pub(crate) struct Publisher {
 
 /// One connection.
 struct Lane {
+    route: Route,
     stream: Socket,
     output: Vec<u8>,
     written: usize,
     input: Vec<u8>,
     /// Requests on the way.
     waiting: u32,
-    /// The topics are `first`, `first + lanes`, …; this is the next one.
-    topic: usize,
+    /// Index of the next topic.
+    next: usize,
     /// When it last became free after it had not been.
     free_at: u64,
 }
@@ -313,41 +325,31 @@ fn greet(stream: &mut Socket) -> Result<()> {
 }
 
 impl Publisher {
-    /// Opens `lanes` connections (not more than topics), each of which may have `depth` requests on the way. `members`
-    /// counts the receivers of each topic.
-    pub(crate) fn new(wire: Wire, lanes: usize, depth: u32, members: Vec<u32>, epoch: Instant) -> Result<Self> {
+    /// Opens `lanes` connections (not more than topics) of one kind, each of which may have `depth` requests on the way, and
+    /// deals the topics to them. `members` counts the receivers of each topic.
+    pub(crate) fn new(wire: &Wire, lanes: usize, depth: u32, members: Vec<u32>, epoch: Instant) -> Result<Self> {
+        let lanes = lanes.clamp(1, members.len().max(1));
+        let topics = |lane| (lane..members.len()).step_by(lanes).map(|topic| topic as u32).collect();
+        let routes = (0..lanes).map(|lane| Route { wire: wire.clone(), depth: depth.max(1), topics: topics(lane) });
+        Self::through(routes.collect(), members, epoch)
+    }
+
+    /// Opens these connections, which take turns.
+    pub(crate) fn through(routes: Vec<Route>, members: Vec<u32>, epoch: Instant) -> Result<Self> {
         let poll = Poll::new()?;
         let gate = Arc::new(Gate::new(Waker::new(poll.registry(), WAKE)?));
-        let mut publisher = Self {
-            wire,
-            poll,
-            gate,
-            lanes: Vec::new(),
-            free: VecDeque::new(),
-            depth: depth.max(1),
-            waiting: 0,
-            seqs: vec![0; members.len()],
-            members,
-            expected: 0,
-            epoch,
-        };
-        for index in 0..lanes.clamp(1, publisher.members.len().max(1)) {
-            let stream = publisher.wire.connect()?;
+        let mut lanes = Vec::new();
+        for (index, route) in routes.into_iter().enumerate() {
+            let stream = route.wire.connect()?;
             let both = Interest::READABLE | Interest::WRITABLE;
-            socket::register(publisher.poll.registry(), &stream, Token(index), both)?;
-            publisher.lanes.push(Lane {
-                stream,
-                output: Vec::new(),
-                written: 0,
-                input: Vec::new(),
-                waiting: 0,
-                topic: index,
-                free_at: 0,
-            });
-            publisher.free.push_back(index);
+            socket::register(poll.registry(), &stream, Token(index), both)?;
+            let (output, input) = (Vec::new(), Vec::new());
+            lanes.push(Lane { route, stream, output, written: 0, input, waiting: 0, next: 0, free_at: 0 });
         }
-        Ok(publisher)
+        let (free, seqs) = ((0..lanes.len()).collect(), vec![0; members.len()]);
+        Ok(Self { poll, gate, lanes, free, waiting: 0, members, seqs, expected: 0, epoch })
     }
+
     /// Where receivers count.
     pub(crate) fn gate(&self) -> &Arc<Gate> {
         &self.gate
@@ -368,7 +370,7 @@ impl Publisher {
             wall: Duration::ZERO,
             gave_up: false,
         };
-        let began = self.now();
+        let began = plan.from.unwrap_or_else(|| self.now());
         let start = self.expected;
         let largest = u64::from(self.members.iter().copied().max().unwrap_or(0));
         let burst = if let Pace::Backlog(count) = plan.pace { count.max(1) } else { 1 };
@@ -422,15 +424,15 @@ impl Publisher {
                 progress = (delivered, answered, Instant::now());
             } else if progress.2.elapsed() > plan.deadline {
                 if self.waiting > 0 {
-                    return Err(format!("no answer from {} within {:?}", self.wire.server(), plan.deadline).into());
+                    let silent = self.lanes.iter().find(|lane| lane.waiting > 0);
+                    let server = silent.map_or_else(String::new, |lane| lane.route.wire.server());
+                    return Err(format!("no answer from {server} within {:?}", plan.deadline).into());
                 }
                 outcome.gave_up = true;
                 break;
             }
-            if self.depth > 1 {
-                // what became due together leaves in one write
-                self.lanes.iter_mut().try_for_each(Lane::flush)?;
-            }
+            // what became due together leaves in one write
+            self.lanes.iter_mut().filter(|lane| lane.route.depth > 1).try_for_each(Lane::flush)?;
             let blocked = delivered < enough;
             self.gate.wake_at(if blocked { enough } else { u64::MAX });
             let timeout = if blocked && self.gate.delivered() >= enough { Duration::ZERO } else { TICK };
@@ -441,7 +443,7 @@ impl Publisher {
             }
         }
         outcome.expected = self.expected - start;
-        outcome.wall = Duration::from_nanos(self.now() - began);
+        outcome.wall = Duration::from_nanos(self.now().saturating_sub(began));
         if outcome.gave_up {
             outcome.wall = outcome.wall.saturating_sub(plan.deadline);
             // what is lost stays lost: the next stretch waits for its own deliveries only
@@ -472,32 +474,31 @@ impl Publisher {
     }
 
     fn send(&mut self, index: usize, due: u64, now: u64, burst: u32, plan: &Plan, outcome: &mut Outcome) -> Result<()> {
-        let lanes = self.lanes.len();
         let lane = self.lanes.get_mut(index).ok_or("no such lane")?;
-        let topic = lane.topic;
-        lane.topic = if topic + lanes < self.members.len() { topic + lanes } else { index };
-        let seq = self.seqs.get_mut(topic).ok_or("no such topic")?;
+        let topic = *lane.route.topics.get(lane.next).ok_or("no such topic")?;
+        lane.next = (lane.next + 1) % lane.route.topics.len();
+        let seq = self.seqs.get_mut(topic as usize).ok_or("no such topic")?;
         let sent = if let Pace::Rate(_) = plan.pace { due } else { now };
-        let first = Header { topic: topic as u32, seq: *seq, sent };
+        let first = Header { topic, seq: *seq, sent };
         *seq = seq.checked_add(burst).ok_or("more than 2³² messages to one topic")?;
         if lane.written == lane.output.len() {
             lane.output.clear();
             lane.written = 0;
         }
-        self.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
-        if self.wire.answers() {
+        lane.route.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
+        if lane.route.wire.answers() {
             lane.waiting += 1;
             self.waiting += 1;
         }
-        if lane.waiting < self.depth {
+        if lane.waiting < lane.route.depth {
             self.free.push_back(index);
         }
         if let Pace::Rate(_) = plan.pace {
             outcome.lag.saturating_record(now.saturating_sub(due.max(lane.free_at)));
         }
         outcome.published += u64::from(burst);
-        self.expected += u64::from(burst) * u64::from(self.members.get(topic).copied().unwrap_or(0));
-        if self.depth == 1 { lane.flush() } else { Ok(()) }
+        self.expected += u64::from(burst) * u64::from(self.members.get(topic as usize).copied().unwrap_or(0));
+        if lane.route.depth == 1 { lane.flush() } else { Ok(()) }
     }
 
     /// Looks at a connection; gives the number of its requests that were answered.
@@ -523,12 +524,12 @@ impl Publisher {
             if lane.waiting == 0 {
                 return Err("more answers than requests".into());
             }
-            let Some((length, error)) = self.wire.answer(rest, burst)? else {
+            let Some((length, error)) = lane.route.wire.answer(rest, burst)? else {
                 break;
             };
             used += length;
             answered += 1;
-            if lane.waiting == self.depth {
+            if lane.waiting == lane.route.depth {
                 lane.free_at = self.epoch.elapsed().as_nanos() as u64;
                 self.free.push_back(index);
             }
@@ -685,12 +686,18 @@ mod tests {
         let epoch = Instant::now();
         let members = vec![2, 1, 1];
         let wire = Wire::Redis(server.address.clone(), "mg".to_owned(), Kind::Uid);
-        let mut publisher = Publisher::new(wire, 2, PIPELINE, members, epoch).unwrap();
+        let mut publisher = Publisher::new(&wire, 2, PIPELINE, members, epoch).unwrap();
         let topics = [0, 0, 1, 2];
         let channels = topics.iter().map(|&topic| Kind::Uid.channel("mg", topic));
         let clients = clients::subscribe(&server.address, channels).unwrap();
-        let pool =
-            clients::Pool::start(clients.into_iter().zip(topics).collect(), 1, 64, epoch, publisher.gate()).unwrap();
+        let pool = clients::Pool::start(
+            clients.into_iter().zip(topics.map(|topic| [topic; 2])).collect(),
+            1,
+            64,
+            epoch,
+            publisher.gate(),
+        )
+        .unwrap();
         let before = server.usage().unwrap();
         for pace in [
             Pace::Window(256),
@@ -701,7 +708,8 @@ mod tests {
             Pace::Free,
         ] {
             let deadline = Duration::from_secs(10);
-            let outcome = publisher.run(&Plan { messages: 3000, pace, size: 64, joined: false, deadline }).unwrap();
+            let outcome =
+                publisher.run(&Plan { messages: 3000, pace, size: 64, joined: false, deadline, from: None }).unwrap();
             let stats = pool.take().unwrap();
             assert_eq!((outcome.published, outcome.errors, outcome.gave_up), (3000, 0, false), "{pace:?}");
             assert_eq!((stats.delivered, stats.duplicates, stats.reordered), (outcome.expected, 0, 0), "{pace:?}");

@@ -82,6 +82,13 @@ impl Redis {
         }
     }
 
+    /// Bytes that it has allocated (`used_memory`).
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let info = ask(&mut self.address.connect()?, &["INFO", "memory"])?;
+        let memory = figure(&String::from_utf8_lossy(&info), "used_memory");
+        memory.ok_or_else(|| format!("{}: INFO was not understood", self.url).into())
+    }
+
     /// What it used so far.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let mut socket = self.address.connect()?;
@@ -89,6 +96,11 @@ impl Redis {
         Usage::read(&String::from_utf8_lossy(&info))
             .ok_or_else(|| format!("{}: INFO was not understood", self.url).into())
     }
+}
+
+/// The value of a line such as `used_memory:1836` of an `INFO`.
+fn figure<T: std::str::FromStr>(info: &str, key: &str) -> Option<T> {
+    info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok())
 }
 
 /// CPU time and commands of a Redis, by its own account: exact to a microsecond, and known of a server elsewhere too.
@@ -102,16 +114,13 @@ pub(crate) struct Usage {
 
 impl Usage {
     fn read(info: &str) -> Option<Self> {
-        let seconds = |key: &str| {
-            let value = info.lines().find_map(|line| line.strip_prefix(key))?;
-            Some(Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()?.as_micros() as u64)
-        };
+        let seconds = |key: &str| Some(Duration::try_from_secs_f64(figure(info, key)?).ok()?.as_micros() as u64);
         let calls = info.lines().filter_map(|line| {
             let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
         });
         Some(Self {
-            cpu: Cpu { user: seconds("used_cpu_user:")?, system: seconds("used_cpu_sys:")? },
+            cpu: Cpu { user: seconds("used_cpu_user")?, system: seconds("used_cpu_sys")? },
             calls: calls.filter(|(name, _)| name != "info").collect(),
         })
     }

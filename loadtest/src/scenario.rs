@@ -8,6 +8,7 @@ use clap::Args;
 
 use crate::clients::{self, Connected, Pool, Stats};
 use crate::floor::{self, Floor};
+use crate::http::Caller;
 use crate::message;
 use crate::process::{self, Meter, Pin};
 use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
@@ -189,6 +190,21 @@ pub(crate) fn memberships<'a>(ids: impl Iterator<Item = (&'a str, u32)>, kind: K
     ids.map(command).collect()
 }
 
+/// Puts each client into its group and binds it to its uid, as `topics` says for its number, through the API of its node;
+/// `callers` are those of [`Target::callers`].
+pub(crate) fn enter(callers: &mut [Caller], connected: &[Connected], topics: impl Fn(usize) -> [u32; 2]) -> Result<()> {
+    for (node, caller) in callers.iter_mut().enumerate() {
+        let here = connected.iter().enumerate().filter(|(_, client)| client.home == node);
+        let commands = here.flat_map(|(number, client)| {
+            let [group, uid] = topics(number);
+            let command = |topic, kind| memberships([(&*client.client_id, topic)].into_iter(), kind);
+            [command(uid, Kind::Uid), command(group, Kind::Group)].into_iter().flatten()
+        });
+        caller.batch(&commands.collect::<Vec<String>>())?;
+    }
+    Ok(())
+}
+
 /// How many of `clients` are in each of `topics`.
 pub(crate) fn members(clients: usize, topics: usize) -> Vec<u32> {
     (0..topics).map(|topic| (clients / topics + usize::from(topic < clients % topics)) as u32).collect()
@@ -201,7 +217,14 @@ pub(crate) fn home(client: usize, topics: usize, nodes: usize) -> usize {
 
 impl Scenario<'_> {
     fn plan(&self, messages: u64, joined: bool) -> Plan {
-        Plan { messages, pace: self.pace, size: self.args.size, joined, deadline: self.args.sitting.deadline }
+        Plan {
+            messages,
+            pace: self.pace,
+            size: self.args.size,
+            joined,
+            deadline: self.args.sitting.deadline,
+            from: None,
+        }
     }
 
     /// Sets everything up, runs the rounds in turn, and reports.
@@ -273,8 +296,9 @@ impl Scenario<'_> {
         };
         // the floor is driven as the gateway is
         let depth = if self.args.sitting.target.door()? == Door::Http { 1 } else { PIPELINE };
-        let publisher = Publisher::new(wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
-        let clients = connected.into_iter().enumerate().map(|(index, client)| (client, self.topic(index))).collect();
+        let publisher = Publisher::new(&wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
+        let clients =
+            connected.into_iter().enumerate().map(|(index, client)| (client, [self.topic(index); 2])).collect();
         let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
         Ok(Side { publisher, pool, server })
     }

@@ -70,6 +70,17 @@ pub(crate) enum Door {
     Php,
 }
 
+impl Door {
+    /// For a title.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Redis => "Redis",
+            Self::Php => "PHP",
+        }
+    }
+}
+
 /// One of the gateways to compare.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Cluster {
@@ -119,6 +130,14 @@ impl TargetArgs {
             Some(door) => Ok(door),
             None => Ok(if self.has_redis() { Door::Redis } else { Door::Http }),
         }
+    }
+
+    /// Every way to publish that there is, or the one that was named.
+    pub(crate) fn doors(&self) -> Result<Vec<Door>> {
+        Ok(match (self.door()?, self.door) {
+            (Door::Redis, None) => vec![Door::Http, Door::Redis],
+            (door, _) => vec![door],
+        })
     }
 
     fn has_redis(&self) -> bool {
@@ -281,7 +300,12 @@ impl Target {
 
     /// How to publish to it; over HTTP always by the first node.
     pub(crate) fn wire(&self, kind: Kind) -> Result<Wire> {
-        match (self.door, &self.redis, &*self.nodes) {
+        self.wire_through(self.door, kind)
+    }
+
+    /// How to publish to it through this door, which must be there.
+    pub(crate) fn wire_through(&self, door: Door, kind: Kind) -> Result<Wire> {
+        match (door, &self.redis, &*self.nodes) {
             (Door::Php, _, [Node { php: Some(php), .. }, ..]) => Ok(Wire::Php(*php, kind)),
             (Door::Redis, Some(redis), _) => Ok(Wire::Redis(redis.address.clone(), self.prefix.clone(), kind)),
             (_, _, [node, ..]) => Ok(Wire::Http(node.api.clone(), kind)),
