@@ -176,7 +176,7 @@ pub(crate) struct SoakReport {
     /// From a visitor's connecting to the answer that it is bound.
     visit_latency_ms: Option<Latency>,
     /// Clients that the gateway lists after the last visitor has gone.
-    listed: u64,
+    listed: Option<u64>,
     /// Those that are there.
     clients: u64,
     /// Server CPU for everything together, µs per delivery.
@@ -303,23 +303,21 @@ impl SoakArgs {
         let busiest = soak.threads()?.iter().zip(&threads).map(|(now, before)| now.saturating_sub(*before)).max();
         let (visits, cut) = match visits {
             Ok(visits) => (visits, None),
-            Err(error) => (None, Some(format!("the visitors: {error}"))),
+            Err(error) => (None, Some(error.to_string())),
         };
         // what ended the visits ended all
         let ended_early = cut.or_else(|| ended.err().map(|error| error.to_string()));
         if soak.samples.is_empty() {
             return Err(ended_early.unwrap_or_else(|| "not a single sample was taken".to_owned()).into());
         }
-        let used = since(&self::spent(&target)?, &spent);
-        let end = Instant::now() + PATIENCE;
-        let listed = loop {
-            let listed = listed(&target)?.saturating_sub(others);
-            if listed <= clients as u64 || Instant::now() > end {
-                break listed;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        };
-        let stats = soak.pool.take()?;
+        let used = since(&soak.spent, &spent);
+        // one that did not last may have nobody to ask any more
+        let listed = if ended_early.is_none() { Some(settled(&target, others, clients as u64)?) } else { None };
+        let mut stats = soak.pool.take()?;
+        if ended_early.is_some() {
+            // of a stretch that was cut nobody knows what was to follow
+            stats.delivered = 0;
+        }
         soak.stats.add(&stats)?;
         let title = self.title(nodes, &ways);
         Ok(soak.report(title, ended_early, seconds, visits.as_ref(), listed, &used, busiest.unwrap_or(0)))
@@ -365,6 +363,18 @@ fn share(range: Range<u32>, number: u32, parts: u32) -> Range<u32> {
 /// How many clients the gateway lists.
 fn listed(target: &Target) -> Result<u64> {
     target.callers()?.into_iter().next().map_or(Ok(0), |mut node| node.clients())
+}
+
+/// How many clients it lists beside `others`, given time to forget who went until they are no more than `clients`.
+fn settled(target: &Target, others: u64, clients: u64) -> Result<u64> {
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let listed = listed(target)?.saturating_sub(others);
+        if listed <= clients || Instant::now() > end {
+            return Ok(listed);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 fn spent(target: &Target) -> Result<(Cpu, Option<Usage>)> {
@@ -470,7 +480,7 @@ impl Soak<'_> {
         ended_early: Option<String>,
         seconds: f64,
         visits: Option<&(Outcome, Stats, u64)>,
-        listed: u64,
+        listed: Option<u64>,
         used: &(Cpu, Option<Cpu>),
         busiest: u64,
     ) -> SoakReport {
@@ -514,7 +524,7 @@ impl Soak<'_> {
             tester_lag_p99_ms: lag.value_at_quantile(0.99) as f64 / 1e6,
             samples,
             charts: Vec::new(),
-            pass: ended_early.is_none() && stats.delivered == expected && faults == 0 && listed == clients,
+            pass: ended_early.is_none() && stats.delivered == expected && faults == 0 && listed == Some(clients),
             ended_early,
             first_close: stats.first_close,
         };
@@ -645,7 +655,9 @@ impl SoakReport {
             ("connections lost", cell(self.closed.to_string())),
             ("visitors", cell(format!("{}, {} of them failed", self.visitors, self.visitors_failed))),
             ("        connect to bound, ms", cell(quantiles(&self.visit_latency_ms))),
-            ("listed at the end", cell(format!("{} of {}", self.listed, self.clients))),
+            ("listed at the end", {
+                cell(self.listed.map_or("–".to_owned(), |listed| format!("{listed} of {}", self.clients)))
+            }),
             ("server CPU for all, µs/delivery", cell(format!("{:.3}", self.server_cpu_us))),
             ("Redis CPU for all, µs/delivery", {
                 cell(self.redis_cpu_us.map_or("–".to_owned(), |micros| format!("{micros:.3}")))
