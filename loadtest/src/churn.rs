@@ -210,6 +210,7 @@ impl Crowd {
             lag: clients::histogram()?,
             wall: Duration::ZERO,
             gave_up: false,
+            ordered: true,
         };
         let mut stats = Stats::new()?;
         let began = Instant::now();

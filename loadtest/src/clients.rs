@@ -220,6 +220,8 @@ pub(crate) struct Stats {
     pub(crate) delivered: u64,
     /// Messages that a client had got before.
     pub(crate) duplicates: u64,
+    /// Messages that came while earlier ones of their topic had not; each jump counts once.
+    pub(crate) gaps: u64,
     /// Messages that came after a later one of their topic.
     pub(crate) reordered: u64,
     /// Messages of a topic that the client is not in, or with a payload that nobody sent.
@@ -240,6 +242,7 @@ impl Stats {
         Ok(Self {
             delivered: 0,
             duplicates: 0,
+            gaps: 0,
             reordered: 0,
             misdelivered: 0,
             pings: 0,
@@ -253,6 +256,7 @@ impl Stats {
     pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
         self.delivered += other.delivered;
         self.duplicates += other.duplicates;
+        self.gaps += other.gaps;
         self.reordered += other.reordered;
         self.misdelivered += other.misdelivered;
         self.pings += other.pings;
@@ -265,7 +269,7 @@ impl Stats {
     }
 
     fn clear(&mut self) {
-        (self.delivered, self.duplicates, self.reordered) = (0, 0, 0);
+        (self.delivered, self.duplicates, self.gaps, self.reordered) = (0, 0, 0, 0);
         (self.misdelivered, self.pings, self.closed) = (0, 0, 0);
         self.first_close = None;
         self.latency.reset();
@@ -554,6 +558,7 @@ impl Client {
                 check.stats.duplicates += 1;
                 return false;
             }
+            Arrival::Ahead => check.stats.gaps += 1,
             Arrival::Late => check.stats.reordered += 1,
             Arrival::Next => {}
         }
@@ -632,7 +637,7 @@ mod tests {
         frame::from_server(&mut input, frame::TEXT, b"who said this?");
         let fresh = client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
         assert_eq!((fresh, stats.delivered, stats.latency.len()), (3, 3, 3));
-        assert_eq!((stats.reordered, stats.duplicates, stats.misdelivered), (1, 1, 2));
+        assert_eq!((stats.gaps, stats.reordered, stats.duplicates, stats.misdelivered), (1, 1, 1, 2));
     }
 
     #[test]

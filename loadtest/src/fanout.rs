@@ -48,6 +48,7 @@ impl FanoutArgs {
         let door = match run.sitting.target.door()? {
             Door::Http => "",
             Door::Redis => ", through Redis",
+            Door::Tasks => ", as tasks",
             Door::Php => ", as PHP",
         };
         let title = format!(

@@ -82,8 +82,10 @@ fn number(digits: &[u8]) -> Option<u64> {
 /// How a message relates to those that a receiver saw before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Arrival {
-    /// Higher than everything before: right.
+    /// The one after the highest before: right.
     Next,
+    /// Higher than everything before, with others missing in between: a gap, which late ones may fill yet.
+    Ahead,
     /// Seen for the first time, but after a higher one: an order violation.
     Late,
     /// Seen before.
@@ -107,7 +109,7 @@ impl Seen {
             let shift = seq - self.next + 1;
             self.bits = self.bits.checked_shl(shift).unwrap_or(0) | 1;
             self.next = seq.saturating_add(1);
-            return Arrival::Next;
+            return if shift == 1 { Arrival::Next } else { Arrival::Ahead };
         }
         let Some(bit) = 1u64.checked_shl(self.next - 1 - seq) else {
             return Arrival::Late;
@@ -151,7 +153,7 @@ mod tests {
         let mut seen = Seen::default();
         assert_eq!(seen.note(0), Arrival::Next);
         assert_eq!(seen.note(0), Arrival::Duplicate);
-        assert_eq!(seen.note(3), Arrival::Next, "a gap is a loss, not a violation");
+        assert_eq!(seen.note(3), Arrival::Ahead, "a gap is no violation yet");
         assert_eq!(seen.note(2), Arrival::Late);
         assert_eq!(seen.note(2), Arrival::Duplicate);
         assert_eq!(seen.note(1), Arrival::Late);
@@ -167,7 +169,7 @@ mod tests {
         }
         assert_eq!(seen.note(136), Arrival::Duplicate, "63 below the highest is still known");
         assert_eq!(seen.note(135), Arrival::Late);
-        assert_eq!(seen.note(10_000), Arrival::Next);
+        assert_eq!(seen.note(10_000), Arrival::Ahead);
         assert_eq!(seen.note(9_999), Arrival::Late);
     }
 

@@ -46,6 +46,31 @@ impl Kind {
         }
     }
 
+    /// The command that sends.
+    fn op(self) -> &'static str {
+        match self {
+            Self::Group => "sendToGroup",
+            Self::Uid => "sendToUid",
+        }
+    }
+
+    /// Appends that command for a message, as JSON.
+    fn command(self, out: &mut Vec<u8>, header: Header, size: usize) {
+        out.extend_from_slice(b"{\"op\":\"");
+        out.extend_from_slice(self.op().as_bytes());
+        out.extend_from_slice(b"\",");
+        self.fields(out, header, size);
+        out.push(b'}');
+    }
+
+    /// Appends its fields: to whom, and the message.
+    fn fields(self, out: &mut Vec<u8>, header: Header, size: usize) {
+        let (field, letter) = self.names();
+        out.extend_from_slice(format!("\"{field}\":\"{letter}{}\",\"message\":\"", header.topic).as_bytes());
+        header.write(out, size);
+        out.push(b'"');
+    }
+
     /// The channel of a topic.
     pub(crate) fn channel(self, prefix: &str, topic: u32) -> String {
         let (kind, letter) = self.names();
@@ -60,6 +85,8 @@ pub(crate) enum Wire {
     Http(Api, Kind),
     /// `PUBLISH`, to channels with this prefix.
     Redis(redis::Address, String, Kind),
+    /// `XADD` to the task stream under this prefix; tasks run side by side, so nothing arrives in order for sure.
+    Tasks(redis::Address, String, Kind),
     /// `GatewayWorker`'s inner protocol, which answers no message.
     Php(SocketAddr, Kind),
     /// Orders to the bare server.
@@ -75,7 +102,7 @@ impl Wire {
                 greet(&mut socket)?;
                 Ok(socket)
             }
-            Self::Redis(address, ..) => address.connect(),
+            Self::Redis(address, ..) | Self::Tasks(address, ..) => address.connect(),
             Self::Php(address, _) | Self::Floor(address) => socket::tcp(*address, None),
         }
     }
@@ -84,7 +111,7 @@ impl Wire {
     fn server(&self) -> String {
         match self {
             Self::Http(api, _) => api.address.to_string(),
-            Self::Redis(address, ..) => format!("Redis, {address:?},"),
+            Self::Redis(address, ..) | Self::Tasks(address, ..) => format!("Redis, {address:?},"),
             Self::Php(address, _) => format!("the door for PHP, {address},"),
             Self::Floor(_) => "the floor server".to_owned(),
         }
@@ -96,22 +123,16 @@ impl Wire {
         let mut body = Vec::new();
         match self {
             Self::Http(api, kind) => {
-                let (field, letter) = kind.names();
-                let op = if *kind == Kind::Group { "sendToGroup" } else { "sendToUid" };
-                let target = format!("\"{field}\":\"{letter}{}\",\"message\":\"", first.topic);
                 if count == 1 {
                     body.push(b'{');
-                    body.extend_from_slice(target.as_bytes());
-                    first.write(&mut body, size);
-                    body.extend_from_slice(b"\"}");
-                    return api.post(out, op, &body);
+                    kind.fields(&mut body, first, size);
+                    body.push(b'}');
+                    return api.post(out, kind.op(), &body);
                 }
                 body.extend_from_slice(b"{\"commands\":[");
                 for (index, header) in headers.enumerate() {
-                    let comma = if index == 0 { "" } else { "," };
-                    body.extend_from_slice(format!("{comma}{{\"op\":\"{op}\",{target}").as_bytes());
-                    header.write(&mut body, size);
-                    body.extend_from_slice(b"\"}");
+                    body.extend_from_slice(if index == 0 { b"" } else { b"," });
+                    kind.command(&mut body, header, size);
                 }
                 body.extend_from_slice(b"]}");
                 api.post(out, "batch", &body);
@@ -122,6 +143,14 @@ impl Wire {
                     body.clear();
                     header.write(&mut body, size);
                     redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
+                }
+            }
+            Self::Tasks(_, prefix, kind) => {
+                let stream = format!("{prefix}:tasks");
+                for header in headers {
+                    body.clear();
+                    kind.command(&mut body, header, size);
+                    redis::command(out, &[b"XADD", stream.as_bytes(), b"*", b"command", &body]);
                 }
             }
             Self::Php(_, kind) => {
@@ -151,6 +180,11 @@ impl Wire {
         !matches!(self, Self::Php(..))
     }
 
+    /// Whether the messages to a topic should arrive in order.
+    fn is_ordered(&self) -> bool {
+        !matches!(self, Self::Tasks(..))
+    }
+
     /// Appends a request that binds a client to a uid and puts it into a group.
     pub(crate) fn bind(&self, out: &mut Vec<u8>, client_id: &str, uid: u32, group: u32) -> Result<()> {
         let command = |topic, kind| memberships([(client_id, topic)].into_iter(), kind).concat();
@@ -159,7 +193,9 @@ impl Wire {
                 let (bind, join) = (command(uid, Kind::Uid), command(group, Kind::Group));
                 api.post(out, "batch", format!("{{\"commands\":[{bind},{join}]}}").as_bytes());
             }
-            Self::Redis(..) | Self::Php(..) => return Err("what is bound there is not answered".into()),
+            Self::Redis(..) | Self::Tasks(..) | Self::Php(..) => {
+                return Err("what is bound there is not answered".into());
+            }
             Self::Floor(_) => floor::order(out, b'J', group, &u32::from_str_radix(client_id, 16)?.to_le_bytes()),
         }
         Ok(())
@@ -174,17 +210,18 @@ impl Wire {
                     answer.status != 200 || count > 1 && answer.body.windows(8).any(|bytes| bytes == b"\"error\":");
                 (answer.length, failed.then(|| answer.words()))
             })),
-            Self::Redis(..) => {
+            Self::Redis(..) | Self::Tasks(..) => {
                 let (mut rest, mut error) = (input, None);
                 for _ in 0..count {
                     let Some((value, after)) = redis::front(rest)? else {
                         return Ok(None);
                     };
                     rest = after;
-                    match value {
-                        Value::Integer(1..) => {}
-                        Value::Integer(_) => error = Some("PUBLISH: nobody is subscribed".to_owned()),
-                        other => error = Some(format!("PUBLISH: {other:?}")),
+                    match (self, value) {
+                        (Self::Redis(..), Value::Integer(1..)) | (Self::Tasks(..), Value::Text(_)) => {}
+                        (_, Value::Integer(_)) => error = Some("PUBLISH: nobody is subscribed".to_owned()),
+                        (Self::Tasks(..), other) => error = Some(format!("XADD: {other:?}")),
+                        (_, other) => error = Some(format!("PUBLISH: {other:?}")),
                     }
                 }
                 Ok(Some((input.len() - rest.len(), error)))
@@ -263,6 +300,8 @@ pub(crate) struct Outcome {
     pub(crate) wall: Duration,
     /// Whether the run was given up because deliveries stopped.
     pub(crate) gave_up: bool,
+    /// Whether the messages to a topic should have arrived in order.
+    pub(crate) ordered: bool,
 }
 
 /// A connection and what goes through it.
@@ -369,6 +408,7 @@ impl Publisher {
             lag: clients::histogram()?,
             wall: Duration::ZERO,
             gave_up: false,
+            ordered: self.lanes.iter().all(|lane| lane.route.wire.is_ordered()),
         };
         let began = plan.from.unwrap_or_else(|| self.now());
         let start = self.expected;
@@ -665,6 +705,37 @@ mod tests {
         assert_eq!((packet[3] as usize, packet[4], packet[21], packet[27] as usize), (length, 22, 1, ext.len()));
         assert!(packet[28..].starts_with(ext));
         assert_eq!(Header::read(&packet[28 + ext.len()..], 64), Some(first));
+    }
+
+    #[test]
+    fn each_task_is_an_entry_with_a_command() {
+        let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
+        let Wire::Redis(address, prefix, kind) = redis("127.0.0.1:1", Kind::Group) else { panic!("not Redis") };
+        let wire = Wire::Tasks(address, prefix, kind);
+        wire.request(&mut out, first, 2, 64, false);
+        let mut rest = out.as_slice();
+        for seq in 5..7 {
+            let (value, after) = redis::front(rest).unwrap().unwrap();
+            let Value::Array(words) = value else { panic!("{value:?}") };
+            let [
+                Value::Text(b"XADD"),
+                Value::Text(b"mg:tasks"),
+                Value::Text(b"*"),
+                Value::Text(b"command"),
+                Value::Text(command),
+            ] = &*words
+            else {
+                panic!("{words:?}")
+            };
+            let command: serde_json::Value = serde_json::from_slice(command).unwrap();
+            assert_eq!((&command["op"], &command["group"]), (&"sendToGroup".into(), &"g2".into()));
+            let message = command["message"].as_str().unwrap();
+            assert_eq!(Header::read(message.as_bytes(), 64), Some(Header { seq, ..first }));
+            rest = after;
+        }
+        assert!(rest.is_empty() && !wire.is_ordered());
+        assert_eq!(wire.answer(b"$3\r\n1-0\r\n$3\r\n2-0\r\n", 2).unwrap(), Some((18, None)));
+        assert!(wire.answer(b"-OOM no\r\n", 1).unwrap().unwrap().1.unwrap().contains("XADD"));
     }
 
     #[test]

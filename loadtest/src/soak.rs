@@ -158,7 +158,11 @@ pub(crate) struct SoakReport {
     expected: u64,
     delivered: u64,
     duplicates: u64,
+    /// How often a client got a message before one that was sent earlier, or instead of it.
+    gaps: u64,
     order_violations: u64,
+    /// Whether there should be none: tasks run side by side.
+    ordered: bool,
     misdelivered: u64,
     /// Clients that should have stayed and did not.
     closed: u64,
@@ -210,6 +214,7 @@ struct Soak<'a> {
     errors: u64,
     first_error: Option<String>,
     lag: Histogram<u64>,
+    ordered: bool,
     samples: Vec<Sample>,
 }
 
@@ -280,6 +285,7 @@ impl SoakArgs {
             errors: 0,
             first_error: None,
             lag: clients::histogram()?,
+            ordered: true,
             samples: Vec::new(),
         };
         let (began, threads) = (Instant::now(), soak.threads()?);
@@ -461,6 +467,7 @@ impl Soak<'_> {
         self.published += outcome.published;
         self.expected += outcome.expected;
         self.errors += outcome.errors;
+        self.ordered &= outcome.ordered;
         if self.first_error.is_none() {
             self.first_error.clone_from(&outcome.first_error);
         }
@@ -484,7 +491,7 @@ impl Soak<'_> {
         used: &(Cpu, Option<Cpu>),
         busiest: u64,
     ) -> SoakReport {
-        let Self { args, stats, published, expected, errors, first_error, lag, samples, .. } = self;
+        let Self { args, stats, published, expected, errors, first_error, lag, ordered, samples, .. } = self;
         let latency = |stats: &Stats| (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency));
         let each = |cpu: Cpu| cpu.total() as f64 / stats.delivered.max(1) as f64;
         let (came, gone, thread) = match visits {
@@ -495,7 +502,8 @@ impl Soak<'_> {
             gone.map_or(0, |(outcome, stats)| outcome.errors.max(outcome.published.saturating_sub(stats.delivered)));
         let first_failure =
             gone.and_then(|(outcome, stats)| outcome.first_error.clone().or_else(|| stats.first_close.clone()));
-        let faults = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + errors + visitors_failed;
+        let disorder = if ordered { stats.reordered } else { 0 };
+        let faults = stats.duplicates + disorder + stats.misdelivered + stats.closed + errors + visitors_failed;
         let clients = args.clients as u64;
         let mut report = SoakReport {
             title,
@@ -506,7 +514,9 @@ impl Soak<'_> {
             expected,
             delivered: stats.delivered,
             duplicates: stats.duplicates,
+            gaps: stats.gaps,
             order_violations: stats.reordered,
+            ordered,
             misdelivered: stats.misdelivered,
             closed: stats.closed,
             errors,
@@ -649,6 +659,7 @@ impl SoakReport {
             ("deliveries", cell(format!("{} of {}", self.delivered, self.expected))),
             ("ratio delivered", cell(ratio)),
             ("duplicates", cell(self.duplicates.to_string())),
+            ("gaps", cell(self.gaps.to_string())),
             ("order violations", cell(self.order_violations.to_string())),
             ("misdelivered", cell(self.misdelivered.to_string())),
             ("latency p50 / p90 / p99 / p99.9 / max, ms", cell(quantiles(&self.latency_ms))),
@@ -679,6 +690,9 @@ impl SoakReport {
         }
         if let Some(failure) = &self.first_failure {
             notes.push(format!("the first visitor that failed: {failure}"));
+        }
+        if !self.ordered && self.order_violations > 0 {
+            notes.push("tasks run side by side and may overtake each other: order is not asked for".to_owned());
         }
         if self.samples.len() < 20 {
             notes.push(

@@ -66,6 +66,8 @@ pub(crate) enum Door {
     Http,
     /// `PUBLISH`, pipelined
     Redis,
+    /// `XADD` to the task stream, pipelined; tasks run side by side, so order is told but not asked for
+    Tasks,
     /// `GatewayWorker`'s inner protocol, pipelined; of a gateway that was started for the run, and of one node
     Php,
 }
@@ -76,6 +78,7 @@ impl Door {
         match self {
             Self::Http => "HTTP",
             Self::Redis => "Redis",
+            Self::Tasks => "tasks",
             Self::Php => "PHP",
         }
     }
@@ -126,7 +129,9 @@ impl TargetArgs {
             Some(Door::Php) if self.spawn.is_none() || self.nodes.iter().any(|&nodes| nodes != 1) => {
                 Err("--door php: only with --spawn, and of one node, as PHP asks each node itself".into())
             }
-            Some(Door::Redis) if !self.has_redis() => Err("--door redis: name one, --redis or --redis-spawn".into()),
+            Some(Door::Redis | Door::Tasks) if !self.has_redis() => {
+                Err("--door redis, --door tasks: name one, --redis or --redis-spawn".into())
+            }
             Some(door) => Ok(door),
             None => Ok(if self.has_redis() { Door::Redis } else { Door::Http }),
         }
@@ -307,6 +312,7 @@ impl Target {
     pub(crate) fn wire_through(&self, door: Door, kind: Kind) -> Result<Wire> {
         match (door, &self.redis, &*self.nodes) {
             (Door::Php, _, [Node { php: Some(php), .. }, ..]) => Ok(Wire::Php(*php, kind)),
+            (Door::Tasks, Some(redis), _) => Ok(Wire::Tasks(redis.address.clone(), self.prefix.clone(), kind)),
             (Door::Redis, Some(redis), _) => Ok(Wire::Redis(redis.address.clone(), self.prefix.clone(), kind)),
             (_, _, [node, ..]) => Ok(Wire::Http(node.api.clone(), kind)),
             _ => Err("--ws: at least one node is needed".into()),
@@ -368,6 +374,10 @@ mod tests {
         assert_eq!(args("--redis-spawn --spawn moongate").door().unwrap(), Door::Redis);
         assert_eq!(args("--redis redis://127.0.0.1:1 --door http").door().unwrap(), Door::Http);
         assert!(args("--spawn moongate --door redis").door().is_err());
+        assert!(args("--spawn moongate --door tasks").door().is_err());
+        assert_eq!(args("--spawn moongate --redis-spawn --door tasks").doors().unwrap(), [Door::Tasks]);
+        assert_eq!(args("--spawn moongate --redis-spawn").doors().unwrap(), [Door::Http, Door::Redis]);
+        assert_eq!(args("--spawn moongate").doors().unwrap(), [Door::Http]);
         assert_eq!(args("--spawn moongate --door php").door().unwrap(), Door::Php);
         for line in ["--spawn moongate --nodes 2 --redis-spawn", "--ws 127.0.0.1:1 --api 127.0.0.1:2"] {
             assert!(args(&format!("{line} --door php")).door().is_err());
