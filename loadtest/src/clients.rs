@@ -6,6 +6,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -70,23 +71,32 @@ pub(crate) struct Connected {
     rest: Vec<u8>,
 }
 
-/// Opens `count` connections, client `i` to `servers[home(i)]`, and waits for each one's `init` message. `side` keeps the
+impl Connected {
+    /// Of a socket from which `input` has come, beginning with the answer to the handshake.
+    pub(crate) fn new(stream: Socket, input: &[u8], home: usize) -> Result<Self> {
+        let (client_id, rest) = greeting(input)?.ok_or("no init message yet")?;
+        let (client_id, rest, link) = (client_id.to_owned(), rest.to_owned(), Link { stream, tls: None });
+        Ok(Self { link, dialect: Dialect::WebSocket, client_id, home, rest })
+    }
+}
+
+/// Opens connections for these clients, client `i` to `servers[home(i)]`, and waits for each one's `init` message. `side` keeps the
 /// source addresses of several servers under test apart; with `trust` they are TLS connections.
 pub(crate) fn connect(
     servers: &[SocketAddr],
-    count: usize,
+    numbers: Range<usize>,
     home: impl Fn(usize) -> usize,
     side: u8,
     trust: Option<&Arc<ClientConfig>>,
 ) -> Result<Vec<Connected>> {
-    let mut clients = Vec::with_capacity(count);
-    let many = count / servers.len().max(1) > PORTS;
-    let mut opened = 0;
-    while opened < count {
+    let mut clients = Vec::with_capacity(numbers.len());
+    let many = numbers.end / servers.len().max(1) > PORTS;
+    let mut opened = numbers.start;
+    while opened < numbers.end {
         crate::interrupted()?;
         // some dozens at a time, so that neither side waits for the other
         let mut links = Vec::new();
-        for index in opened..count.min(opened + 64) {
+        for index in opened..numbers.end.min(opened + 64) {
             let server = servers.get(home(index)).ok_or("no server to connect to")?;
             let source = Ipv4Addr::new(127, 0, side, 1 + (index / PER_SOURCE) as u8);
             let stream = socket::tcp(*server, (many && server.ip().is_loopback()).then_some(source));
@@ -97,9 +107,9 @@ pub(crate) fn connect(
             links.push((link, home(index)));
         }
         for (link, home) in links {
-            clients.push(greet(link, home).map_err(|error| format!("client {}: {error}", clients.len()))?);
+            clients.push(greet(link, home).map_err(|error| format!("client {opened}: {error}"))?);
+            opened += 1;
         }
-        opened = clients.len();
     }
     Ok(clients)
 }
@@ -289,6 +299,8 @@ pub(crate) fn histogram() -> Result<Histogram<u64>> {
 struct Shared {
     stats: Mutex<Stats>,
     stop: AtomicBool,
+    /// At the end the connections are closed without a word.
+    mute: AtomicBool,
     /// Kernel id, told by the thread itself.
     thread: OnceLock<i32>,
     waker: Waker,
@@ -322,6 +334,7 @@ impl Pool {
             let shared = Arc::new(Shared {
                 stats: Mutex::new(Stats::new()?),
                 stop: AtomicBool::new(false),
+                mute: AtomicBool::new(false),
                 thread: OnceLock::new(),
                 waker: Waker::new(poll.registry(), WAKE)?,
             });
@@ -351,6 +364,11 @@ impl Pool {
             stats.clear();
         }
         Ok(sum)
+    }
+
+    /// Closes all connections without a close frame, as when what was between them and the gateway has gone.
+    pub(crate) fn forsake(self) {
+        self.threads.iter().for_each(|(shared, _)| shared.mute.store(true, Ordering::SeqCst));
     }
 
     /// Kernel ids of the threads, for their CPU time.
@@ -422,6 +440,9 @@ impl Reader {
     }
 
     fn goodbye(mut self) {
+        if self.shared.mute.load(Ordering::SeqCst) {
+            return;
+        }
         let mut bye = Vec::new();
         frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
         for client in self.clients.iter_mut().filter(|client| client.dialect == Dialect::WebSocket) {

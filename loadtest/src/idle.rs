@@ -12,6 +12,7 @@ use crate::publish::{Kind, Pace, Plan, Publisher};
 use crate::redis::{Redis, Usage};
 use crate::report::table;
 use crate::scenario::{enter, home, members};
+use crate::series::{Chart, Series};
 use crate::target::TargetArgs;
 
 /// Options of `idle`.
@@ -67,11 +68,21 @@ pub(crate) struct IdleReport {
     delivered: u64,
     /// As many as clients.
     expected: u64,
+    charts: Vec<Chart>,
     /// Nobody lost.
     pass: bool,
+    /// Connections, and resident memory in MiB.
+    #[serde(skip)]
+    memory: Vec<(f64, f64)>,
 }
 
 const SIZE: usize = 64;
+/// How often memory is looked at while the clients come.
+const PARTS: usize = 20;
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1024.0 / 1024.0
+}
 
 impl IdleArgs {
     /// Runs it.
@@ -92,15 +103,22 @@ impl IdleArgs {
         let mut callers = target.callers()?;
         let nodes = callers.len();
         let topics = |client| [(client % groups) as u32, client as u32];
-        let visitors = target.connect(nodes, 64, |client| client, 1)?;
+        let visitors = target.connect(0..nodes, 64, |client| client, 1)?;
         enter(&mut callers, &visitors, topics)?;
         drop(visitors);
         std::thread::sleep(Duration::from_millis(200));
 
         let redis = || target.redis.as_deref().map(Redis::usage).transpose();
         let (resident_before, setup, redis_setup) = (target.meter.resident()?, target.meter.cpu()?, redis()?);
-        let connected = target.connect(clients, 64, |client| home(client, groups, nodes), 1)?;
-        enter(&mut callers, &connected, topics)?;
+        let (mut connected, mut memory) = (Vec::with_capacity(clients), vec![(0.0, mib(resident_before))]);
+        for part in 1..=PARTS {
+            let numbers = connected.len()..clients * part / PARTS;
+            let first = numbers.start;
+            let came = target.connect(numbers, 64, |client| home(client, groups, nodes), 1)?;
+            enter(&mut callers, &came, |client| topics(first + client))?;
+            connected.extend(came);
+            memory.push((connected.len() as f64, mib(target.meter.resident()?)));
+        }
         let (setup, redis_setup) = (target.meter.cpu()?.since(setup), since(redis()?, redis_setup));
 
         let mut publisher = Publisher::new(&target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
@@ -129,7 +147,7 @@ impl IdleArgs {
         let on = if nodes > 1 { format!(" on {nodes} nodes") } else { String::new() };
         let each = |value: f64| value / clients as f64;
         let wrong = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + outcome.errors;
-        Ok(IdleReport {
+        let mut report = IdleReport {
             title: format!("idle: {clients} clients{over}{on}, each with a uid and in one of {groups} groups"),
             resident_before,
             resident_after,
@@ -143,8 +161,12 @@ impl IdleArgs {
             first_close: stats.first_close,
             delivered,
             expected: outcome.expected,
+            charts: Vec::new(),
             pass: wrong == 0 && delivered == clients as u64,
-        })
+            memory,
+        };
+        report.charts = report.charts();
+        Ok(report)
     }
 }
 
@@ -165,6 +187,12 @@ impl IdleReport {
     /// Whether nobody was lost.
     pub(crate) fn pass(&self) -> bool {
         self.pass
+    }
+
+    /// Memory over the number of connections, while they came.
+    pub(crate) fn charts(&self) -> Vec<Chart> {
+        let line = Series { name: "nodes, resident".to_owned(), unit: "MiB", points: self.memory.clone() };
+        vec![Chart { title: "idle: memory".to_owned(), across: "connections", lines: vec![line] }]
     }
 
     /// The table.

@@ -19,6 +19,7 @@ mod series;
 mod session;
 mod soak;
 mod socket;
+mod storm;
 mod target;
 mod unicast;
 
@@ -76,6 +77,8 @@ enum Mode {
     Churn(churn::ChurnArgs),
     /// Connections that only are there: memory and heartbeats
     Idle(idle::IdleArgs),
+    /// Everyone is cut off and comes back: how long it takes, and what it costs
+    Storm(storm::StormArgs),
     /// An hour and more of everything together: whether memory grows, and whether anything is lost
     Soak(soak::SoakArgs),
     /// The bare server (started by --floor)
@@ -106,6 +109,11 @@ fn run(mode: &Mode) -> Result<bool> {
         Mode::Unicast(args) => (args.run()?, args.run.sitting.json),
         Mode::Churn(args) => (args.run()?, args.sitting.json),
         Mode::Idle(args) => {
+            let report = args.run()?;
+            print(&report, &report.table(), args.json)?;
+            return Ok(report.pass());
+        }
+        Mode::Storm(args) => {
             let report = args.run()?;
             print(&report, &report.table(), args.json)?;
             return Ok(report.pass());

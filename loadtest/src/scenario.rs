@@ -140,13 +140,11 @@ impl SittingArgs {
 impl Server {
     /// What it used so far.
     pub(crate) fn spent(&self) -> Result<Spent> {
-        let (meter, redis) = match self {
-            Self::Gateway(target) => (&target.meter, target.redis.as_deref()),
-            Self::Floor(floor) => (&Meter { pids: vec![floor.pid()] }, None),
-            Self::Raw(redis) => (&Meter { pids: Vec::new() }, Some(&**redis)),
-        };
-        let nodes = if meter.pids.is_empty() { None } else { Some(meter.cpu()?) };
-        Ok(Spent { nodes, redis: redis.map(Redis::usage).transpose()? })
+        match self {
+            Self::Gateway(target) => target.spent(),
+            Self::Floor(floor) => Ok(Spent { nodes: Some(Meter { pids: vec![floor.pid()] }.cpu()?), redis: None }),
+            Self::Raw(redis) => Ok(Spent { nodes: None, redis: Some(redis.usage()?) }),
+        }
     }
 }
 
@@ -273,7 +271,7 @@ impl Scenario<'_> {
         let (connected, wire) = match &server {
             Server::Gateway(target) => {
                 let home = |client| home(client, self.topics, target.nodes.len());
-                let connected = target.connect(self.clients, self.spare(), home, number)?;
+                let connected = target.connect(0..self.clients, self.spare(), home, number)?;
                 for (node, mut caller) in target.callers()?.into_iter().enumerate() {
                     let ids = self.ids(&connected).filter(|(client, _)| client.home == node);
                     let ids = ids.map(|(client, topic)| (&*client.client_id, topic));
@@ -282,7 +280,7 @@ impl Scenario<'_> {
                 (connected, target.wire(self.kind)?)
             }
             Server::Floor(floor) => {
-                let connected = clients::connect(&[floor.clients], self.clients, |_| 0, number, None)?;
+                let connected = clients::connect(&[floor.clients], 0..self.clients, |_| 0, number, None)?;
                 let ids = self.ids(&connected).map(|(client, topic)| (client.client_id.clone(), topic));
                 floor::join(floor.control, ids)?;
                 (connected, Wire::Floor(floor.control))

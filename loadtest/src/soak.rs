@@ -13,12 +13,12 @@ use crate::churn::{Crowd, Stretch, doors};
 use crate::clients::{self, Pool, Stats};
 use crate::process::{self, Cpu};
 use crate::publish::{Kind, Outcome, PIPELINE, Pace, Plan, Publisher, Route};
-use crate::redis::{Redis, Usage};
-use crate::report::{Latency, table};
+use crate::redis::Redis;
+use crate::report::{Latency, Spent, table};
 use crate::scenario::{enter, home, members};
 use crate::series::{Chart, Series};
 use crate::target::{Door, Target, TargetArgs};
-use crate::{PATIENCE, Result, message, parse_duration};
+use crate::{Result, message, parse_duration};
 
 /// Options of `soak`.
 #[derive(Debug, Args)]
@@ -206,7 +206,7 @@ struct Soak<'a> {
     /// The tester's first moment.
     epoch: Instant,
     /// What was used up to the last sample.
-    spent: (Cpu, Option<Usage>),
+    spent: Spent,
     sampled: Instant,
     stats: Stats,
     published: u64,
@@ -257,10 +257,10 @@ impl SoakArgs {
         }
         let mut callers = target.callers()?;
         let nodes = callers.len();
-        let others = listed(&target)?;
+        let others = target.listed()?;
         // topics are numbered through: the groups, then the uids
         let topics = |client: usize| [(client % groups) as u32, (groups + client) as u32];
-        let connected = target.connect(clients, spare, |client| home(client, groups, nodes), 1)?;
+        let connected = target.connect(0..clients, spare, |client| home(client, groups, nodes), 1)?;
         enter(&mut callers, &connected, topics)?;
         let dealt = connected.into_iter().enumerate().map(|(index, client)| (client, topics(index))).collect();
         let ways = self.target.doors()?;
@@ -270,7 +270,7 @@ impl SoakArgs {
         let pool = Pool::start(dealt, self.threads, self.size, epoch, publisher.gate())?;
         let mut crowd = Crowd::new(&doors(&target), parallel, groups as u32, 0, (groups + clients) as u64)?;
 
-        let spent = spent(&target)?;
+        let spent = target.spent()?;
         let mut soak = Soak {
             args: self,
             target: &target,
@@ -290,7 +290,8 @@ impl SoakArgs {
         };
         let (began, threads) = (Instant::now(), soak.threads()?);
         let over = AtomicBool::new(false);
-        let stretch = Stretch { cycles: u64::MAX, rate: Some(self.churn), over: &over, deadline: self.deadline };
+        let stretch =
+            Stretch { cycles: u64::MAX, rate: Some(self.churn), stay: None, over: &over, deadline: self.deadline };
         let (ended, visits) = std::thread::scope(|scope| {
             let visits = (parallel > 0).then(|| {
                 scope.spawn(|| {
@@ -316,9 +317,9 @@ impl SoakArgs {
         if soak.samples.is_empty() {
             return Err(ended_early.unwrap_or_else(|| "not a single sample was taken".to_owned()).into());
         }
-        let used = since(&soak.spent, &spent);
+        let used = soak.spent.since(&spent);
         // one that did not last may have nobody to ask any more
-        let listed = if ended_early.is_none() { Some(settled(&target, others, clients as u64)?) } else { None };
+        let listed = if ended_early.is_none() { Some(target.settled(others, clients as u64)?) } else { None };
         let mut stats = soak.pool.take()?;
         if ended_early.is_some() {
             // of a stretch that was cut nobody knows what was to follow
@@ -366,32 +367,6 @@ fn share(range: Range<u32>, number: u32, parts: u32) -> Range<u32> {
     cut(number)..cut(number + 1)
 }
 
-/// How many clients the gateway lists.
-fn listed(target: &Target) -> Result<u64> {
-    target.callers()?.into_iter().next().map_or(Ok(0), |mut node| node.clients())
-}
-
-/// How many clients it lists beside `others`, given time to forget who went until they are no more than `clients`.
-fn settled(target: &Target, others: u64, clients: u64) -> Result<u64> {
-    let end = Instant::now() + PATIENCE;
-    loop {
-        let listed = listed(target)?.saturating_sub(others);
-        if listed <= clients || Instant::now() > end {
-            return Ok(listed);
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-fn spent(target: &Target) -> Result<(Cpu, Option<Usage>)> {
-    Ok((target.meter.cpu()?, target.redis.as_deref().map(Redis::usage).transpose()?))
-}
-
-fn since(now: &(Cpu, Option<Usage>), before: &(Cpu, Option<Usage>)) -> (Cpu, Option<Cpu>) {
-    let redis = now.1.as_ref().zip(before.1.as_ref()).map(|(now, before)| now.cpu.since(before.cpu));
-    (now.0.since(before.0), redis)
-}
-
 impl Soak<'_> {
     /// Publishes and samples for the whole time, or until `going` says no.
     fn run(&mut self, going: impl Fn() -> bool) -> Result<()> {
@@ -437,23 +412,23 @@ impl Soak<'_> {
         const MIB: f64 = 1024.0 * 1024.0;
         let stats = self.pool.take()?;
         let (meter, redis) = (&self.target.meter, self.target.redis.as_deref());
-        let spent = spent(self.target)?;
+        let spent = self.target.spent()?;
         let seconds = self.sampled.elapsed().as_secs_f64().max(1e-9);
-        let (cpu, redis_cpu) = since(&spent, &self.spent);
+        let used = spent.since(&self.spent);
         let percent = |cpu: Cpu| cpu.total() as f64 / 1e4 / seconds;
         let sample = Sample {
             seconds: at.as_secs_f64(),
             resident_mib: meter.resident()? as f64 / MIB,
             redis_mib: redis.map(Redis::memory).transpose()?.map(|bytes| bytes as f64 / MIB),
-            listed: listed(self.target)?,
+            listed: self.target.listed()?,
             descriptors: meter.descriptors()?,
             threads: meter.threads()?,
             expected: outcome.expected,
             delivered: stats.delivered,
             deliveries_per_second: stats.delivered as f64 / seconds,
             latency_ms: (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency)),
-            server_cpu_percent: percent(cpu),
-            redis_cpu_percent: redis_cpu.map(percent),
+            server_cpu_percent: percent(used.nodes.unwrap_or_default()),
+            redis_cpu_percent: used.redis.map(|redis| percent(redis.cpu)),
         };
         (self.spent, self.sampled) = (spent, Instant::now());
         // so that somebody who comes by sees that it goes on
@@ -488,7 +463,7 @@ impl Soak<'_> {
         seconds: f64,
         visits: Option<&(Outcome, Stats, u64)>,
         listed: Option<u64>,
-        used: &(Cpu, Option<Cpu>),
+        used: &Spent,
         busiest: u64,
     ) -> SoakReport {
         let Self { args, stats, published, expected, errors, first_error, lag, ordered, samples, .. } = self;
@@ -528,8 +503,8 @@ impl Soak<'_> {
             visit_latency_ms: gone.and_then(|(_, stats)| latency(stats)),
             listed,
             clients,
-            server_cpu_us: each(used.0),
-            redis_cpu_us: used.1.map(each),
+            server_cpu_us: each(used.nodes.unwrap_or_default()),
+            redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu)),
             tester_busiest_thread: busiest.max(thread) as f64 / 1e6 / seconds.max(1e-9),
             tester_lag_p99_ms: lag.value_at_quantile(0.99) as f64 / 1e6,
             samples,

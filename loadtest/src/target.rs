@@ -1,6 +1,7 @@
 //! The gateway under test: nodes and their Redis, started for the run or running already.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::http::{self, Api, Caller};
 use crate::process::{self, Meter, Process};
 use crate::publish::{Kind, Wire};
 use crate::redis::Redis;
+use crate::report::Spent;
 use crate::{PATIENCE, Result};
 
 /// Which gateway to test.
@@ -284,23 +286,47 @@ impl Target {
         Ok(())
     }
 
-    /// Opens `count` connections, client `i` to node `home(i)`, and makes sure that the nodes may hold them and `spare`
-    /// more. `side` is as for [`clients::connect`].
+    /// Opens connections for these clients, client `i` to node `home(i)`, and makes sure that the nodes may hold them, those
+    /// before them, and `spare` more. `side` is as for [`clients::connect`].
     pub(crate) fn connect(
         &self,
-        count: usize,
+        numbers: Range<usize>,
         spare: usize,
         home: impl Fn(usize) -> usize,
         side: u8,
     ) -> Result<Vec<Connected>> {
-        self.meter.check_descriptors((count.div_ceil(self.nodes.len().max(1)) + spare) as u64)?;
+        self.meter.check_descriptors((numbers.end.div_ceil(self.nodes.len().max(1)) + spare) as u64)?;
         let servers: Vec<SocketAddr> = self.nodes.iter().map(|node| node.clients).collect();
-        clients::connect(&servers, count, home, side, self.trust.as_ref())
+        clients::connect(&servers, numbers, home, side, self.trust.as_ref())
     }
 
     /// A connection to the API of each node.
     pub(crate) fn callers(&self) -> Result<Vec<Caller>> {
         self.nodes.iter().map(|node| Caller::new(&node.api)).collect()
+    }
+
+    /// How many clients it lists, on all nodes.
+    pub(crate) fn listed(&self) -> Result<u64> {
+        self.callers()?.into_iter().next().map_or(Ok(0), |mut node| node.clients())
+    }
+
+    /// How many it lists beside `others`, given time to forget who left until they are no more than `clients`.
+    pub(crate) fn settled(&self, others: u64, clients: u64) -> Result<u64> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let listed = self.listed()?.saturating_sub(others);
+            if listed <= clients || Instant::now() > end {
+                return Ok(listed);
+            }
+            crate::interrupted()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What its nodes and its Redis used so far.
+    pub(crate) fn spent(&self) -> Result<Spent> {
+        let nodes = if self.meter.pids.is_empty() { None } else { Some(self.meter.cpu()?) };
+        Ok(Spent { nodes, redis: self.redis.as_deref().map(Redis::usage).transpose()? })
     }
 
     /// How to publish to it; over HTTP always by the first node.
