@@ -589,7 +589,8 @@ impl SoakReport {
         row("Redis, CPU, % of a core", 1, &|sample| sample.redis_cpu_percent);
         for (label, trend) in [("nodes", &self.memory), ("Redis", &self.redis_memory)] {
             let of = rows.iter_mut().find(|(row, _)| row.starts_with(label) && row.ends_with("MiB"));
-            if let (Some((_, cells)), Some(trend)) = (of, trend) {
+            // of some minutes it would say nothing
+            if let (Some((_, cells)), Some(trend), true) = (of, trend, self.seconds > 900.0) {
                 cells.push(format!("{:+.0} KiB", trend.slope_per_hour * 1024.0));
             }
         }

@@ -24,7 +24,7 @@ pub(crate) struct StormArgs {
     #[command(flatten)]
     target: TargetArgs,
     /// Connections, each bound to a uid of its own and in one group
-    #[arg(long, default_value_t = 10_000)]
+    #[arg(long, default_value_t = 5000)]
     clients: usize,
     /// Groups to which they are dealt
     #[arg(long, default_value_t = 100)]
