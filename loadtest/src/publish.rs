@@ -96,21 +96,20 @@ pub(crate) enum Wire {
 impl Wire {
     /// Opens a connection.
     pub(crate) fn connect(&self) -> Result<Socket> {
-        match self {
+        let socket = match self {
             Self::Http(api, _) => {
-                let mut socket = socket::tcp(api.address, None)?;
-                greet(&mut socket)?;
-                Ok(socket)
+                socket::tcp(api.address, None).and_then(|mut socket| greet(&mut socket).map(|()| socket))
             }
             Self::Redis(address, ..) | Self::Tasks(address, ..) => address.connect(),
             Self::Php(address, _) | Self::Floor(address) => socket::tcp(*address, None),
-        }
+        };
+        socket.map_err(|error| format!("connecting to {} failed: {error}", self.server()).into())
     }
 
     /// Who answers.
     fn server(&self) -> String {
         match self {
-            Self::Http(api, _) => api.address.to_string(),
+            Self::Http(api, _) => format!("the API, {},", api.address),
             Self::Redis(address, ..) | Self::Tasks(address, ..) => format!("Redis, {address:?},"),
             Self::Php(address, _) => format!("the door for PHP, {address},"),
             Self::Floor(_) => "the floor server".to_owned(),
