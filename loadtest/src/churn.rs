@@ -13,6 +13,7 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::Socket;
 
 use crate::clients::{self, Stats};
+use crate::progress::Watch;
 use crate::publish::{Kind, Outcome, TICK, Wire};
 use crate::report::{Contestant, Report, Round, Unit};
 use crate::scenario::{Server, SittingArgs, Turn};
@@ -169,6 +170,7 @@ impl Side {
             lag: clients::histogram()?,
             wall: Duration::ZERO,
             gave_up: false,
+            samples: Vec::new(),
         };
         let mut stats = Stats::new()?;
         let began = Instant::now();
@@ -178,6 +180,7 @@ impl Side {
         }
         let mut events = Events::with_capacity(512);
         let mut progress = (0, Instant::now());
+        let mut watch = Watch::start();
         while self.slots.iter().any(|slot| slot.client.is_some()) {
             crate::interrupted()?;
             match self.poll.poll(&mut events, Some(TICK)) {
@@ -195,6 +198,7 @@ impl Side {
                 }
             }
             let done = stats.delivered + stats.closed;
+            watch.look(stats.delivered, done);
             if done > progress.0 {
                 progress = (done, Instant::now());
             } else if progress.1.elapsed() > deadline {
@@ -202,6 +206,7 @@ impl Side {
                 break;
             }
         }
+        outcome.samples = watch.end(stats.delivered);
         outcome.wall = began.elapsed();
         Ok((outcome, stats))
     }

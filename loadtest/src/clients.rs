@@ -20,7 +20,7 @@ use crate::frame::{self, Front};
 use crate::http;
 use crate::message::{Arrival, Header, Seen};
 use crate::session::Session;
-use crate::{Result, process, redis, socket};
+use crate::{Result, process, progress, redis, socket};
 
 /// The key and the answer to it of RFC 6455's own example: a tester needs no secrecy, so nobody here computes SHA-1.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -82,6 +82,7 @@ pub(crate) fn connect(
     let mut clients = Vec::with_capacity(count);
     let many = count / servers.len().max(1) > PORTS;
     let mut opened = 0;
+    progress::phase("connecting", count as u64);
     while opened < count {
         crate::interrupted()?;
         // some dozens at a time, so that neither side waits for the other
@@ -100,6 +101,7 @@ pub(crate) fn connect(
             clients.push(greet(link, home).map_err(|error| format!("client {}: {error}", clients.len()))?);
         }
         opened = clients.len();
+        progress::at(opened as u64);
     }
     Ok(clients)
 }

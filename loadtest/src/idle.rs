@@ -7,18 +7,20 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::clients::{Connected, Pool};
+use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
+use crate::progress;
 use crate::publish::{Kind, Pace, Plan, Publisher};
 use crate::redis::{Redis, Usage};
-use crate::report::table;
 use crate::scenario::{home, members, memberships};
+use crate::sheet::Sheet;
 use crate::target::TargetArgs;
 
 /// Options of `idle`.
 #[derive(Debug, Args)]
 pub(crate) struct IdleArgs {
     #[command(flatten)]
-    target: TargetArgs,
+    pub(crate) target: TargetArgs,
     /// Connections, each bound to a uid of its own and in one group
     #[arg(long, default_value_t = 10_000)]
     clients: usize,
@@ -34,9 +36,8 @@ pub(crate) struct IdleArgs {
     /// Receiving threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// What came of it.
@@ -67,6 +68,8 @@ pub(crate) struct IdleReport {
     delivered: u64,
     /// As many as clients.
     expected: u64,
+    /// Which Redis there was.
+    redis_version: Option<String>,
     /// Nobody lost.
     pass: bool,
 }
@@ -113,6 +116,7 @@ impl IdleArgs {
         let (resident_before, setup, redis_setup) = (target.meter.resident()?, target.meter.cpu()?, redis()?);
         let connected = target.connect(clients, 64, |client| home(client, groups, nodes), 1)?;
         enter(&connected)?;
+        let redis_version = redis_setup.as_ref().and_then(|redis| redis.version.clone());
         let (setup, redis_setup) = (target.meter.cpu()?.since(setup), since(redis()?, redis_setup));
 
         let mut publisher = Publisher::new(target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
@@ -154,6 +158,7 @@ impl IdleArgs {
             first_close: stats.first_close,
             delivered,
             expected: outcome.expected,
+            redis_version,
             pass: wrong == 0 && delivered == clients as u64,
         })
     }
@@ -164,22 +169,19 @@ fn since(now: Option<Usage>, before: Option<Usage>) -> Option<Cpu> {
 }
 
 fn pause(seconds: u64) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(seconds);
-    while Instant::now() < end {
+    let begin = Instant::now();
+    progress::phase("watching", seconds);
+    while begin.elapsed() < Duration::from_secs(seconds) {
         crate::interrupted()?;
+        progress::at(begin.elapsed().as_secs());
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }
 
 impl IdleReport {
-    /// Whether nobody was lost.
-    pub(crate) fn pass(&self) -> bool {
-        self.pass
-    }
-
-    /// The table.
-    pub(crate) fn table(&self) -> String {
+    /// All of it for a reader.
+    pub(crate) fn sheet(&self) -> Sheet {
         let or_dash =
             |figure: Option<f64>, digits| figure.map_or("–".to_owned(), |figure| format!("{figure:.digits$}"));
         let rows = [
@@ -194,13 +196,14 @@ impl IdleReport {
             ("connections lost", vec![self.closed.to_string()]),
             ("reached at the end", vec![format!("{} of {}", self.delivered, self.expected)]),
         ];
-        let mut out = format!("{}\n\n{}", self.title, table(&rows));
-        if let Some(close) = &self.first_close {
-            out.push_str("note: the first lost connection: ");
-            out.push_str(close);
-            out.push('\n');
+        Sheet {
+            title: self.title.clone(),
+            facts: self.redis_version.iter().map(|version| ("Redis", version.clone())).collect(),
+            rows: rows.map(|(label, cells)| (label.to_owned(), cells)).into(),
+            lines: Vec::new(),
+            notes: self.first_close.iter().map(|close| format!("the first lost connection: {close}")).collect(),
+            fault: (!self.pass).then_some("not everyone was still there"),
+            charts: Vec::new(),
         }
-        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everyone was still there\n" });
-        out
     }
 }

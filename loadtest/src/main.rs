@@ -7,16 +7,23 @@ mod clients;
 mod fanout;
 mod floor;
 mod frame;
+mod html;
 mod http;
 mod idle;
+mod machine;
 mod message;
+mod output;
 mod process;
+mod progress;
 mod publish;
 mod redis;
 mod report;
 mod scenario;
+mod series;
 mod session;
+mod sheet;
 mod socket;
+mod svg;
 mod target;
 mod unicast;
 
@@ -28,6 +35,12 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::idle::IdleReport;
+use crate::output::OutputArgs;
+use crate::report::Report;
+use crate::sheet::Sheet;
+use crate::target::TargetArgs;
 
 /// Errors are sentences for the person at the terminal; nobody distinguishes them.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -84,39 +97,68 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
+            progress::clear();
             eprintln!("loadtest: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-/// Runs a mode and prints; `false` when messages were lost, doubled or out of order.
+/// What a mode found.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Findings {
+    Rounds(Report),
+    Idle(IdleReport),
+}
+
+impl Findings {
+    fn sheet(&self) -> Sheet {
+        match self {
+            Self::Rounds(report) => report.sheet(),
+            Self::Idle(report) => report.sheet(),
+        }
+    }
+}
+
+impl Mode {
+    /// Where its report goes, and what it tests.
+    fn options(&self) -> Option<(&OutputArgs, &TargetArgs)> {
+        match self {
+            Self::Fanout(args) => Some((&args.run.sitting.output, &args.run.sitting.target)),
+            Self::Unicast(args) => Some((&args.run.sitting.output, &args.run.sitting.target)),
+            Self::Churn(args) => Some((&args.sitting.output, &args.sitting.target)),
+            Self::Idle(args) => Some((&args.output, &args.target)),
+            Self::FloorServer => None,
+        }
+    }
+
+    fn run(&self) -> Result<Findings> {
+        match self {
+            Self::Fanout(args) => args.run().map(Findings::Rounds),
+            Self::Unicast(args) => args.run().map(Findings::Rounds),
+            Self::Churn(args) => args.run().map(Findings::Rounds),
+            Self::Idle(args) => args.run().map(Findings::Idle),
+            Self::FloorServer => Err("not a mode that reports".into()),
+        }
+    }
+}
+
+/// Runs a mode and shows what it found; `false` when messages were lost, doubled or out of order.
 fn run(mode: &Mode) -> Result<bool> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&STOP))?;
     }
-    let (report, json) = match mode {
-        Mode::Fanout(args) => (args.run()?, args.run.sitting.json),
-        Mode::Unicast(args) => (args.run()?, args.run.sitting.json),
-        Mode::Churn(args) => (args.run()?, args.sitting.json),
-        Mode::Idle(args) => {
-            let report = args.run()?;
-            print(&report, &report.table(), args.json)?;
-            return Ok(report.pass());
-        }
-        Mode::FloorServer => return Ok(true),
+    let Some((output, target)) = mode.options() else {
+        return Ok(true);
     };
-    print(&report, &report.table(), json)?;
-    Ok(report.pass())
-}
-
-fn print(report: &impl Serialize, table: &str, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
-    } else {
-        print!("{table}");
-    }
-    Ok(())
+    let file = output.create()?;
+    let findings = mode.run()?;
+    let sheet = findings.sheet();
+    let gateway = target.version().map(|version| ("gateway", version));
+    let command = ("command", output::command(std::env::args()));
+    output.show(file, &findings, &sheet, gateway.into_iter().chain([command]).collect())?;
+    Ok(sheet.fault.is_none())
 }
 
 #[cfg(test)]

@@ -18,6 +18,7 @@ use socket2::Socket;
 use crate::clients::{self, Gate};
 use crate::http::{self, Api};
 use crate::message::Header;
+use crate::progress::Watch;
 use crate::redis::{self, Value};
 use crate::scenario::memberships;
 use crate::{Result, floor, socket};
@@ -260,6 +261,8 @@ pub(crate) struct Outcome {
     pub(crate) wall: Duration,
     /// Whether the run was given up because deliveries stopped.
     pub(crate) gave_up: bool,
+    /// Seconds since the first request, and deliveries until then.
+    pub(crate) samples: Vec<(f64, u64)>,
 }
 
 /// The connections, and the state that outlives a stretch.
@@ -367,9 +370,12 @@ impl Publisher {
             lag: clients::histogram()?,
             wall: Duration::ZERO,
             gave_up: false,
+            samples: Vec::new(),
         };
         let began = self.now();
+        let mut watch = Watch::start();
         let start = self.expected;
+        let before = self.gate.delivered();
         let largest = u64::from(self.members.iter().copied().max().unwrap_or(0));
         let burst = if let Pace::Backlog(count) = plan.pace { count.max(1) } else { 1 };
         if let Pace::Rate(_) = plan.pace {
@@ -384,6 +390,7 @@ impl Publisher {
             crate::interrupted()?;
             let now = self.now();
             let delivered = self.gate.delivered();
+            watch.look(delivered - before, outcome.published);
             // the next may go at the time `due`, and when `enough` was delivered
             let mut due = 0;
             let mut enough = 0;
@@ -440,6 +447,7 @@ impl Publisher {
                 answered += self.answers(event, burst, &mut outcome)?;
             }
         }
+        outcome.samples = watch.end(self.gate.delivered() - before);
         outcome.expected = self.expected - start;
         outcome.wall = Duration::from_nanos(self.now() - began);
         if outcome.gave_up {

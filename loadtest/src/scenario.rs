@@ -9,7 +9,9 @@ use clap::Args;
 use crate::clients::{self, Connected, Pool, Stats};
 use crate::floor::{self, Floor};
 use crate::message;
+use crate::output::OutputArgs;
 use crate::process::{self, Meter, Pin};
+use crate::progress;
 use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
 use crate::redis::Redis;
 use crate::report::{Contestant, Report, Role, Round, Spent, Unit};
@@ -37,9 +39,8 @@ pub(crate) struct SittingArgs {
     /// Without a delivery (or a cycle's end) for so long, what is missing counts as lost
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub(crate) deadline: Duration,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// Options of every mode that publishes.
@@ -116,19 +117,25 @@ impl SittingArgs {
         mut round: impl FnMut(&Turn, u64) -> Result<(Round, Stats)>,
     ) -> Result<Vec<Contestant>> {
         let warmup = self.warmup.unwrap_or(count / 10);
+        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
+        progress::phase("warm-up", (warmup + rounds as u64 * count) * turns.len() as u64);
+        let mut done = 0;
         if warmup > 0 {
             for turn in &mut turns {
+                progress::stretch(format!("warm-up, {}", turn.contestant.name()), done);
                 let (figures, _) = round(turn, warmup)?;
+                done += warmup;
                 turn.contestant.warm_up(figures);
             }
         }
-        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
-        'rounds: for _ in 0..rounds {
+        'rounds: for number in 1..=rounds {
             for turn in &mut turns {
                 if turn.contestant.gave_up() {
                     break 'rounds;
                 }
+                progress::stretch(format!("round {number} of {rounds}, {}", turn.contestant.name()), done);
                 let (figures, stats) = round(turn, count)?;
+                done += count;
                 turn.contestant.add(figures, &stats)?;
             }
         }

@@ -121,6 +121,13 @@ impl TargetArgs {
         }
     }
 
+    /// What the gateway that is started for the run calls itself, such as `moongate 0.1.0`.
+    pub(crate) fn version(&self) -> Option<String> {
+        let output = Command::new(self.spawn.as_ref()?).arg("--version").output().ok()?;
+        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        (output.status.success() && !version.is_empty()).then_some(version)
+    }
+
     fn has_redis(&self) -> bool {
         self.redis.is_some() || self.redis_spawn.is_some()
     }
