@@ -49,9 +49,9 @@ pub(crate) struct IdleReport {
     /// With all of them, settled.
     resident_after: u64,
     /// The difference for each client, bytes.
-    resident_per_connection: f64,
+    pub(crate) resident_per_connection: f64,
     /// µs of server CPU per connection and second.
-    cpu_us_per_connection_second: f64,
+    pub(crate) cpu_us_per_connection_second: f64,
     /// The same of Redis.
     redis_cpu_us_per_connection_second: Option<f64>,
     /// µs of server CPU per connection for connecting, binding and joining.
@@ -133,7 +133,8 @@ impl IdleArgs {
         let pings = pool.take()?;
 
         let deadline = Duration::from_secs(10);
-        let plan = Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, joined: false, deadline };
+        let plan =
+            Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, binary: false, joined: false, deadline };
         let outcome = publisher.run(&plan)?;
         let mut stats = pool.take()?;
         let delivered = stats.delivered;

@@ -11,13 +11,15 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::Socket;
 
 use crate::clients::{self, Gate};
 use crate::http::{self, Api};
-use crate::message::Header;
+use crate::message::{self, Header};
 use crate::progress::Watch;
 use crate::redis::{self, Value};
 use crate::scenario::memberships;
@@ -92,18 +94,34 @@ impl Wire {
     }
 
     /// Appends a request that sends `count` messages, the first of which is `first`, in one go.
-    fn request(&self, out: &mut Vec<u8>, first: Header, count: u32, size: usize, joined: bool) {
+    fn request(&self, out: &mut Vec<u8>, first: Header, count: u32, plan: &Plan) {
         let headers = (0..count).map(|index| Header { seq: first.seq.wrapping_add(index), ..first });
+        let payload = |out: &mut Vec<u8>, header: Header| {
+            header.write(out, plan.size);
+            if plan.binary {
+                message::make_binary(out);
+            }
+        };
         let mut body = Vec::new();
         match self {
             Self::Http(api, kind) => {
                 let (field, letter) = kind.names();
                 let op = if *kind == Kind::Group { "sendToGroup" } else { "sendToUid" };
-                let target = format!("\"{field}\":\"{letter}{}\",\"message\":\"", first.topic);
+                let form = if plan.binary { "binary" } else { "message" };
+                let target = format!("\"{field}\":\"{letter}{}\",\"{form}\":\"", first.topic);
+                let write = |body: &mut Vec<u8>, header: Header| {
+                    if plan.binary {
+                        let mut bytes = Vec::with_capacity(plan.size);
+                        payload(&mut bytes, header);
+                        body.extend_from_slice(BASE64_STANDARD.encode(bytes).as_bytes());
+                    } else {
+                        payload(body, header);
+                    }
+                };
                 if count == 1 {
                     body.push(b'{');
                     body.extend_from_slice(target.as_bytes());
-                    first.write(&mut body, size);
+                    write(&mut body, first);
                     body.extend_from_slice(b"\"}");
                     return api.post(out, op, &body);
                 }
@@ -111,7 +129,7 @@ impl Wire {
                 for (index, header) in headers.enumerate() {
                     let comma = if index == 0 { "" } else { "," };
                     body.extend_from_slice(format!("{comma}{{\"op\":\"{op}\",{target}").as_bytes());
-                    header.write(&mut body, size);
+                    write(&mut body, header);
                     body.extend_from_slice(b"\"}");
                 }
                 body.extend_from_slice(b"]}");
@@ -121,7 +139,7 @@ impl Wire {
                 let channel = kind.channel(prefix, first.topic);
                 for header in headers {
                     body.clear();
-                    header.write(&mut body, size);
+                    payload(&mut body, header);
                     redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
                 }
             }
@@ -133,16 +151,16 @@ impl Wire {
                 };
                 for header in headers {
                     body.clear();
-                    header.write(&mut body, size);
+                    payload(&mut body, header);
                     php_packet(out, command, ext.as_bytes(), &body);
                 }
             }
             Self::Floor(_) => {
                 for header in headers {
-                    body.extend_from_slice(&(size as u32).to_le_bytes());
-                    header.write(&mut body, size);
+                    body.extend_from_slice(&(plan.size as u32).to_le_bytes());
+                    payload(&mut body, header);
                 }
-                floor::order(out, if joined { b'G' } else { b'S' }, first.topic, &body);
+                floor::order(out, if plan.joined { b'G' } else { b'S' }, first.topic, &body);
             }
         }
     }
@@ -238,6 +256,8 @@ pub(crate) struct Plan {
     pub(crate) pace: Pace,
     /// Bytes of a payload.
     pub(crate) size: usize,
+    /// In binary frames instead of text.
+    pub(crate) binary: bool,
     /// For the floor: gather what waits for one socket.
     pub(crate) joined: bool,
     /// Without a delivery for so long, the rest counts as lost.
@@ -492,7 +512,7 @@ impl Publisher {
             lane.output.clear();
             lane.written = 0;
         }
-        self.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
+        self.wire.request(&mut lane.output, first, burst, plan);
         if self.wire.answers() {
             lane.waiting += 1;
             self.waiting += 1;
@@ -579,12 +599,33 @@ mod tests {
         serde_json::from_slice(&out[end..]).unwrap()
     }
 
+    fn plan(binary: bool) -> Plan {
+        let deadline = Duration::from_secs(10);
+        Plan { messages: 1, pace: Pace::Free, size: 64, binary, joined: false, deadline }
+    }
+
+    #[test]
+    fn a_binary_message_is_base64_over_http_and_bytes_through_redis() {
+        let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: None };
+        let first = Header { topic: 17, seq: 5, sent: 9 };
+        let mut out = Vec::new();
+        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, &plan(true));
+        let body = body(&out);
+        assert_eq!((&body["uid"], &body["message"]), (&"u17".into(), &serde_json::Value::Null));
+        let bytes = BASE64_STANDARD.decode(body["binary"].as_str().unwrap()).unwrap();
+        assert!(message::is_binary(&bytes));
+        assert_eq!(Header::read(&bytes, 64), Some(first));
+        out.clear();
+        redis("127.0.0.1:1", Kind::Uid).request(&mut out, first, 1, &plan(true));
+        assert!(out.ends_with(&[&bytes[..], b"\r\n"].concat()));
+    }
+
     #[test]
     fn one_message_is_one_command() {
         let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: Some("secret".into()) };
         let mut out = Vec::new();
         let first = Header { topic: 17, seq: 5, sent: 9 };
-        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, 64, false);
+        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, &plan(false));
         let text = String::from_utf8_lossy(&out);
         assert!(
             text.starts_with("POST /api/sendToUid HTTP/1.1\r\n")
@@ -600,7 +641,7 @@ mod tests {
         let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: None };
         let mut out = Vec::new();
         let first = Header { topic: 2, seq: 5, sent: 9 };
-        Wire::Http(api, Kind::Group).request(&mut out, first, 3, 64, false);
+        Wire::Http(api, Kind::Group).request(&mut out, first, 3, &plan(false));
         let body = body(&out);
         let commands = body["commands"].as_array().unwrap();
         let seqs: Vec<u32> = commands
@@ -647,7 +688,7 @@ mod tests {
     fn over_redis_each_message_is_a_publish() {
         let mut out = Vec::new();
         let first = Header { topic: 2, seq: 5, sent: 9 };
-        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, 64, false);
+        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, &plan(false));
         let mut rest = out.as_slice();
         for seq in 5..8 {
             let (value, after) = redis::front(rest).unwrap().unwrap();
@@ -664,7 +705,7 @@ mod tests {
     #[test]
     fn to_php_each_message_is_a_packet() {
         let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
-        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, 64, false);
+        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, &plan(false));
         let ext = br#"{"group":["g2"],"exclude":null}"#;
         let length = 28 + ext.len() + 64;
         assert_eq!(out.len(), 2 * length);
@@ -709,7 +750,7 @@ mod tests {
             Pace::Free,
         ] {
             let deadline = Duration::from_secs(10);
-            let outcome = publisher.run(&Plan { messages: 3000, pace, size: 64, joined: false, deadline }).unwrap();
+            let outcome = publisher.run(&Plan { messages: 3000, pace, deadline, ..plan(false) }).unwrap();
             let stats = pool.take().unwrap();
             assert_eq!((outcome.published, outcome.errors, outcome.gave_up), (3000, 0, false), "{pace:?}");
             assert_eq!((stats.delivered, stats.duplicates, stats.reordered), (outcome.expected, 0, 0), "{pace:?}");

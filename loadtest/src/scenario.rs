@@ -51,12 +51,22 @@ pub(crate) struct RunArgs {
     /// Bytes of a message
     #[arg(long, default_value_t = 128)]
     pub(crate) size: usize,
+    /// Send what is no text: as base64 over HTTP, as bytes through Redis; it must arrive in binary frames
+    #[arg(long)]
+    pub(crate) binary: bool,
     /// Receiving threads for each server under test
     #[arg(long, default_value_t = 1)]
     pub(crate) threads: usize,
     /// Run the same without a gateway, in turn: from the publisher through the same Redis to subscribers in the tester
     #[arg(long)]
     pub(crate) raw_redis: bool,
+}
+
+impl RunArgs {
+    /// How a message looks, for the reader.
+    pub(crate) fn form(&self) -> String {
+        format!("{} B{}", self.size, if self.binary { " binary" } else { "" })
+    }
 }
 
 /// Something under test.
@@ -208,13 +218,19 @@ pub(crate) fn home(client: usize, topics: usize, nodes: usize) -> usize {
 
 impl Scenario<'_> {
     fn plan(&self, messages: u64, joined: bool) -> Plan {
-        Plan { messages, pace: self.pace, size: self.args.size, joined, deadline: self.args.sitting.deadline }
+        let RunArgs { size, binary, sitting, .. } = self.args;
+        let (size, binary, deadline) = (*size, *binary, sitting.deadline);
+        Plan { messages, pace: self.pace, size, binary, joined, deadline }
     }
 
     /// Sets everything up, runs the rounds in turn, and reports.
     pub(crate) fn run(&self) -> Result<Report> {
         let burst = if let Pace::Backlog(count) = self.pace { count as usize } else { 1 };
         message::check_size(self.args.size, burst)?;
+        message::check_form(self.args.size, self.args.binary, self.topics, self.messages)?;
+        if self.args.binary && self.args.sitting.target.door()? == Door::Php {
+            return Err("--binary: not with --door php, which sends everything as text".into());
+        }
         if burst > 1000 {
             return Err("--backlog: at most 1000, the gateway's limit for one batch".into());
         }
