@@ -180,7 +180,7 @@ impl Side {
         }
         let mut events = Events::with_capacity(512);
         let mut progress = (0, Instant::now());
-        let mut watch = Watch::start();
+        let mut watch = Watch::default();
         while self.slots.iter().any(|slot| slot.client.is_some()) {
             crate::interrupted()?;
             match self.poll.poll(&mut events, Some(TICK)) {
@@ -198,7 +198,7 @@ impl Side {
                 }
             }
             let done = stats.delivered + stats.closed;
-            watch.look(stats.delivered, done);
+            watch.look(began.elapsed().as_nanos() as u64, stats.delivered, done);
             if done > progress.0 {
                 progress = (done, Instant::now());
             } else if progress.1.elapsed() > deadline {
@@ -206,8 +206,8 @@ impl Side {
                 break;
             }
         }
-        outcome.samples = watch.end(stats.delivered);
         outcome.wall = began.elapsed();
+        outcome.samples = watch.end(outcome.wall.as_nanos() as u64, stats.delivered);
         Ok((outcome, stats))
     }
 

@@ -1,6 +1,7 @@
 //! Load tester of the Moongate push gateway: what a delivery, a message to one uid, a client's coming and going, and an idle
 //! connection cost the server, and how that compares with what the kernel charges a bare server for the same in the same minute.
 
+mod bench;
 mod certificate;
 mod churn;
 mod clients;
@@ -18,6 +19,7 @@ mod progress;
 mod publish;
 mod redis;
 mod report;
+mod results;
 mod scenario;
 mod series;
 mod session;
@@ -85,6 +87,8 @@ enum Mode {
     Churn(churn::ChurnArgs),
     /// Connections that only are there: memory and heartbeats
     Idle(idle::IdleArgs),
+    /// The standard set: all of it, one after another, as Markdown, pictures and pages
+    Bench(bench::BenchArgs),
     /// The bare server (started by --floor)
     #[command(hide = true)]
     FloorServer,
@@ -129,7 +133,7 @@ impl Mode {
             Self::Unicast(args) => Some((&args.run.sitting.output, &args.run.sitting.target)),
             Self::Churn(args) => Some((&args.sitting.output, &args.sitting.target)),
             Self::Idle(args) => Some((&args.output, &args.target)),
-            Self::FloorServer => None,
+            Self::Bench(_) | Self::FloorServer => None,
         }
     }
 
@@ -139,7 +143,7 @@ impl Mode {
             Self::Unicast(args) => args.run().map(Findings::Rounds),
             Self::Churn(args) => args.run().map(Findings::Rounds),
             Self::Idle(args) => args.run().map(Findings::Idle),
-            Self::FloorServer => Err("not a mode that reports".into()),
+            Self::Bench(_) | Self::FloorServer => Err("not a mode that reports".into()),
         }
     }
 }
@@ -148,6 +152,9 @@ impl Mode {
 fn run(mode: &Mode) -> Result<bool> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&STOP))?;
+    }
+    if let Mode::Bench(args) = mode {
+        return args.run();
     }
     let Some((output, target)) = mode.options() else {
         return Ok(true);

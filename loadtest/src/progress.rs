@@ -3,7 +3,6 @@
 
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -12,19 +11,19 @@ static BAR: LazyLock<ProgressBar> = LazyLock::new(ProgressBar::no_length);
 /// What was done before the stretch at hand.
 static BEFORE: AtomicU64 = AtomicU64::new(0);
 
-/// How often somebody looks.
-const INTERVAL: Duration = Duration::from_millis(100);
+/// How often somebody looks, ns.
+const INTERVAL: u64 = 100_000_000;
 
 /// A new phase of `total` steps; the time that is left counts from here.
 pub(crate) fn phase(name: &str, total: u64) {
-    const STYLE: &str = "{msg} [{bar:30}] {percent:>3} %, {eta} left";
+    const STYLE: &str = "[{bar:30}] {percent:>3} %, {eta} left: {prefix}{msg}, {pos} of {len}";
     if let Ok(style) = ProgressStyle::with_template(STYLE) {
         BAR.set_style(style.progress_chars("=> "));
     }
     BEFORE.store(0, Ordering::Relaxed);
-    BAR.reset();
-    BAR.set_length(total);
     BAR.set_message(name.to_owned());
+    BAR.set_length(total);
+    BAR.reset();
 }
 
 /// The next stretch of a phase, of which so many steps are done.
@@ -39,44 +38,42 @@ pub(crate) fn at(done: u64) {
     BAR.set_position(BEFORE.load(Ordering::Relaxed) + done);
 }
 
+/// What stands in front of every phase.
+pub(crate) fn prefix(text: String) {
+    BAR.set_prefix(text);
+}
+
 /// Leaves the line to others.
 pub(crate) fn clear() {
     BAR.finish_and_clear();
 }
 
-/// Notes a growing count ten times a second and moves the bar.
-#[derive(Debug)]
+/// Notes a growing count ten times a second and moves the bar. It reads no clock, as its callers have just done so.
+#[derive(Debug, Default)]
 pub(crate) struct Watch {
-    began: Instant,
-    next: Instant,
+    /// When the last sample was taken, ns since the start.
+    last: u64,
     samples: Vec<(f64, u64)>,
 }
 
 impl Watch {
-    /// From now on.
-    pub(crate) fn start() -> Self {
-        let began = Instant::now();
-        Self { began, next: began + INTERVAL, samples: Vec::new() }
-    }
-
-    /// To be called often: looks at the clock, and mostly that is all. `count` are deliveries, `done` steps of the phase.
-    pub(crate) fn look(&mut self, count: u64, done: u64) {
-        let now = Instant::now();
-        if now >= self.next {
-            self.next = now + INTERVAL;
-            self.samples.push(((now - self.began).as_secs_f64(), count));
+    /// To be called often, and mostly does nothing. `now` is ns since the start, `count` the deliveries since then, `done`
+    /// the steps of the stretch.
+    pub(crate) fn look(&mut self, now: u64, count: u64, done: u64) {
+        if now >= self.last + INTERVAL {
+            self.last = now;
+            self.samples.push((now as f64 / 1e9, count));
             at(done);
         }
     }
 
     /// Ends it; gives seconds since the start and the count then, growing, the last one now.
-    pub(crate) fn end(mut self, count: u64) -> Vec<(f64, u64)> {
-        let seconds = self.began.elapsed().as_secs_f64();
-        // a last stretch that is too short would show chance
-        while self.samples.last().is_some_and(|(before, _)| seconds - before < INTERVAL.as_secs_f64() / 2.0) {
+    pub(crate) fn end(mut self, now: u64, count: u64) -> Vec<(f64, u64)> {
+        if now < self.last + INTERVAL / 2 {
+            // a last stretch so short would show chance
             self.samples.pop();
         }
-        self.samples.push((seconds, count));
+        self.samples.push((now as f64 / 1e9, count));
         self.samples
     }
 }
@@ -110,12 +107,17 @@ mod tests {
     }
 
     #[test]
-    fn what_was_counted_in_the_end_is_the_last_sample() {
-        let mut watch = Watch::start();
-        watch.next = watch.began;
-        watch.look(3, 0);
-        let samples = watch.end(5);
-        assert_eq!(samples.last().unwrap().1, 5);
-        assert!(samples.is_sorted_by(|one, next| one.0 <= next.0));
+    fn a_count_is_noted_ten_times_a_second_and_in_the_end() {
+        let millis = |millis: u64| millis * 1_000_000;
+        let run = |end: u64| {
+            let mut watch = Watch::default();
+            for (now, count) in [(1, 1), (99, 2), (110, 3), (150, 4), (209, 5), (215, 6)] {
+                watch.look(millis(now), count, 0);
+            }
+            watch.end(millis(end), 7)
+        };
+        assert_eq!(run(300), [(0.11, 3), (0.215, 6), (0.3, 7)]);
+        assert_eq!(run(220), [(0.11, 3), (0.22, 7)]);
+        assert_eq!(Watch::default().end(millis(3), 1), [(0.003, 1)]);
     }
 }

@@ -393,7 +393,7 @@ impl Publisher {
             samples: Vec::new(),
         };
         let began = self.now();
-        let mut watch = Watch::start();
+        let mut watch = Watch::default();
         let start = self.expected;
         let before = self.gate.delivered();
         let largest = u64::from(self.members.iter().copied().max().unwrap_or(0));
@@ -410,7 +410,7 @@ impl Publisher {
             crate::interrupted()?;
             let now = self.now();
             let delivered = self.gate.delivered();
-            watch.look(delivered - before, outcome.published);
+            watch.look(now - began, delivered - before, outcome.published);
             // the next may go at the time `due`, and when `enough` was delivered
             let mut due = 0;
             let mut enough = 0;
@@ -467,7 +467,7 @@ impl Publisher {
                 answered += self.answers(event, burst, &mut outcome)?;
             }
         }
-        outcome.samples = watch.end(self.gate.delivered() - before);
+        outcome.samples = watch.end(self.now() - began, self.gate.delivered() - before);
         outcome.expected = self.expected - start;
         outcome.wall = Duration::from_nanos(self.now() - began);
         if outcome.gave_up {

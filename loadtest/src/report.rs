@@ -146,9 +146,11 @@ impl Round {
 /// Latency in ms.
 #[derive(Debug, Serialize)]
 pub(crate) struct Latency {
-    p50: f64,
+    /// The median.
+    pub(crate) p50: f64,
     p90: f64,
-    p99: f64,
+    /// 99 % are faster.
+    pub(crate) p99: f64,
     p999: f64,
     max: f64,
 }
@@ -261,6 +263,36 @@ impl Contestant {
         self.all().map(figure).sum()
     }
 
+    /// Whether it is a gateway, over TLS or not.
+    pub(crate) fn is_gateway(&self) -> bool {
+        matches!(self.role, Role::Gateway | Role::Tls)
+    }
+
+    /// Its CPU without Redis, µs per delivery or cycle.
+    pub(crate) fn cpu(&self) -> Option<Spread> {
+        self.spread(|round| round.server_cpu_us)
+    }
+
+    /// Of it in user space.
+    pub(crate) fn user(&self) -> Option<Spread> {
+        self.spread(|round| round.server_user_us)
+    }
+
+    /// CPU of its Redis.
+    pub(crate) fn redis(&self) -> Option<Spread> {
+        self.spread(|round| round.redis_cpu_us)
+    }
+
+    /// Its CPU and that of Redis.
+    pub(crate) fn together(&self) -> Option<Spread> {
+        self.spread(|round| round.together_cpu_us)
+    }
+
+    /// Of all rounds.
+    pub(crate) fn latency(&self) -> Option<&Latency> {
+        self.latency_ms.as_ref()
+    }
+
     fn spread(&self, figure: impl Fn(&Round) -> Option<f64>) -> Option<Spread> {
         Spread::of(self.rounds.iter().filter_map(figure))
     }
@@ -298,13 +330,16 @@ impl Contestant {
 
 /// A figure of one server beside that of another in the same round.
 #[derive(Debug, Serialize)]
-struct Comparison {
-    server: String,
-    divisor: String,
+pub(crate) struct Comparison {
+    /// By name.
+    pub(crate) server: String,
+    /// By name.
+    pub(crate) divisor: String,
     /// `cpu` (Redis included), `latency p50`, `latency p99`: the first ÷ the second; `p99 beyond 2 ×`: the first − 2 × the
     /// second, ms.
-    figure: &'static str,
-    ratio: Spread,
+    pub(crate) figure: &'static str,
+    /// Of the rounds.
+    pub(crate) ratio: Spread,
 }
 
 impl Comparison {
@@ -323,23 +358,31 @@ impl Comparison {
         let Self { server, divisor, figure, ratio } = self;
         let ratio = ratio.words(2);
         match *figure {
-            "cpu" => format!("{server} ÷ {divisor}: {ratio}"),
+            CPU => format!("{server} ÷ {divisor}: {ratio}"),
             BEYOND => format!("{server}, latency p99 beyond 2 × that of {divisor}: {ratio} ms"),
             figure => format!("{server} ÷ {divisor}, {figure}: {ratio}"),
         }
     }
 }
 
-const BEYOND: &str = "p99 beyond 2 ×";
+/// A figure of [`Comparison`].
+pub(crate) const CPU: &str = "cpu";
+/// A figure of [`Comparison`].
+pub(crate) const P50: &str = "latency p50";
+/// A figure of [`Comparison`].
+pub(crate) const BEYOND: &str = "p99 beyond 2 ×";
 
 /// A whole run that compared.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     title: String,
+    /// What is counted.
     #[serde(skip)]
-    unit: Unit,
-    servers: Vec<Contestant>,
-    ratios: Vec<Comparison>,
+    pub(crate) unit: Unit,
+    /// All that were compared.
+    pub(crate) servers: Vec<Contestant>,
+    /// Of each gateway to the others.
+    pub(crate) ratios: Vec<Comparison>,
     /// What casts doubt on the figures.
     notes: Vec<String>,
     /// Everything delivered, once, in order.
@@ -357,14 +400,14 @@ impl Report {
             let others = first.into_iter().filter(|first| !std::ptr::eq(*first, gateway));
             for other in others.chain(plain.into_iter().flat_map(|()| of(Role::Floor))) {
                 let ratio = |over: &Round, under: &Round| Some(over.together_cpu_us? / under.together_cpu_us?);
-                ratios.extend(Comparison::new("cpu", gateway, other, ratio));
+                ratios.extend(Comparison::new(CPU, gateway, other, ratio));
             }
             for raw in of(Role::Raw) {
                 let of = |round: &Round, figure: fn(&Latency) -> f64| round.latency_ms.as_ref().map(figure);
                 let ratio = |figure| move |over: &Round, under: &Round| Some(of(over, figure)? / of(under, figure)?);
                 let p99 = |latency: &Latency| latency.p99;
                 let beyond = |over: &Round, under: &Round| Some(of(over, p99)? - 2.0 * of(under, p99)?);
-                ratios.extend(Comparison::new("latency p50", gateway, raw, ratio(|latency| latency.p50)));
+                ratios.extend(Comparison::new(P50, gateway, raw, ratio(|latency| latency.p50)));
                 ratios.extend(Comparison::new("latency p99", gateway, raw, ratio(p99)));
                 ratios.extend(Comparison::new(BEYOND, gateway, raw, beyond));
             }
@@ -456,7 +499,12 @@ impl Report {
             fault: (!self.pass).then_some(fault),
             charts: vec![
                 self.chart(format!("Percentiles of {latency_of}"), PERCENTILE, "ms", Contestant::percentiles),
-                self.chart(format!("Throughput: {units} per second"), "seconds", rate, Contestant::throughput),
+                self.chart(
+                    format!("Throughput: {units} per second"),
+                    "seconds of all rounds",
+                    rate,
+                    Contestant::throughput,
+                ),
             ],
         }
     }

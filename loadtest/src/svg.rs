@@ -5,6 +5,7 @@
 
 use maud::{Markup, PreEscaped, html};
 
+use crate::report::Spread;
 use crate::series::{Chart, Series};
 
 /// What `across` says in charts of latency: positions are 1 ÷ (1 − p), and both axes are logarithmic.
@@ -15,13 +16,13 @@ pub(crate) const STYLE: &str = "\
 .chart{font:13px system-ui,sans-serif;fill:#1f2328}\
 .chart .paper{fill:#fff}.chart .head{font-size:15px;font-weight:600}.chart .soft{fill:#59636e}\
 .chart .grid{stroke:#d1d9e0}.chart .axis,.chart .whisker{stroke:#59636e}.chart .one{stroke:#59636e;stroke-dasharray:6 4}\
-.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}.chart .bar{fill:#0072b2;fill-opacity:.75}\
+.chart .line{fill:none;stroke-width:2;stroke-linejoin:round}.chart .bar{fill:#0072b2;fill-opacity:.75}.chart .over{paint-order:stroke;stroke:#fff;stroke-width:4px}\
 .chart .l0{stroke:#0072b2}.chart .l1{stroke:#d55e00;stroke-dasharray:8 4}.chart .l2{stroke:#009e73;stroke-dasharray:2 3}\
 .chart .l3{stroke:#cc79a7;stroke-dasharray:10 3 2 3}.chart .l4{stroke:#e69f00;stroke-dasharray:14 4}\
 .chart .l5{stroke:#56b4e9;stroke-dasharray:5 2}.chart .dot{stroke-dasharray:none;fill:#fff}\
 @media screen and (prefers-color-scheme:dark){\
 .chart{fill:#e6edf3}.chart .paper,.chart .dot{fill:#0d1117}.chart .soft{fill:#9198a1}.chart .grid{stroke:#30363d}\
-.chart .axis,.chart .one,.chart .whisker{stroke:#9198a1}.chart .bar{fill:#56b4e9}\
+.chart .axis,.chart .one,.chart .whisker{stroke:#9198a1}.chart .bar{fill:#56b4e9}.chart .over{stroke:#0d1117}\
 .chart .l0{stroke:#56b4e9}.chart .l1{stroke:#ff9b57}.chart .l2{stroke:#2fd6a3}.chart .l3{stroke:#e6a3c8}\
 .chart .l4{stroke:#f0e442}.chart .l5{stroke:#8fa8ff}}";
 /// How many lines look different; the next look like the first.
@@ -31,7 +32,7 @@ const WIDTH: f64 = 760.0;
 /// Of the plot of a line chart.
 const HEIGHT: f64 = 260.0;
 const LEFT: f64 = 70.0;
-const RIGHT: f64 = 24.0;
+const RIGHT: f64 = 36.0;
 /// Room for one character, for what must not overlap.
 const CHARACTER: f64 = 7.2;
 
@@ -141,6 +142,7 @@ pub(crate) fn lines(chart: &Chart, place: Place) -> Markup {
     } else {
         (Scale::linear(across, LEFT, WIDTH - RIGHT), Scale::linear(up, bottom, top))
     };
+    let few = chart.lines.iter().all(|line| line.points.len() <= 16);
     let unit = chart.lines.first().map_or("", |line| line.unit);
     let content = html! {
         @for (value, name) in &y.ticks {
@@ -157,7 +159,7 @@ pub(crate) fn lines(chart: &Chart, place: Place) -> Markup {
             (unit)
         }
         @for (index, (line, (left, row))) in chart.lines.iter().zip(&legend).enumerate() {
-            (stroke(line, index % LOOKS, &x, &y))
+            (stroke(line, index % LOOKS, &x, &y, few))
             @let middle = 46.0 + 20.0 * row;
             line.line.(format!("l{}", index % LOOKS)) x1=(px(*left)) x2=(px(left + 34.0)) y1=(px(middle)) y2=(px(middle)) {}
             text x=(px(left + 42.0)) y=(px(middle + 4.5)) { (line.name) }
@@ -190,18 +192,45 @@ fn legend(lines: &[Series]) -> Vec<(f64, f64)> {
     lines.iter().map(place).collect()
 }
 
-/// The line itself; with its points, where they are few.
-fn stroke(line: &Series, look: usize, x: &Scale, y: &Scale) -> Markup {
+/// The line itself, with its `dots` or without.
+fn stroke(line: &Series, look: usize, x: &Scale, y: &Scale, dots: bool) -> Markup {
     let points: Vec<(f64, f64)> = line.points.iter().map(|(across, up)| (x.at(*across), y.at(*up))).collect();
     let path: Vec<String> = points.iter().map(|(across, up)| format!("{across:.1},{up:.1}")).collect();
     html! {
         polyline.line.(format!("l{look}")) points=(path.join(" ")) {}
-        @if points.len() <= 16 {
+        @if dots {
             @for (across, up) in &points {
                 circle.line.dot.(format!("l{look}")) cx=(px(*across)) cy=(px(*up)) r="3" {}
             }
         }
     }
+}
+
+/// Draws a bar for each label, with its range, beside the line at 1.
+pub(crate) fn ratios(title: &str, bars: &[(String, Spread)], place: Place) -> Markup {
+    const ROW: f64 = 24.0;
+    let longest = bars.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+    let left = (16.0 + CHARACTER * longest as f64).clamp(120.0, WIDTH * 0.55);
+    let (top, bottom) = (46.0, 50.0 + ROW * bars.len() as f64);
+    // the figures are written behind the bars
+    let x = Scale::linear(bars.iter().map(|(_, ratio)| ratio.max).chain([1.0]), left, WIDTH - 120.0);
+    let content = html! {
+        @for (value, name) in &x.ticks {
+            line.grid x1=(px(x.at(*value))) x2=(px(x.at(*value))) y1=(px(top)) y2=(px(bottom)) {}
+            text.soft x=(px(x.at(*value))) y=(px(bottom + 18.0)) text-anchor="middle" { (name) }
+        }
+        line.one x1=(px(x.at(1.0))) x2=(px(x.at(1.0))) y1=(px(top)) y2=(px(bottom)) stroke-width="2" {}
+        @for (row, (label, ratio)) in bars.iter().enumerate() {
+            @let middle = top + ROW * (row as f64 + 0.5);
+            text x=(px(left - 10.0)) y=(px(middle + 4.5)) text-anchor="end" { (label) }
+            rect.bar x=(px(left)) y=(px(middle - 8.0)) width=(px(x.at(ratio.median) - left)) height="16" {}
+            line.whisker x1=(px(x.at(ratio.min))) x2=(px(x.at(ratio.max))) y1=(px(middle)) y2=(px(middle)) stroke-width="2" {}
+            text.over x=(px(x.at(ratio.max) + 10.0)) y=(px(middle + 4.5)) { (ratio.words(2)) }
+        }
+        text.soft x=(px(f64::midpoint(left, WIDTH - 120.0))) y=(px(bottom + 38.0)) text-anchor="middle" { "times the floor" }
+    };
+    let words: Vec<String> = bars.iter().map(|(label, ratio)| format!("{label}: {}", ratio.words(2))).collect();
+    frame(title, &words.join("; "), bottom + 50.0, place, &content)
 }
 
 fn frame(title: &str, description: &str, height: f64, place: Place, content: &Markup) -> Markup {
@@ -270,5 +299,16 @@ mod tests {
                 assert!(!svg.contains("NaN") && !svg.contains("inf"), "{svg}");
             }
         }
+    }
+
+    #[test]
+    fn bars_tell_their_ratios() {
+        let bar = |label: &str, values: [f64; 2]| (label.to_owned(), Spread::of(values.into_iter()).unwrap());
+        let svg = ratios("CPU", &[bar("one <&", [1.0, 2.0]), bar("two", [0.1, 0.3])], Place::File).into_string();
+        let document = roxmltree::Document::parse(&svg).unwrap();
+        let texts: Vec<&str> = document.descendants().filter_map(|node| node.text()).collect();
+        assert!(
+            texts.contains(&"one <&") && texts.contains(&"1.50 (1.00–2.00)") && texts.contains(&"0.20 (0.10–0.30)")
+        );
     }
 }

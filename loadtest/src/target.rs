@@ -121,11 +121,9 @@ impl TargetArgs {
         }
     }
 
-    /// What the gateway that is started for the run calls itself, such as `moongate 0.1.0`.
+    /// What the gateway that is started for the run calls itself.
     pub(crate) fn version(&self) -> Option<String> {
-        let output = Command::new(self.spawn.as_ref()?).arg("--version").output().ok()?;
-        let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        (output.status.success() && !version.is_empty()).then_some(version)
+        version(self.spawn.as_deref()?)
     }
 
     fn has_redis(&self) -> bool {
@@ -249,6 +247,13 @@ impl TargetArgs {
         }
         Process::start("the gateway", &mut command, directory)
     }
+}
+
+/// What a gateway calls itself, such as `moongate 0.1.0`.
+pub(crate) fn version(path: &Path) -> Option<String> {
+    let output = Command::new(path).arg("--version").output().ok()?;
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !version.is_empty()).then_some(version)
 }
 
 impl Target {
