@@ -15,6 +15,7 @@ use mio::{Events, Interest, Poll, Token};
 use socket2::Socket;
 
 use crate::clients::{self, Connected, Stats};
+use crate::progress::Watch;
 use crate::publish::{Kind, Outcome, TICK, Wire};
 use crate::report::{Contestant, Report, Round, Unit};
 use crate::scenario::{Server, SittingArgs, Turn};
@@ -245,11 +246,13 @@ impl Crowd {
             wall: Duration::ZERO,
             gave_up: false,
             ordered: true,
+            samples: Vec::new(),
         };
         let mut stats = Stats::new()?;
         let began = Instant::now();
         let mut events = Events::with_capacity(512);
         let mut progress = (0, Instant::now());
+        let mut watch = Watch::default();
         loop {
             crate::interrupted()?;
             let mut timeout = TICK;
@@ -289,6 +292,10 @@ impl Crowd {
                 self.hear(event, stretch, &mut outcome, &mut stats)?;
             }
             let done = stats.delivered + if stretch.stay.is_some() { 0 } else { stats.closed };
+            // one with a rate goes on beside something else, whose bar it is
+            if stretch.rate.is_none() {
+                watch.look(began.elapsed().as_nanos() as u64, stats.delivered, done);
+            }
             if done > progress.0 {
                 progress = (done, Instant::now());
             } else if progress.1.elapsed() > stretch.deadline {
@@ -298,6 +305,7 @@ impl Crowd {
         }
         outcome.expected = outcome.published;
         outcome.wall = began.elapsed();
+        outcome.samples = watch.end(outcome.wall.as_nanos() as u64, stats.delivered);
         Ok((outcome, stats))
     }
 

@@ -19,9 +19,9 @@ use socket2::Socket;
 
 use crate::frame::{self, Front};
 use crate::http;
-use crate::message::{Arrival, Header, Seen};
+use crate::message::{self, Arrival, Header, Seen};
 use crate::session::Session;
-use crate::{Result, process, redis, socket};
+use crate::{Result, process, progress, redis, socket};
 
 /// The key and the answer to it of RFC 6455's own example: a tester needs no secrecy, so nobody here computes SHA-1.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -92,6 +92,7 @@ pub(crate) fn connect(
     let mut clients = Vec::with_capacity(numbers.len());
     let many = numbers.end / servers.len().max(1) > PORTS;
     let mut opened = numbers.start;
+    progress::phase("connecting", numbers.end as u64);
     while opened < numbers.end {
         crate::interrupted()?;
         // some dozens at a time, so that neither side waits for the other
@@ -110,6 +111,7 @@ pub(crate) fn connect(
             clients.push(greet(link, home).map_err(|error| format!("client {opened}: {error}"))?);
             opened += 1;
         }
+        progress::at(opened as u64);
     }
     Ok(clients)
 }
@@ -528,6 +530,11 @@ impl Client {
                 Front::Whole(frame) => {
                     input = frame.rest;
                     match frame.opcode {
+                        frame::TEXT | frame::BINARY
+                            if message::is_binary(frame.payload) != (frame.opcode == frame::BINARY) =>
+                        {
+                            check.stats.misdelivered += 1;
+                        }
                         frame::TEXT | frame::BINARY => {
                             fresh += u64::from(self.deliver(frame.payload, now, check));
                         }
@@ -659,6 +666,25 @@ mod tests {
         let fresh = client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
         assert_eq!((fresh, stats.delivered, stats.latency.len()), (3, 3, 3));
         assert_eq!((stats.gaps, stats.reordered, stats.duplicates, stats.misdelivered), (1, 1, 1, 2));
+    }
+
+    #[test]
+    fn a_message_in_the_wrong_kind_of_frame_is_none() {
+        let mut stats = Stats::new().unwrap();
+        let mut client = client();
+        let mut input = Vec::new();
+        for (seq, (binary, opcode)) in
+            (0..).zip([(false, frame::TEXT), (true, frame::BINARY), (false, frame::BINARY), (true, frame::TEXT)])
+        {
+            let mut payload = Vec::new();
+            Header { topic: 7, seq, sent: 0 }.write(&mut payload, 64);
+            if binary {
+                message::make_binary(&mut payload);
+            }
+            frame::from_server(&mut input, opcode, &payload);
+        }
+        let fresh = client.take(&input, &mut Check { size: 64, epoch: Instant::now(), stats: &mut stats });
+        assert_eq!((fresh, stats.delivered, stats.misdelivered), (2, 2, 2));
     }
 
     #[test]

@@ -52,8 +52,8 @@ impl FanoutArgs {
             Door::Php => ", as PHP",
         };
         let title = format!(
-            "fanout: {clients} clients in {groups} group(s), {} B, {messages} messages, {words}{door}",
-            run.size
+            "fanout: {clients} clients in {groups} group(s), {}, {messages} messages, {words}{door}",
+            run.form()
         );
         let lanes = (*publishers).min(*groups);
         let kind = Kind::Group;

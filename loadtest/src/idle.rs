@@ -7,19 +7,21 @@ use serde::Serialize;
 
 use crate::Result;
 use crate::clients::Pool;
+use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
+use crate::progress;
 use crate::publish::{Kind, Pace, Plan, Publisher};
 use crate::redis::{Redis, Usage};
-use crate::report::table;
 use crate::scenario::{enter, home, members};
 use crate::series::{Chart, Series};
+use crate::sheet::Sheet;
 use crate::target::TargetArgs;
 
 /// Options of `idle`.
 #[derive(Debug, Args)]
 pub(crate) struct IdleArgs {
     #[command(flatten)]
-    target: TargetArgs,
+    pub(crate) target: TargetArgs,
     /// Connections, each bound to a uid of its own and in one group
     #[arg(long, default_value_t = 10_000)]
     clients: usize,
@@ -35,9 +37,8 @@ pub(crate) struct IdleArgs {
     /// Receiving threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// What came of it.
@@ -49,9 +50,9 @@ pub(crate) struct IdleReport {
     /// With all of them, settled.
     resident_after: u64,
     /// The difference for each client, bytes.
-    resident_per_connection: f64,
+    pub(crate) resident_per_connection: f64,
     /// µs of server CPU per connection and second.
-    cpu_us_per_connection_second: f64,
+    pub(crate) cpu_us_per_connection_second: f64,
     /// The same of Redis.
     redis_cpu_us_per_connection_second: Option<f64>,
     /// µs of server CPU per connection for connecting, binding and joining.
@@ -69,6 +70,8 @@ pub(crate) struct IdleReport {
     /// As many as clients.
     expected: u64,
     charts: Vec<Chart>,
+    /// Which Redis there was.
+    redis_version: Option<String>,
     /// Nobody lost.
     pass: bool,
     /// Connections, and resident memory in MiB.
@@ -119,6 +122,7 @@ impl IdleArgs {
             connected.extend(came);
             memory.push((connected.len() as f64, mib(target.meter.resident()?)));
         }
+        let redis_version = redis_setup.as_ref().and_then(|redis| redis.version.clone());
         let (setup, redis_setup) = (target.meter.cpu()?.since(setup), since(redis()?, redis_setup));
 
         let mut publisher = Publisher::new(&target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
@@ -135,8 +139,15 @@ impl IdleArgs {
         let pings = pool.take()?;
 
         let deadline = Duration::from_secs(10);
-        let plan =
-            Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, joined: false, deadline, from: None };
+        let plan = Plan {
+            messages: groups as u64,
+            pace: Pace::Window(1),
+            size: SIZE,
+            binary: false,
+            joined: false,
+            deadline,
+            from: None,
+        };
         let outcome = publisher.run(&plan)?;
         let mut stats = pool.take()?;
         let delivered = stats.delivered;
@@ -162,6 +173,7 @@ impl IdleArgs {
             delivered,
             expected: outcome.expected,
             charts: Vec::new(),
+            redis_version,
             pass: wrong == 0 && delivered == clients as u64,
             memory,
         };
@@ -175,28 +187,25 @@ fn since(now: Option<Usage>, before: Option<Usage>) -> Option<Cpu> {
 }
 
 fn pause(seconds: u64) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(seconds);
-    while Instant::now() < end {
+    let begin = Instant::now();
+    progress::phase("watching", seconds);
+    while begin.elapsed() < Duration::from_secs(seconds) {
         crate::interrupted()?;
+        progress::at(begin.elapsed().as_secs());
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }
 
 impl IdleReport {
-    /// Whether nobody was lost.
-    pub(crate) fn pass(&self) -> bool {
-        self.pass
-    }
-
     /// Memory over the number of connections, while they came.
     pub(crate) fn charts(&self) -> Vec<Chart> {
         let line = Series { name: "nodes, resident".to_owned(), unit: "MiB", points: self.memory.clone() };
         vec![Chart { title: "idle: memory".to_owned(), across: "connections", lines: vec![line] }]
     }
 
-    /// The table.
-    pub(crate) fn table(&self) -> String {
+    /// All of it for a reader.
+    pub(crate) fn sheet(&self) -> Sheet {
         let or_dash =
             |figure: Option<f64>, digits| figure.map_or("–".to_owned(), |figure| format!("{figure:.digits$}"));
         let rows = [
@@ -211,13 +220,14 @@ impl IdleReport {
             ("connections lost", vec![self.closed.to_string()]),
             ("reached at the end", vec![format!("{} of {}", self.delivered, self.expected)]),
         ];
-        let mut out = format!("{}\n\n{}", self.title, table(&rows));
-        if let Some(close) = &self.first_close {
-            out.push_str("note: the first lost connection: ");
-            out.push_str(close);
-            out.push('\n');
+        Sheet {
+            title: self.title.clone(),
+            facts: self.redis_version.iter().map(|version| ("Redis", version.clone())).collect(),
+            rows: rows.map(|(label, cells)| (label.to_owned(), cells)).into(),
+            lines: Vec::new(),
+            notes: self.first_close.iter().map(|close| format!("the first lost connection: {close}")).collect(),
+            fault: (!self.pass).then_some("not everyone was still there"),
+            charts: self.charts.clone(),
         }
-        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everyone was still there\n" });
-        out
     }
 }

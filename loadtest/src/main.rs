@@ -1,25 +1,33 @@
 //! Load tester of the Moongate push gateway: what a delivery, a message to one uid, a client's coming and going, and an idle
 //! connection cost the server, and how that compares with what the kernel charges a bare server for the same in the same minute.
 
+mod bench;
 mod certificate;
 mod churn;
 mod clients;
 mod fanout;
 mod floor;
 mod frame;
+mod html;
 mod http;
 mod idle;
+mod machine;
 mod message;
+mod output;
 mod process;
+mod progress;
 mod publish;
 mod redis;
 mod report;
+mod results;
 mod scenario;
 mod series;
 mod session;
+mod sheet;
 mod soak;
 mod socket;
 mod storm;
+mod svg;
 mod target;
 mod unicast;
 
@@ -31,6 +39,14 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use serde::Serialize;
 use signal_hook::consts::{SIGINT, SIGTERM};
+
+use crate::idle::IdleReport;
+use crate::output::OutputArgs;
+use crate::report::Report;
+use crate::sheet::Sheet;
+use crate::soak::SoakReport;
+use crate::storm::StormReport;
+use crate::target::TargetArgs;
 
 /// Errors are sentences for the person at the terminal; nobody distinguishes them.
 pub(crate) type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -81,6 +97,8 @@ enum Mode {
     Storm(storm::StormArgs),
     /// An hour and more of everything together: whether memory grows, and whether anything is lost
     Soak(soak::SoakArgs),
+    /// The standard set: all of it, one after another, as Markdown, pictures and pages
+    Bench(bench::BenchArgs),
     /// The bare server (started by --floor)
     #[command(hide = true)]
     FloorServer,
@@ -93,49 +111,79 @@ fn main() -> ExitCode {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::from(1),
         Err(error) => {
+            progress::clear();
             eprintln!("loadtest: {error}");
             ExitCode::from(2)
         }
     }
 }
 
-/// Runs a mode and prints; `false` when messages were lost, doubled or out of order.
+/// What a mode found.
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum Findings {
+    Rounds(Report),
+    Idle(IdleReport),
+    Storm(StormReport),
+    Soak(Box<SoakReport>),
+}
+
+impl Findings {
+    fn sheet(&self) -> Sheet {
+        match self {
+            Self::Rounds(report) => report.sheet(),
+            Self::Idle(report) => report.sheet(),
+            Self::Storm(report) => report.sheet(),
+            Self::Soak(report) => report.sheet(),
+        }
+    }
+}
+
+impl Mode {
+    /// Where its report goes, and what it tests.
+    fn options(&self) -> Option<(&OutputArgs, &TargetArgs)> {
+        match self {
+            Self::Fanout(args) => Some((&args.run.sitting.output, &args.run.sitting.target)),
+            Self::Unicast(args) => Some((&args.run.sitting.output, &args.run.sitting.target)),
+            Self::Churn(args) => Some((&args.sitting.output, &args.sitting.target)),
+            Self::Idle(args) => Some((&args.output, &args.target)),
+            Self::Storm(args) => Some((&args.output, &args.target)),
+            Self::Soak(args) => Some((&args.output, &args.target)),
+            Self::Bench(_) | Self::FloorServer => None,
+        }
+    }
+
+    fn run(&self) -> Result<Findings> {
+        match self {
+            Self::Fanout(args) => args.run().map(Findings::Rounds),
+            Self::Unicast(args) => args.run().map(Findings::Rounds),
+            Self::Churn(args) => args.run().map(Findings::Rounds),
+            Self::Idle(args) => args.run().map(Findings::Idle),
+            Self::Storm(args) => args.run().map(Findings::Storm),
+            Self::Soak(args) => args.run().map(|report| Findings::Soak(Box::new(report))),
+            Self::Bench(_) | Self::FloorServer => Err("not a mode that reports".into()),
+        }
+    }
+}
+
+/// Runs a mode and shows what it found; `false` when messages were lost, doubled or out of order.
 fn run(mode: &Mode) -> Result<bool> {
     for signal in [SIGINT, SIGTERM] {
         signal_hook::flag::register(signal, Arc::clone(&STOP))?;
     }
-    let (report, json) = match mode {
-        Mode::Fanout(args) => (args.run()?, args.run.sitting.json),
-        Mode::Unicast(args) => (args.run()?, args.run.sitting.json),
-        Mode::Churn(args) => (args.run()?, args.sitting.json),
-        Mode::Idle(args) => {
-            let report = args.run()?;
-            print(&report, &report.table(), args.json)?;
-            return Ok(report.pass());
-        }
-        Mode::Storm(args) => {
-            let report = args.run()?;
-            print(&report, &report.table(), args.json)?;
-            return Ok(report.pass());
-        }
-        Mode::Soak(args) => {
-            let report = args.run()?;
-            print(&report, &report.table(), args.json)?;
-            return Ok(report.pass());
-        }
-        Mode::FloorServer => return Ok(true),
-    };
-    print(&report, &report.table(), json)?;
-    Ok(report.pass())
-}
-
-fn print(report: &impl Serialize, table: &str, json: bool) -> Result<()> {
-    if json {
-        println!("{}", serde_json::to_string_pretty(report)?);
-    } else {
-        print!("{table}");
+    if let Mode::Bench(args) = mode {
+        return args.run();
     }
-    Ok(())
+    let Some((output, target)) = mode.options() else {
+        return Ok(true);
+    };
+    let file = output.create()?;
+    let findings = mode.run()?;
+    let sheet = findings.sheet();
+    let gateway = target.version().map(|version| ("gateway", version));
+    let command = ("command", output::command(std::env::args()));
+    output.show(file, &findings, &sheet, gateway.into_iter().chain([command]).collect())?;
+    Ok(sheet.fault.is_none())
 }
 
 #[cfg(test)]

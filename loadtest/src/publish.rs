@@ -11,13 +11,16 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::Socket;
 
 use crate::clients::{self, Gate};
 use crate::http::{self, Api};
-use crate::message::Header;
+use crate::message::{self, Header};
+use crate::progress::Watch;
 use crate::redis::{self, Value};
 use crate::scenario::memberships;
 use crate::{Result, floor, socket};
@@ -55,19 +58,26 @@ impl Kind {
     }
 
     /// Appends that command for a message, as JSON.
-    fn command(self, out: &mut Vec<u8>, header: Header, size: usize) {
+    fn command(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
         out.extend_from_slice(b"{\"op\":\"");
         out.extend_from_slice(self.op().as_bytes());
         out.extend_from_slice(b"\",");
-        self.fields(out, header, size);
+        self.fields(out, header, plan);
         out.push(b'}');
     }
 
     /// Appends its fields: to whom, and the message.
-    fn fields(self, out: &mut Vec<u8>, header: Header, size: usize) {
+    fn fields(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
         let (field, letter) = self.names();
-        out.extend_from_slice(format!("\"{field}\":\"{letter}{}\",\"message\":\"", header.topic).as_bytes());
-        header.write(out, size);
+        let form = if plan.binary { "binary" } else { "message" };
+        out.extend_from_slice(format!("\"{field}\":\"{letter}{}\",\"{form}\":\"", header.topic).as_bytes());
+        if plan.binary {
+            let mut bytes = Vec::with_capacity(plan.size);
+            plan.payload(&mut bytes, header);
+            out.extend_from_slice(BASE64_STANDARD.encode(bytes).as_bytes());
+        } else {
+            plan.payload(out, header);
+        }
         out.push(b'"');
     }
 
@@ -117,21 +127,21 @@ impl Wire {
     }
 
     /// Appends a request that sends `count` messages, the first of which is `first`, in one go.
-    fn request(&self, out: &mut Vec<u8>, first: Header, count: u32, size: usize, joined: bool) {
+    fn request(&self, out: &mut Vec<u8>, first: Header, count: u32, plan: &Plan) {
         let headers = (0..count).map(|index| Header { seq: first.seq.wrapping_add(index), ..first });
         let mut body = Vec::new();
         match self {
             Self::Http(api, kind) => {
                 if count == 1 {
                     body.push(b'{');
-                    kind.fields(&mut body, first, size);
+                    kind.fields(&mut body, first, plan);
                     body.push(b'}');
                     return api.post(out, kind.op(), &body);
                 }
                 body.extend_from_slice(b"{\"commands\":[");
                 for (index, header) in headers.enumerate() {
                     body.extend_from_slice(if index == 0 { b"" } else { b"," });
-                    kind.command(&mut body, header, size);
+                    kind.command(&mut body, header, plan);
                 }
                 body.extend_from_slice(b"]}");
                 api.post(out, "batch", &body);
@@ -140,7 +150,7 @@ impl Wire {
                 let channel = kind.channel(prefix, first.topic);
                 for header in headers {
                     body.clear();
-                    header.write(&mut body, size);
+                    plan.payload(&mut body, header);
                     redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
                 }
             }
@@ -148,7 +158,7 @@ impl Wire {
                 let stream = format!("{prefix}:tasks");
                 for header in headers {
                     body.clear();
-                    kind.command(&mut body, header, size);
+                    kind.command(&mut body, header, plan);
                     redis::command(out, &[b"XADD", stream.as_bytes(), b"*", b"command", &body]);
                 }
             }
@@ -160,16 +170,16 @@ impl Wire {
                 };
                 for header in headers {
                     body.clear();
-                    header.write(&mut body, size);
+                    plan.payload(&mut body, header);
                     php_packet(out, command, ext.as_bytes(), &body);
                 }
             }
             Self::Floor(_) => {
                 for header in headers {
-                    body.extend_from_slice(&(size as u32).to_le_bytes());
-                    header.write(&mut body, size);
+                    body.extend_from_slice(&(plan.size as u32).to_le_bytes());
+                    plan.payload(&mut body, header);
                 }
-                floor::order(out, if joined { b'G' } else { b'S' }, first.topic, &body);
+                floor::order(out, if plan.joined { b'G' } else { b'S' }, first.topic, &body);
             }
         }
     }
@@ -273,6 +283,8 @@ pub(crate) struct Plan {
     pub(crate) pace: Pace,
     /// Bytes of a payload.
     pub(crate) size: usize,
+    /// In binary frames instead of text.
+    pub(crate) binary: bool,
     /// For the floor: gather what waits for one socket.
     pub(crate) joined: bool,
     /// Without a delivery for so long, the rest counts as lost.
@@ -280,6 +292,16 @@ pub(crate) struct Plan {
     /// With a rate: when the schedule begins, in nanoseconds since the start of the tester; also in the past, for one that
     /// goes on from an earlier stretch. Else now.
     pub(crate) from: Option<u64>,
+}
+
+impl Plan {
+    /// Appends the payload of a message.
+    fn payload(&self, out: &mut Vec<u8>, header: Header) {
+        header.write(out, self.size);
+        if self.binary {
+            message::make_binary(out);
+        }
+    }
 }
 
 /// What came of a stretch.
@@ -301,6 +323,8 @@ pub(crate) struct Outcome {
     pub(crate) gave_up: bool,
     /// Whether the messages to a topic should have arrived in order.
     pub(crate) ordered: bool,
+    /// Seconds since the first request, and deliveries until then.
+    pub(crate) samples: Vec<(f64, u64)>,
 }
 
 /// A connection and what goes through it.
@@ -408,9 +432,12 @@ impl Publisher {
             wall: Duration::ZERO,
             gave_up: false,
             ordered: self.lanes.iter().all(|lane| lane.route.wire.is_ordered()),
+            samples: Vec::new(),
         };
         let began = plan.from.unwrap_or_else(|| self.now());
+        let mut watch = Watch::default();
         let start = self.expected;
+        let before = self.gate.delivered();
         let largest = u64::from(self.members.iter().copied().max().unwrap_or(0));
         let burst = if let Pace::Backlog(count) = plan.pace { count.max(1) } else { 1 };
         if let Pace::Rate(_) = plan.pace {
@@ -425,6 +452,7 @@ impl Publisher {
             crate::interrupted()?;
             let now = self.now();
             let delivered = self.gate.delivered();
+            watch.look(now.saturating_sub(began), delivered - before, outcome.published);
             // the next may go at the time `due`, and when `enough` was delivered
             let mut due = 0;
             let mut enough = 0;
@@ -481,6 +509,7 @@ impl Publisher {
                 answered += self.answers(event, burst, &mut outcome)?;
             }
         }
+        outcome.samples = watch.end(self.now().saturating_sub(began), self.gate.delivered() - before);
         outcome.expected = self.expected - start;
         outcome.wall = Duration::from_nanos(self.now().saturating_sub(began));
         if outcome.gave_up {
@@ -524,7 +553,7 @@ impl Publisher {
             lane.output.clear();
             lane.written = 0;
         }
-        lane.route.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
+        lane.route.wire.request(&mut lane.output, first, burst, plan);
         if lane.route.wire.answers() {
             lane.waiting += 1;
             self.waiting += 1;
@@ -611,12 +640,33 @@ mod tests {
         serde_json::from_slice(&out[end..]).unwrap()
     }
 
+    fn plan(binary: bool) -> Plan {
+        let deadline = Duration::from_secs(10);
+        Plan { messages: 1, pace: Pace::Free, size: 64, binary, joined: false, deadline, from: None }
+    }
+
+    #[test]
+    fn a_binary_message_is_base64_over_http_and_bytes_through_redis() {
+        let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: None };
+        let first = Header { topic: 17, seq: 5, sent: 9 };
+        let mut out = Vec::new();
+        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, &plan(true));
+        let body = body(&out);
+        assert_eq!((&body["uid"], &body["message"]), (&"u17".into(), &serde_json::Value::Null));
+        let bytes = BASE64_STANDARD.decode(body["binary"].as_str().unwrap()).unwrap();
+        assert!(message::is_binary(&bytes));
+        assert_eq!(Header::read(&bytes, 64), Some(first));
+        out.clear();
+        redis("127.0.0.1:1", Kind::Uid).request(&mut out, first, 1, &plan(true));
+        assert!(out.ends_with(&[&bytes[..], b"\r\n"].concat()));
+    }
+
     #[test]
     fn one_message_is_one_command() {
         let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: Some("secret".into()) };
         let mut out = Vec::new();
         let first = Header { topic: 17, seq: 5, sent: 9 };
-        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, 64, false);
+        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, &plan(false));
         let text = String::from_utf8_lossy(&out);
         assert!(
             text.starts_with("POST /api/sendToUid HTTP/1.1\r\n")
@@ -632,7 +682,7 @@ mod tests {
         let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: None };
         let mut out = Vec::new();
         let first = Header { topic: 2, seq: 5, sent: 9 };
-        Wire::Http(api, Kind::Group).request(&mut out, first, 3, 64, false);
+        Wire::Http(api, Kind::Group).request(&mut out, first, 3, &plan(false));
         let body = body(&out);
         let commands = body["commands"].as_array().unwrap();
         let seqs: Vec<u32> = commands
@@ -679,7 +729,7 @@ mod tests {
     fn over_redis_each_message_is_a_publish() {
         let mut out = Vec::new();
         let first = Header { topic: 2, seq: 5, sent: 9 };
-        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, 64, false);
+        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, &plan(false));
         let mut rest = out.as_slice();
         for seq in 5..8 {
             let (value, after) = redis::front(rest).unwrap().unwrap();
@@ -696,7 +746,7 @@ mod tests {
     #[test]
     fn to_php_each_message_is_a_packet() {
         let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
-        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, 64, false);
+        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, &plan(false));
         let ext = br#"{"group":["g2"],"exclude":null}"#;
         let length = 28 + ext.len() + 64;
         assert_eq!(out.len(), 2 * length);
@@ -711,7 +761,7 @@ mod tests {
         let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
         let Wire::Redis(address, prefix, kind) = redis("127.0.0.1:1", Kind::Group) else { panic!("not Redis") };
         let wire = Wire::Tasks(address, prefix, kind);
-        wire.request(&mut out, first, 2, 64, false);
+        wire.request(&mut out, first, 2, &plan(false));
         let mut rest = out.as_slice();
         for seq in 5..7 {
             let (value, after) = redis::front(rest).unwrap().unwrap();
@@ -778,8 +828,7 @@ mod tests {
             Pace::Free,
         ] {
             let deadline = Duration::from_secs(10);
-            let outcome =
-                publisher.run(&Plan { messages: 3000, pace, size: 64, joined: false, deadline, from: None }).unwrap();
+            let outcome = publisher.run(&Plan { messages: 3000, pace, deadline, ..plan(false) }).unwrap();
             let stats = pool.take().unwrap();
             assert_eq!((outcome.published, outcome.errors, outcome.gave_up), (3000, 0, false), "{pace:?}");
             assert_eq!((stats.delivered, stats.duplicates, stats.reordered), (outcome.expected, 0, 0), "{pace:?}");

@@ -10,7 +10,9 @@ use crate::clients::{self, Connected, Pool, Stats};
 use crate::floor::{self, Floor};
 use crate::http::Caller;
 use crate::message;
+use crate::output::OutputArgs;
 use crate::process::{self, Meter, Pin};
+use crate::progress;
 use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
 use crate::redis::Redis;
 use crate::report::{Contestant, Report, Role, Round, Spent, Unit};
@@ -38,9 +40,8 @@ pub(crate) struct SittingArgs {
     /// Without a delivery (or a cycle's end) for so long, what is missing counts as lost
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub(crate) deadline: Duration,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// Options of every mode that publishes.
@@ -51,12 +52,22 @@ pub(crate) struct RunArgs {
     /// Bytes of a message
     #[arg(long, default_value_t = 128)]
     pub(crate) size: usize,
+    /// Send what is no text: as base64 over HTTP, as bytes through Redis; it must arrive in binary frames
+    #[arg(long)]
+    pub(crate) binary: bool,
     /// Receiving threads for each server under test
     #[arg(long, default_value_t = 1)]
     pub(crate) threads: usize,
     /// Run the same without a gateway, in turn: from the publisher through the same Redis to subscribers in the tester
     #[arg(long)]
     pub(crate) raw_redis: bool,
+}
+
+impl RunArgs {
+    /// How a message looks, for the reader.
+    pub(crate) fn form(&self) -> String {
+        format!("{} B{}", self.size, if self.binary { " binary" } else { "" })
+    }
 }
 
 /// Something under test.
@@ -117,19 +128,25 @@ impl SittingArgs {
         mut round: impl FnMut(&Turn, u64) -> Result<(Round, Stats)>,
     ) -> Result<Vec<Contestant>> {
         let warmup = self.warmup.unwrap_or(count / 10);
+        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
+        progress::phase("warm-up", (warmup + rounds as u64 * count) * turns.len() as u64);
+        let mut done = 0;
         if warmup > 0 {
             for turn in &mut turns {
+                progress::stretch(format!("warm-up, {}", turn.contestant.name()), done);
                 let (figures, _) = round(turn, warmup)?;
+                done += warmup;
                 turn.contestant.warm_up(figures);
             }
         }
-        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
-        'rounds: for _ in 0..rounds {
+        'rounds: for number in 1..=rounds {
             for turn in &mut turns {
                 if turn.contestant.gave_up() {
                     break 'rounds;
                 }
+                progress::stretch(format!("round {number} of {rounds}, {}", turn.contestant.name()), done);
                 let (figures, stats) = round(turn, count)?;
+                done += count;
                 turn.contestant.add(figures, &stats)?;
             }
         }
@@ -215,20 +232,19 @@ pub(crate) fn home(client: usize, topics: usize, nodes: usize) -> usize {
 
 impl Scenario<'_> {
     fn plan(&self, messages: u64, joined: bool) -> Plan {
-        Plan {
-            messages,
-            pace: self.pace,
-            size: self.args.size,
-            joined,
-            deadline: self.args.sitting.deadline,
-            from: None,
-        }
+        let RunArgs { size, binary, sitting, .. } = self.args;
+        let (size, binary, deadline) = (*size, *binary, sitting.deadline);
+        Plan { messages, pace: self.pace, size, binary, joined, deadline, from: None }
     }
 
     /// Sets everything up, runs the rounds in turn, and reports.
     pub(crate) fn run(&self) -> Result<Report> {
         let burst = if let Pace::Backlog(count) = self.pace { count as usize } else { 1 };
         message::check_size(self.args.size, burst)?;
+        message::check_form(self.args.size, self.args.binary, self.topics, self.messages)?;
+        if self.args.binary && self.args.sitting.target.door()? == Door::Php {
+            return Err("--binary: not with --door php, which sends everything as text".into());
+        }
         if burst > 1000 {
             return Err("--backlog: at most 1000, the gateway's limit for one batch".into());
         }

@@ -11,12 +11,15 @@ use serde::Serialize;
 
 use crate::churn::{Crowd, Stretch, doors};
 use crate::clients::{self, Pool, Stats};
+use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
+use crate::progress;
 use crate::publish::{Kind, Outcome, PIPELINE, Pace, Plan, Publisher, Route};
 use crate::redis::Redis;
-use crate::report::{Latency, Spent, table};
+use crate::report::{Latency, Spent};
 use crate::scenario::{enter, home, members};
 use crate::series::{Chart, Series};
+use crate::sheet::Sheet;
 use crate::target::{Door, Target, TargetArgs};
 use crate::{Result, message, parse_duration};
 
@@ -24,7 +27,7 @@ use crate::{Result, message, parse_duration};
 #[derive(Debug, Args)]
 pub(crate) struct SoakArgs {
     #[command(flatten)]
-    target: TargetArgs,
+    pub(crate) target: TargetArgs,
     /// Connections that stay, each bound to a uid of its own and in one group
     #[arg(long, default_value_t = 2000)]
     clients: usize,
@@ -53,9 +56,8 @@ pub(crate) struct SoakArgs {
     /// Without a delivery (or a visitor's goodbye) for so long, what is missing counts as lost
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     deadline: Duration,
-    /// Print JSON, with all samples, instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// What was found at the end of an interval.
@@ -222,6 +224,8 @@ impl SoakArgs {
     fn check(&self) -> Result<()> {
         let Self { clients, groups, rate, churn, .. } = self;
         message::check_size(self.size, 1)?;
+        let messages = Duration::try_from_secs_f64(rate * self.length.as_secs_f64())?.as_secs();
+        message::check_form(self.size, false, groups + clients, messages)?;
         if *clients == 0 || *groups == 0 || groups > clients {
             return Err("at least one client in each group is needed".into());
         }
@@ -377,6 +381,8 @@ impl Soak<'_> {
         let began = self.epoch.elapsed();
         self.sampled = Instant::now();
         let mut from = began;
+        let all = Duration::try_from_secs_f64(rate * self.args.length.as_secs_f64())?.as_secs();
+        progress::phase("messages", all.max(messages));
         while from < began + self.args.length {
             if !going() {
                 return Err("the visitors no longer come and go".into());
@@ -385,10 +391,14 @@ impl Soak<'_> {
                 messages,
                 pace: Pace::Rate(rate),
                 size,
+                binary: false,
                 joined: false,
                 deadline,
                 from: Some(from.as_nanos() as u64),
             };
+            let memory =
+                self.samples.last().map_or(String::new(), |sample| format!(", {:.1} MiB", sample.resident_mib));
+            progress::stretch(format!("messages{memory}"), self.published);
             let outcome = self.publisher.run(&plan)?;
             let end = from + interval;
             while let Some(left) = end.checked_sub(self.epoch.elapsed()) {
@@ -431,11 +441,6 @@ impl Soak<'_> {
             redis_cpu_percent: used.redis.map(|redis| percent(redis.cpu)),
         };
         (self.spent, self.sampled) = (spent, Instant::now());
-        // so that somebody who comes by sees that it goes on
-        eprintln!(
-            "{:.0} s: nodes {:.1} MiB, {} clients, {:.0} deliveries/s",
-            sample.seconds, sample.resident_mib, sample.listed, sample.deliveries_per_second
-        );
         self.samples.push(sample);
         self.stats.add(&stats)?;
         self.lag.add(&outcome.lag)?;
@@ -524,11 +529,6 @@ fn points(samples: &[Sample], figure: impl Fn(&Sample) -> Option<f64>) -> Vec<(f
 }
 
 impl SoakReport {
-    /// Whether everything was delivered once and in order, and nobody is listed who is gone.
-    pub(crate) fn pass(&self) -> bool {
-        self.pass
-    }
-
     /// Over the seconds: memory, latency, deliveries, and what is open.
     pub(crate) fn charts(&self) -> Vec<Chart> {
         let line = |name: &str, unit, figure: &dyn Fn(&Sample) -> Option<f64>| Series {
@@ -568,8 +568,8 @@ impl SoakReport {
         charts.map(chart).into_iter().filter(|chart| !chart.lines.is_empty()).collect()
     }
 
-    /// The table.
-    pub(crate) fn table(&self) -> String {
+    /// All of it for a reader.
+    pub(crate) fn sheet(&self) -> Sheet {
         let mut rows = vec![("", ["began", "ended", "change", "highest", "per hour"].map(str::to_owned).to_vec())];
         let mut row = |label, digits, figure: &dyn Fn(&Sample) -> Option<f64>| {
             if let Some(trend) = Trend::of(&points(&self.samples, figure)) {
@@ -594,32 +594,33 @@ impl SoakReport {
                 cells.push(format!("{:+.0} KiB", trend.slope_per_hour * 1024.0));
             }
         }
-        let mut out = format!("{}\n\n{}\n{}", self.title, table(&rows), table(&self.totals()));
-        for note in self.notes() {
-            out.push_str("note: ");
-            out.push_str(&note);
-            out.push('\n');
-        }
         let memory = |name: &str, trend: &Option<Trend>| {
-            trend.map_or(String::new(), |trend| {
+            trend.map(|trend| {
                 let Trend { began, ended, .. } = trend;
-                format!("{name}: began {began:.2} MiB, ended {ended:.2} MiB ({:+.1} %)\n", trend.percent())
+                format!("{name}: began {began:.2} MiB, ended {ended:.2} MiB ({:+.1} %)", trend.percent())
             })
         };
-        out.push_str(&memory("memory", &self.memory));
-        out.push_str(&memory("memory of Redis", &self.redis_memory));
-        out.push_str(match (self.pass, &self.ended_early) {
-            (true, _) => "pass\n",
-            (false, Some(_)) => "FAIL: it did not last\n",
-            (false, None) => {
-                "FAIL: not everything was delivered once and in order, or not everyone is listed who is there\n"
-            }
-        });
-        out
+        let totals = self.totals().into_iter().map(|(label, figure)| format!("{label}: {figure}"));
+        let memories = [memory("memory", &self.memory), memory("memory of Redis", &self.redis_memory)];
+        Sheet {
+            title: self.title.clone(),
+            facts: Vec::new(),
+            rows: rows.into_iter().map(|(label, cells)| (label.to_owned(), cells)).collect(),
+            lines: totals.chain(memories.into_iter().flatten()).collect(),
+            notes: self.notes(),
+            fault: match (self.pass, &self.ended_early) {
+                (true, _) => None,
+                (false, Some(_)) => Some("it did not last"),
+                (false, None) => {
+                    Some("not everything was delivered once and in order, or not everyone is listed who is there")
+                }
+            },
+            charts: self.charts.clone(),
+        }
     }
 
     /// What counts over the whole time.
-    fn totals(&self) -> Vec<(&'static str, Vec<String>)> {
+    fn totals(&self) -> Vec<(&'static str, String)> {
         let quantiles = |latency: &Option<Latency>| {
             latency.as_ref().map_or("–".to_owned(), |latency| {
                 let Latency { p50, p90, p99, p999, max } = latency;
@@ -628,28 +629,27 @@ impl SoakReport {
         };
         let ratio = self.delivered as f64 / self.expected.max(1) as f64;
         let ratio = if self.delivered == self.expected { "1".to_owned() } else { format!("{ratio:.6}") };
-        let cell = |words: String| vec![words];
         vec![
-            ("minutes", cell(format!("{:.1}", self.seconds / 60.0))),
-            ("messages", cell(self.published.to_string())),
-            ("deliveries", cell(format!("{} of {}", self.delivered, self.expected))),
-            ("ratio delivered", cell(ratio)),
-            ("duplicates", cell(self.duplicates.to_string())),
-            ("gaps", cell(self.gaps.to_string())),
-            ("order violations", cell(self.order_violations.to_string())),
-            ("misdelivered", cell(self.misdelivered.to_string())),
-            ("latency p50 / p90 / p99 / p99.9 / max, ms", cell(quantiles(&self.latency_ms))),
-            ("connections lost", cell(self.closed.to_string())),
-            ("visitors", cell(format!("{}, {} of them failed", self.visitors, self.visitors_failed))),
-            ("        connect to bound, ms", cell(quantiles(&self.visit_latency_ms))),
+            ("minutes", (format!("{:.1}", self.seconds / 60.0))),
+            ("messages", (self.published.to_string())),
+            ("deliveries", (format!("{} of {}", self.delivered, self.expected))),
+            ("ratio delivered", (ratio)),
+            ("duplicates", (self.duplicates.to_string())),
+            ("gaps", (self.gaps.to_string())),
+            ("order violations", (self.order_violations.to_string())),
+            ("misdelivered", (self.misdelivered.to_string())),
+            ("latency p50 / p90 / p99 / p99.9 / max, ms", (quantiles(&self.latency_ms))),
+            ("connections lost", (self.closed.to_string())),
+            ("visitors", (format!("{}, {} of them failed", self.visitors, self.visitors_failed))),
+            ("of these connect to bound p50 / p90 / p99 / p99.9 / max, ms", (quantiles(&self.visit_latency_ms))),
             ("listed at the end", {
-                cell(self.listed.map_or("–".to_owned(), |listed| format!("{listed} of {}", self.clients)))
+                self.listed.map_or("–".to_owned(), |listed| format!("{listed} of {}", self.clients))
             }),
-            ("server CPU for all, µs/delivery", cell(format!("{:.3}", self.server_cpu_us))),
+            ("server CPU for all, µs/delivery", (format!("{:.3}", self.server_cpu_us))),
             ("Redis CPU for all, µs/delivery", {
-                cell(self.redis_cpu_us.map_or("–".to_owned(), |micros| format!("{micros:.3}")))
+                self.redis_cpu_us.map_or("–".to_owned(), |micros| format!("{micros:.3}"))
             }),
-            ("tester's busiest thread, %", cell(format!("{:.0}", self.tester_busiest_thread * 100.0))),
+            ("tester's busiest thread, %", (format!("{:.0}", self.tester_busiest_thread * 100.0))),
         ]
     }
 

@@ -1,7 +1,6 @@
 //! `storm`: everyone is cut off at once, as when a load balancer restarts, and comes back as fast as the gateway lets them.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -10,11 +9,14 @@ use serde::Serialize;
 
 use crate::churn::{Crowd, Stayed, Stretch, doors};
 use crate::clients::{Pool, Stats};
+use crate::output::OutputArgs;
 use crate::process::{self, Meter};
+use crate::progress;
 use crate::publish::{Kind, Outcome, Pace, Plan, Publisher};
-use crate::report::{Latency, table};
+use crate::report::Latency;
 use crate::scenario::members;
 use crate::series::{Chart, Series};
+use crate::sheet::Sheet;
 use crate::target::{Target, TargetArgs};
 use crate::{Result, parse_duration};
 
@@ -22,7 +24,7 @@ use crate::{Result, parse_duration};
 #[derive(Debug, Args)]
 pub(crate) struct StormArgs {
     #[command(flatten)]
-    target: TargetArgs,
+    pub(crate) target: TargetArgs,
     /// Connections, each bound to a uid of its own and in one group
     #[arg(long, default_value_t = 5000)]
     clients: usize,
@@ -41,9 +43,8 @@ pub(crate) struct StormArgs {
     /// If nobody comes back for so long, or no message, the rest counts as lost
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     deadline: Duration,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// One storm.
@@ -173,6 +174,7 @@ impl StormArgs {
         let mut crowd = Crowd::new(&doors(target), self.parallel, self.groups, (round % 250) as u8, 0)?;
         let over = AtomicBool::new(false);
         let (cycles, deadline) = (self.clients as u64, self.deadline);
+        progress::phase("connecting", cycles);
         let stretch = Stretch { cycles, rate: None, stay: Some(cut()), over: &over, deadline };
         let (outcome, stats) = crowd.run(&stretch)?;
         Ok((outcome, stats, crowd.take()))
@@ -189,6 +191,7 @@ impl StormArgs {
             messages: u64::from(self.groups),
             pace: Pace::Window(1),
             size: SIZE,
+            binary: false,
             joined: false,
             deadline: self.deadline,
             from: None,
@@ -296,11 +299,6 @@ impl Storm {
 }
 
 impl StormReport {
-    /// Whether everyone came back, and is reached and listed once.
-    pub(crate) fn pass(&self) -> bool {
-        self.pass
-    }
-
     /// Over the seconds since the cut: how many are back, and the memory of the nodes.
     pub(crate) fn charts(&self) -> Vec<Chart> {
         let chart = |title: &str, unit, line: fn(&Lines) -> &Vec<(f64, f64)>| {
@@ -315,8 +313,8 @@ impl StormReport {
         back.into_iter().chain(chart("memory of the nodes, resident", "MiB", |lines| &lines.resident)).collect()
     }
 
-    /// The table.
-    pub(crate) fn table(&self) -> String {
+    /// All of it for a reader.
+    pub(crate) fn sheet(&self) -> Sheet {
         let mut rows: Vec<(&str, Vec<String>)> = Vec::new();
         let mut row = |label, figure: &dyn Fn(&Storm) -> String| {
             rows.push((label, self.storms.iter().map(figure).collect()));
@@ -349,19 +347,24 @@ impl StormReport {
         row("listed at the end", &|storm| format!("{} of {}", storm.listed, storm.clients));
         row("tester's busiest thread, %", &|storm| format!("{:.0}", storm.tester_busiest_thread * 100.0));
         rows.insert(0, ("", numbers));
-        let mut out = format!("{}\n\n{}", self.title, table(&rows));
-        for (storm, number) in self.storms.iter().zip(1..) {
+        let commands = |(storm, number): (&Storm, usize)| {
             let commands = storm.redis_commands.iter().filter(|(_, count)| **count >= 0.005);
             let commands: Vec<String> = commands.map(|(name, count)| format!("{name} {count:.2}")).collect();
-            if !commands.is_empty() {
-                writeln!(out, "storm {number}, Redis commands per return: {}", commands.join(", ")).ok();
-            }
-            for note in storm.notes() {
-                writeln!(out, "note: storm {number}: {note}").ok();
-            }
+            (!commands.is_empty())
+                .then(|| format!("storm {number}, Redis commands per return: {}", commands.join(", ")))
+        };
+        let notes = |(storm, number): (&Storm, usize)| {
+            storm.notes().into_iter().map(move |note| format!("storm {number}: {note}"))
+        };
+        Sheet {
+            title: self.title.clone(),
+            facts: Vec::new(),
+            rows: rows.into_iter().map(|(label, cells)| (label.to_owned(), cells)).collect(),
+            lines: self.storms.iter().zip(1..).filter_map(commands).collect(),
+            notes: self.storms.iter().zip(1..).flat_map(notes).collect(),
+            fault: (!self.pass).then_some("not everyone is back, reached once, and listed"),
+            charts: self.charts.clone(),
         }
-        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everyone is back, reached once, and listed\n" });
-        out
     }
 }
 

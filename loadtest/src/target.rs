@@ -139,6 +139,11 @@ impl TargetArgs {
         }
     }
 
+    /// What the gateway that is started for the run calls itself.
+    pub(crate) fn version(&self) -> Option<String> {
+        version(self.spawn.as_deref()?)
+    }
+
     /// Every way to publish that there is, or the one that was named.
     pub(crate) fn doors(&self) -> Result<Vec<Door>> {
         Ok(match (self.door()?, self.door) {
@@ -268,6 +273,13 @@ impl TargetArgs {
         }
         Process::start("the gateway", &mut command, directory)
     }
+}
+
+/// What a gateway calls itself, such as `moongate 0.1.0`.
+pub(crate) fn version(path: &Path) -> Option<String> {
+    let output = Command::new(path).arg("--version").output().ok()?;
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !version.is_empty()).then_some(version)
 }
 
 impl Target {
