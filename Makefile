@@ -41,6 +41,6 @@ lint: ## Format, clippy with warnings denied, licenses and sources
 	@scripts/install-cargo-deny
 	cargo deny --offline check licenses bans sources
 
-bench: ## The load tester's standard set against one node, beside the kernel's floor
+bench: ## The load tester's standard set, on one node and on two, beside the kernel's floor: loadtest/RESULTS.md
 	cargo build --release --locked --workspace --features moongate/jemalloc
-	loadtest/bench
+	target/release/loadtest bench --spawn target/release/moongate --redis-spawn --out loadtest

@@ -3,8 +3,10 @@
 //! Each slot does one cycle after another and keeps a connection to the API. All slots share a thread and a poll, in which a
 //! slot has the token 2 n for its client and 2 n + 1 for the API.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, Write as _};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -12,11 +14,13 @@ use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 use socket2::Socket;
 
-use crate::clients::{self, Stats};
+use crate::clients::{self, Connected, Stats};
+use crate::progress::Watch;
 use crate::publish::{Kind, Outcome, TICK, Wire};
 use crate::report::{Contestant, Report, Round, Unit};
 use crate::scenario::{Server, SittingArgs, Turn};
-use crate::{PATIENCE, Result, frame, process, socket};
+use crate::target::Target;
+use crate::{Result, frame, process, socket};
 
 /// Options of `churn`.
 #[derive(Debug, Args)]
@@ -36,18 +40,55 @@ pub(crate) struct ChurnArgs {
 
 /// One server and the clients that come and go.
 struct Side {
+    crowd: Crowd,
+    server: Server,
+}
+
+/// Clients that come and go, on one thread.
+pub(crate) struct Crowd {
     poll: Poll,
     slots: Vec<Slot>,
-    /// Cycles begun so far.
+    /// Slots without a client, in turn.
+    free: VecDeque<usize>,
+    /// Cycles begun so far, and the number of the next.
     begun: u64,
     groups: u32,
     /// Keeps source addresses of the sides apart.
     number: u8,
-    server: Server,
+    /// Those that came to stay.
+    stayed: Vec<Stayed>,
+    /// Numbers of clients that did not get in, and when they try again.
+    again: VecDeque<(Instant, u64)>,
+}
+
+/// A client that was bound, and stays.
+pub(crate) struct Stayed {
+    /// The number of its uid.
+    pub(crate) number: u64,
+    /// When it was bound, counted as [`Stretch::stay`] says.
+    pub(crate) after: Duration,
+    pub(crate) client: Connected,
+}
+
+/// One stretch of coming and going.
+pub(crate) struct Stretch<'a> {
+    /// Cycles, at most.
+    pub(crate) cycles: u64,
+    /// So many a second, else as fast as slots become free.
+    pub(crate) rate: Option<f64>,
+    /// Clients stay once they are bound, and try again until they are, and times count from this moment. Else each leaves
+    /// at once, and its time counts from its connecting.
+    pub(crate) stay: Option<Instant>,
+    /// No further cycle begins once this is set.
+    pub(crate) over: &'a AtomicBool,
+    /// Without the end of a cycle for so long, the rest counts as lost.
+    pub(crate) deadline: Duration,
 }
 
 /// One client at a time.
 struct Slot {
+    /// Number of the node.
+    home: usize,
     /// Where its clients connect.
     server: SocketAddr,
     /// How they are bound.
@@ -56,6 +97,8 @@ struct Slot {
     /// The client, while there is one.
     client: Option<Socket>,
     step: Step,
+    /// Why the client ended while the API has yet to answer; the answer must not meet the next client.
+    lost: Option<String>,
     cycle: u64,
     began: Instant,
     /// From the client, not understood yet.
@@ -67,9 +110,20 @@ struct Slot {
 /// What a client waits for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Step {
+    Connection,
     Greeting,
     Bound,
     Goodbye,
+}
+
+/// How far a client is after an event.
+#[derive(Debug, PartialEq, Eq)]
+enum Progress {
+    Waits,
+    /// It is bound; inside is what went wrong with that, which does not keep it from leaving in peace.
+    Bound(Option<String>),
+    Left,
+    Failed(String),
 }
 
 impl ChurnArgs {
@@ -99,51 +153,25 @@ impl ChurnArgs {
 
 impl Side {
     fn new(server: Server, parallel: usize, groups: u32, number: u8) -> Result<Self> {
-        let poll = Poll::new()?;
-        let mut slots = Vec::new();
-        for index in 0..parallel {
-            let (clients, wire) = match &server {
-                Server::Gateway(target) => {
-                    let node = target.nodes.iter().cycle().nth(index).ok_or("no node to connect to")?;
-                    (node.clients, Wire::Http(node.api.clone(), Kind::Uid))
-                }
-                Server::Floor(floor) => (floor.clients, Wire::Floor(floor.control)),
-                Server::Raw(_) => return Err("Redis alone has no clients to bind".into()),
-            };
-            let api = wire.connect()?;
-            socket::register(poll.registry(), &api, Token(2 * index + 1), Interest::READABLE)?;
-            slots.push(Slot {
-                server: clients,
-                wire,
-                api,
-                client: None,
-                step: Step::Greeting,
-                cycle: 0,
-                began: Instant::now(),
-                input: Vec::new(),
-                answer: Vec::new(),
-            });
-        }
-        Ok(Self { poll, slots, begun: 0, groups, number, server })
+        let doors = match &server {
+            Server::Gateway(target) => doors(target),
+            Server::Floor(floor) => vec![(floor.clients, Wire::Floor(floor.control))],
+            Server::Raw(_) => return Err("Redis alone has no clients to bind".into()),
+        };
+        Ok(Self { crowd: Crowd::new(&doors, parallel, groups, number, 0)?, server })
     }
 
     /// Runs some cycles and measures.
     fn round(&mut self, cycles: u64, deadline: Duration) -> Result<(Round, Stats)> {
         let others = self.online()?;
         let (server, own, thread) = (self.server.spent()?, process::own_cpu()?, own_thread()?);
-        let (mut outcome, stats) = self.cycles(cycles, deadline)?;
+        let stretch = Stretch { cycles, rate: None, stay: None, over: &AtomicBool::new(false), deadline };
+        let (mut outcome, stats) = self.crowd.run(&stretch)?;
         let (tester, busiest) = (process::own_cpu()?.since(own), own_thread()? - thread);
         // for what the server does behind the last goodbye
         std::thread::sleep(Duration::from_millis(200));
         let spent = self.server.spent()?.since(&server);
-        let end = Instant::now() + PATIENCE;
-        let left = loop {
-            let left = self.online()?.saturating_sub(others);
-            if left == 0 || Instant::now() > end {
-                break left;
-            }
-            std::thread::sleep(Duration::from_millis(20));
-        };
+        let left = self.settled(others)?;
         if left > 0 {
             outcome.errors += left;
             outcome.first_error.get_or_insert(format!("{left} clients that left are still listed"));
@@ -154,133 +182,276 @@ impl Side {
 
     /// How many clients the gateway says it has.
     fn online(&self) -> Result<u64> {
-        match &self.server {
-            Server::Gateway(target) => target.callers()?.into_iter().next().map_or(Ok(0), |mut node| node.clients()),
-            _ => Ok(0),
-        }
+        if let Server::Gateway(target) = &self.server { target.listed() } else { Ok(0) }
     }
 
-    fn cycles(&mut self, cycles: u64, deadline: Duration) -> Result<(Outcome, Stats)> {
+    /// How many it lists beside `others`, once it has had time to forget who left.
+    fn settled(&self, others: u64) -> Result<u64> {
+        if let Server::Gateway(target) = &self.server { target.settled(others, 0) } else { Ok(0) }
+    }
+}
+
+/// Where the clients of each node connect, and how they are bound.
+pub(crate) fn doors(target: &Target) -> Vec<(SocketAddr, Wire)> {
+    target.nodes.iter().map(|node| (node.clients, Wire::Http(node.api.clone(), Kind::Uid))).collect()
+}
+
+impl Crowd {
+    /// Opens a connection that binds for each of `parallel` slots, which take the `doors` in turn. The first client gets the
+    /// uid `first`, and the next ones those that follow; they are dealt to the groups 0 to `groups` (at least 1).
+    pub(crate) fn new(
+        doors: &[(SocketAddr, Wire)],
+        parallel: usize,
+        groups: u32,
+        number: u8,
+        first: u64,
+    ) -> Result<Self> {
+        let poll = Poll::new()?;
+        let mut slots = Vec::new();
+        for (index, (home, (server, wire))) in doors.iter().enumerate().cycle().take(parallel).enumerate() {
+            let api = wire.connect()?;
+            socket::register(poll.registry(), &api, Token(2 * index + 1), Interest::READABLE)?;
+            slots.push(Slot {
+                home,
+                server: *server,
+                wire: wire.clone(),
+                api,
+                client: None,
+                step: Step::Connection,
+                lost: None,
+                cycle: 0,
+                began: Instant::now(),
+                input: Vec::new(),
+                answer: Vec::new(),
+            });
+        }
+        let free = (0..slots.len()).collect();
+        let (stayed, again) = (Vec::new(), VecDeque::new());
+        Ok(Self { poll, slots, free, begun: first, groups, number, stayed, again })
+    }
+
+    /// Those that came to stay, so far.
+    pub(crate) fn take(&mut self) -> Vec<Stayed> {
+        std::mem::take(&mut self.stayed)
+    }
+
+    /// Lets clients come, and go or stay, and waits for the last.
+    pub(crate) fn run(&mut self, stretch: &Stretch<'_>) -> Result<(Outcome, Stats)> {
         let mut outcome = Outcome {
-            published: cycles,
-            expected: cycles,
+            published: 0,
+            expected: 0,
             errors: 0,
             first_error: None,
             lag: clients::histogram()?,
             wall: Duration::ZERO,
             gave_up: false,
+            ordered: true,
+            samples: Vec::new(),
         };
         let mut stats = Stats::new()?;
         let began = Instant::now();
-        let last = self.begun + cycles;
-        for index in 0..self.slots.len() {
-            self.begin(index, last)?;
-        }
         let mut events = Events::with_capacity(512);
         let mut progress = (0, Instant::now());
-        while self.slots.iter().any(|slot| slot.client.is_some()) {
+        let mut watch = Watch::default();
+        loop {
             crate::interrupted()?;
-            match self.poll.poll(&mut events, Some(TICK)) {
+            let mut timeout = TICK;
+            let over = stretch.over.load(Ordering::Relaxed);
+            while let Some(&index) = self.free.front() {
+                let again = self.again.front().filter(|(due, _)| *due <= Instant::now());
+                if let Some((_, cycle)) = again.copied() {
+                    self.again.pop_front();
+                    self.begin(index, cycle, stretch, &mut stats)?;
+                    continue;
+                }
+                if over || outcome.published == stretch.cycles {
+                    break;
+                }
+                let due = stretch.rate.map_or(0.0, |rate| outcome.published as f64 / rate);
+                let wait = Duration::from_secs_f64(due).saturating_sub(began.elapsed());
+                if !wait.is_zero() {
+                    timeout = timeout.min(wait);
+                    break;
+                }
+                let cycle = self.begun;
+                self.begun += 1;
+                outcome.published += 1;
+                self.begin(index, cycle, stretch, &mut stats)?;
+            }
+            if self.free.len() == self.slots.len() && self.again.is_empty() {
+                if over || outcome.published == stretch.cycles {
+                    break;
+                }
+                progress.1 = Instant::now();
+            }
+            match self.poll.poll(&mut events, Some(timeout)) {
                 Err(error) if error.kind() == ErrorKind::Interrupted => continue,
                 other => other?,
             }
             for event in &events {
-                let index = event.token().0 / 2;
-                let Some(slot) = self.slots.get_mut(index) else {
-                    continue;
-                };
-                if slot.hear(event, self.groups, &mut outcome, &mut stats)? {
-                    slot.client = None;
-                    self.begin(index, last)?;
-                }
+                self.hear(event, stretch, &mut outcome, &mut stats)?;
             }
-            let done = stats.delivered + stats.closed;
+            let done = stats.delivered + if stretch.stay.is_some() { 0 } else { stats.closed };
+            // one with a rate goes on beside something else, whose bar it is
+            if stretch.rate.is_none() {
+                watch.look(began.elapsed().as_nanos() as u64, stats.delivered, done);
+            }
             if done > progress.0 {
                 progress = (done, Instant::now());
-            } else if progress.1.elapsed() > deadline {
+            } else if progress.1.elapsed() > stretch.deadline {
                 outcome.gave_up = true;
                 break;
             }
         }
+        outcome.expected = outcome.published;
         outcome.wall = began.elapsed();
+        outcome.samples = watch.end(outcome.wall.as_nanos() as u64, stats.delivered);
         Ok((outcome, stats))
     }
 
-    /// Lets the next client connect, up to cycle `last`.
-    fn begin(&mut self, index: usize, last: u64) -> Result<()> {
-        let Some(slot) = self.slots.get_mut(index).filter(|_| self.begun < last) else {
-            return Ok(());
-        };
-        slot.cycle = self.begun;
-        self.begun += 1;
+    /// Lets a client connect in the first free slot, `index`.
+    fn begin(&mut self, index: usize, cycle: u64, stretch: &Stretch<'_>, stats: &mut Stats) -> Result<()> {
+        let slot = self.slots.get_mut(index).ok_or("no such slot")?;
         let server = slot.server;
         // a source address of its own for some cycles: else the ports run out that wait after a goodbye
-        let source = Ipv4Addr::new(127, 1, self.number, 1 + (slot.cycle % 250) as u8);
-        slot.began = Instant::now();
+        let source = Ipv4Addr::new(127, 1, self.number, 1 + (cycle % 250) as u8);
+        (slot.cycle, slot.began, slot.step, slot.lost) = (cycle, Instant::now(), Step::Connection, None);
         slot.input.clear();
-        slot.step = Step::Greeting;
-        let mut client = socket::tcp(server, server.ip().is_loopback().then_some(source))?;
-        socket::register(self.poll.registry(), &client, Token(2 * index), Interest::READABLE)?;
-        client.write_all(clients::handshake(server).as_bytes())?;
-        slot.client = Some(client);
+        self.free.pop_front();
+        match socket::begin_tcp(server, server.ip().is_loopback().then_some(source)) {
+            Ok(client) => {
+                let both = Interest::READABLE | Interest::WRITABLE;
+                socket::register(self.poll.registry(), &client, Token(2 * index), both)?;
+                slot.client = Some(client);
+            }
+            Err(error) => self.fail(index, socket::explained(&error), stretch, stats),
+        }
+        Ok(())
+    }
+
+    /// Notes a client that did not get in, or was cut off; one that came to stay tries again.
+    fn fail(&mut self, index: usize, why: String, stretch: &Stretch<'_>, stats: &mut Stats) {
+        stats.closed += 1;
+        stats.first_close.get_or_insert(why);
+        if let Some(slot) = self.slots.get_mut(index) {
+            slot.client = None;
+            if stretch.stay.is_some() {
+                self.again.push_back((Instant::now() + TICK, slot.cycle));
+            }
+        }
+        self.free.push_back(index);
+    }
+
+    /// Goes on with the client that an event is about.
+    fn hear(&mut self, event: &Event, stretch: &Stretch<'_>, outcome: &mut Outcome, stats: &mut Stats) -> Result<()> {
+        let index = event.token().0 / 2;
+        let Some(slot) = self.slots.get_mut(index) else {
+            return Ok(());
+        };
+        let progress = if event.token().0 % 2 == 1 { slot.answered(event)? } else { slot.heard(event, self.groups)? };
+        match (progress, stretch.stay) {
+            (Progress::Waits, _) => {}
+            (Progress::Failed(why) | Progress::Bound(Some(why)), Some(_)) | (Progress::Failed(why), None) => {
+                self.fail(index, why, stretch, stats);
+            }
+            (Progress::Bound(error), None) => {
+                stats.latency.saturating_record(slot.began.elapsed().as_nanos() as u64);
+                if error.is_some() {
+                    outcome.errors += 1;
+                    outcome.first_error = outcome.first_error.take().or(error);
+                }
+                slot.leave();
+            }
+            (Progress::Bound(None), Some(since)) => {
+                let after = since.elapsed();
+                stats.latency.saturating_record(after.as_nanos() as u64);
+                stats.delivered += 1;
+                if let Some(client) = slot.client.take() {
+                    socket::deregister(self.poll.registry(), &client)?;
+                    let client = Connected::new(client, &slot.input, slot.home)?;
+                    self.stayed.push(Stayed { number: slot.cycle, after, client });
+                }
+                self.free.push_back(index);
+            }
+            (Progress::Left, _) => {
+                stats.delivered += 1;
+                slot.client = None;
+                self.free.push_back(index);
+            }
+        }
         Ok(())
     }
 }
 
 impl Slot {
-    /// Goes on with the cycle; whether it has ended.
-    fn hear(&mut self, event: &Event, groups: u32, outcome: &mut Outcome, stats: &mut Stats) -> Result<bool> {
-        let Some(client) = &mut self.client else {
-            return Ok(false);
+    /// Looks at the API's answer.
+    fn answered(&mut self, event: &Event) -> Result<Progress> {
+        if !socket::receive(&mut self.api, &mut self.answer, event.is_read_closed())? {
+            return Err("the server closed the connection that binds".into());
+        }
+        if self.answer.is_empty() {
+            return Ok(Progress::Waits);
+        }
+        let Some((length, error)) = self.wire.answer(&self.answer, 2)? else {
+            return Ok(Progress::Waits);
         };
-        if event.token().0 % 2 == 1 {
-            if !socket::receive(&mut self.api, &mut self.answer, event.is_read_closed())? {
-                return Err("the server closed the connection that binds".into());
+        if self.step != Step::Bound || length != self.answer.len() {
+            return Err("more answers than requests".into());
+        }
+        self.answer.clear();
+        Ok(self.lost.take().map_or(Progress::Bound(error), Progress::Failed))
+    }
+
+    fn leave(&mut self) {
+        self.step = Step::Goodbye;
+        let mut bye = Vec::new();
+        frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
+        // one that was closed in the meantime is noticed when it is read
+        self.client.as_mut().map(|client| client.write_all(&bye).ok());
+    }
+
+    /// Looks at the client.
+    fn heard(&mut self, event: &Event, groups: u32) -> Result<Progress> {
+        let Some(client) = &mut self.client else {
+            return Ok(Progress::Waits);
+        };
+        if self.step == Step::Connection {
+            if let Some(error) = client.take_error()? {
+                return Ok(Progress::Failed(socket::explained(&error)));
             }
-            let Some((length, error)) = self.wire.answer(&self.answer, 2)? else {
-                return Ok(false);
-            };
-            if self.step != Step::Bound || length != self.answer.len() {
-                return Err("more answers than requests".into());
+            if !event.is_writable() {
+                return Ok(Progress::Waits);
             }
-            self.answer.clear();
-            if error.is_some() {
-                outcome.errors += 1;
-                outcome.first_error = outcome.first_error.take().or(error);
-            }
-            stats.latency.saturating_record(self.began.elapsed().as_nanos() as u64);
-            self.step = Step::Goodbye;
-            let mut bye = Vec::new();
-            frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
-            // one that was closed in the meantime is noticed when it is read
-            client.write_all(&bye).ok();
-            return Ok(false);
+            self.step = Step::Greeting;
+            // a failure is noticed when it is read
+            client.write_all(clients::handshake(self.server).as_bytes()).ok();
         }
         let open = socket::receive(client, &mut self.input, event.is_read_closed());
-        if self.step == Step::Greeting
-            && let Some((client_id, _)) = clients::greeting(&self.input)?
-        {
-            let mut out = Vec::new();
-            let group = (self.cycle % u64::from(groups)) as u32;
-            self.wire.bind(&mut out, client_id, self.cycle as u32, group)?;
-            self.api.write_all(&out)?;
-            self.step = Step::Bound;
-        }
-        match open {
-            Ok(true) => Ok(false),
-            Ok(false) if self.step == Step::Goodbye => {
-                stats.delivered += 1;
-                Ok(true)
-            }
-            ended => {
-                let why =
-                    ended.map_or_else(|error| error.to_string(), |_| "the server ended the connection".to_owned());
-                stats.closed += 1;
-                stats.first_close.get_or_insert(format!("{why}, while {:?} was awaited", self.step));
-                // an answer that is on its way must not meet the next client
-                if self.step == Step::Bound { Err(why.into()) } else { Ok(true) }
+        if self.step == Step::Greeting {
+            match clients::greeting(&self.input) {
+                Ok(None) => {}
+                Ok(Some((client_id, _))) => {
+                    let mut out = Vec::new();
+                    let group = (self.cycle % u64::from(groups)) as u32;
+                    self.wire.bind(&mut out, client_id, self.cycle as u32, group)?;
+                    self.api.write_all(&out)?;
+                    self.step = Step::Bound;
+                }
+                Err(error) => return Ok(Progress::Failed(error.to_string())),
             }
         }
+        let why = match open {
+            Ok(true) => return Ok(Progress::Waits),
+            Ok(false) if self.step == Step::Goodbye => return Ok(Progress::Left),
+            Ok(false) => "the server ended the connection".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        let why = format!("{why}, while {:?} was awaited", self.step);
+        if self.step == Step::Bound {
+            self.lost = Some(why);
+            return Ok(Progress::Waits);
+        }
+        Ok(Progress::Failed(why))
     }
 }
 

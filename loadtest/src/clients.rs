@@ -6,6 +6,7 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
@@ -18,9 +19,9 @@ use socket2::Socket;
 
 use crate::frame::{self, Front};
 use crate::http;
-use crate::message::{Arrival, Header, Seen};
+use crate::message::{self, Arrival, Header, Seen};
 use crate::session::Session;
-use crate::{Result, process, redis, socket};
+use crate::{Result, process, progress, redis, socket};
 
 /// The key and the answer to it of RFC 6455's own example: a tester needs no secrecy, so nobody here computes SHA-1.
 pub(crate) const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -70,23 +71,33 @@ pub(crate) struct Connected {
     rest: Vec<u8>,
 }
 
-/// Opens `count` connections, client `i` to `servers[home(i)]`, and waits for each one's `init` message. `side` keeps the
+impl Connected {
+    /// Of a socket from which `input` has come, beginning with the answer to the handshake.
+    pub(crate) fn new(stream: Socket, input: &[u8], home: usize) -> Result<Self> {
+        let (client_id, rest) = greeting(input)?.ok_or("no init message yet")?;
+        let (client_id, rest, link) = (client_id.to_owned(), rest.to_owned(), Link { stream, tls: None });
+        Ok(Self { link, dialect: Dialect::WebSocket, client_id, home, rest })
+    }
+}
+
+/// Opens connections for these clients, client `i` to `servers[home(i)]`, and waits for each one's `init` message. `side` keeps the
 /// source addresses of several servers under test apart; with `trust` they are TLS connections.
 pub(crate) fn connect(
     servers: &[SocketAddr],
-    count: usize,
+    numbers: Range<usize>,
     home: impl Fn(usize) -> usize,
     side: u8,
     trust: Option<&Arc<ClientConfig>>,
 ) -> Result<Vec<Connected>> {
-    let mut clients = Vec::with_capacity(count);
-    let many = count / servers.len().max(1) > PORTS;
-    let mut opened = 0;
-    while opened < count {
+    let mut clients = Vec::with_capacity(numbers.len());
+    let many = numbers.end / servers.len().max(1) > PORTS;
+    let mut opened = numbers.start;
+    progress::phase("connecting", numbers.end as u64);
+    while opened < numbers.end {
         crate::interrupted()?;
         // some dozens at a time, so that neither side waits for the other
         let mut links = Vec::new();
-        for index in opened..count.min(opened + 64) {
+        for index in opened..numbers.end.min(opened + 64) {
             let server = servers.get(home(index)).ok_or("no server to connect to")?;
             let source = Ipv4Addr::new(127, 0, side, 1 + (index / PER_SOURCE) as u8);
             let stream = socket::tcp(*server, (many && server.ip().is_loopback()).then_some(source));
@@ -97,9 +108,10 @@ pub(crate) fn connect(
             links.push((link, home(index)));
         }
         for (link, home) in links {
-            clients.push(greet(link, home).map_err(|error| format!("client {}: {error}", clients.len()))?);
+            clients.push(greet(link, home).map_err(|error| format!("client {opened}: {error}"))?);
+            opened += 1;
         }
-        opened = clients.len();
+        progress::at(opened as u64);
     }
     Ok(clients)
 }
@@ -220,6 +232,8 @@ pub(crate) struct Stats {
     pub(crate) delivered: u64,
     /// Messages that a client had got before.
     pub(crate) duplicates: u64,
+    /// Messages that came while earlier ones of their topic had not; each jump counts once.
+    pub(crate) gaps: u64,
     /// Messages that came after a later one of their topic.
     pub(crate) reordered: u64,
     /// Messages of a topic that the client is not in, or with a payload that nobody sent.
@@ -240,6 +254,7 @@ impl Stats {
         Ok(Self {
             delivered: 0,
             duplicates: 0,
+            gaps: 0,
             reordered: 0,
             misdelivered: 0,
             pings: 0,
@@ -253,6 +268,7 @@ impl Stats {
     pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
         self.delivered += other.delivered;
         self.duplicates += other.duplicates;
+        self.gaps += other.gaps;
         self.reordered += other.reordered;
         self.misdelivered += other.misdelivered;
         self.pings += other.pings;
@@ -265,7 +281,7 @@ impl Stats {
     }
 
     fn clear(&mut self) {
-        (self.delivered, self.duplicates, self.reordered) = (0, 0, 0);
+        (self.delivered, self.duplicates, self.gaps, self.reordered) = (0, 0, 0, 0);
         (self.misdelivered, self.pings, self.closed) = (0, 0, 0);
         self.first_close = None;
         self.latency.reset();
@@ -285,6 +301,8 @@ pub(crate) fn histogram() -> Result<Histogram<u64>> {
 struct Shared {
     stats: Mutex<Stats>,
     stop: AtomicBool,
+    /// At the end the connections are closed without a word.
+    mute: AtomicBool,
     /// Kernel id, told by the thread itself.
     thread: OnceLock<i32>,
     waker: Waker,
@@ -296,10 +314,10 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    /// Starts `threads` threads for `clients` (each with its topic). `size` is that of every message, `epoch` the moment
+    /// Starts `threads` threads for `clients`, each with its two topics, which may be the same. `size` is that of every message, `epoch` the moment
     /// from which send times count.
     pub(crate) fn start(
-        clients: Vec<(Connected, u32)>,
+        clients: Vec<(Connected, [u32; 2])>,
         threads: usize,
         size: usize,
         epoch: Instant,
@@ -307,7 +325,7 @@ impl Pool {
     ) -> Result<Self> {
         let threads = threads.clamp(1, 64);
         let mut pool = Self { threads: Vec::new() };
-        let mut shares: Vec<Vec<(Connected, u32)>> = (0..threads).map(|_| Vec::new()).collect();
+        let mut shares: Vec<Vec<(Connected, [u32; 2])>> = (0..threads).map(|_| Vec::new()).collect();
         for (index, client) in clients.into_iter().enumerate() {
             if let Some(share) = shares.get_mut(index % threads) {
                 share.push(client);
@@ -318,14 +336,16 @@ impl Pool {
             let shared = Arc::new(Shared {
                 stats: Mutex::new(Stats::new()?),
                 stop: AtomicBool::new(false),
+                mute: AtomicBool::new(false),
                 thread: OnceLock::new(),
                 waker: Waker::new(poll.registry(), WAKE)?,
             });
             let mut clients = Vec::with_capacity(share.len());
-            for (index, (connected, topic)) in share.into_iter().enumerate() {
+            for (index, (connected, topics)) in share.into_iter().enumerate() {
                 let Connected { link, dialect, rest, .. } = connected;
                 socket::register(poll.registry(), &link.stream, Token(index), Interest::READABLE)?;
-                clients.push(Client { link, dialect, topic, open: true, seen: Seen::default(), rest });
+                let topics = topics.map(|topic| (topic, Seen::default()));
+                clients.push(Client { link, dialect, topics, open: true, rest });
             }
             // at least twice a message: a read always finds room behind the longest unfinished frame
             let buffer = vec![0; (256 * 1024).max(2 * size + 64 * 1024)];
@@ -346,6 +366,11 @@ impl Pool {
             stats.clear();
         }
         Ok(sum)
+    }
+
+    /// Closes all connections without a close frame, as when what was between them and the gateway has gone.
+    pub(crate) fn forsake(self) {
+        self.threads.iter().for_each(|(shared, _)| shared.mute.store(true, Ordering::SeqCst));
     }
 
     /// Kernel ids of the threads, for their CPU time.
@@ -370,9 +395,9 @@ impl Drop for Pool {
 struct Client {
     link: Link,
     dialect: Dialect,
-    topic: u32,
+    /// Which it is in, and what it saw of each.
+    topics: [(u32, Seen); 2],
     open: bool,
-    seen: Seen,
     /// The beginning of a frame that a read cut; mostly empty.
     rest: Vec<u8>,
 }
@@ -417,6 +442,9 @@ impl Reader {
     }
 
     fn goodbye(mut self) {
+        if self.shared.mute.load(Ordering::SeqCst) {
+            return;
+        }
         let mut bye = Vec::new();
         frame::from_client(&mut bye, frame::CLOSE, &1000u16.to_be_bytes());
         for client in self.clients.iter_mut().filter(|client| client.dialect == Dialect::WebSocket) {
@@ -502,6 +530,11 @@ impl Client {
                 Front::Whole(frame) => {
                     input = frame.rest;
                     match frame.opcode {
+                        frame::TEXT | frame::BINARY
+                            if message::is_binary(frame.payload) != (frame.opcode == frame::BINARY) =>
+                        {
+                            check.stats.misdelivered += 1;
+                        }
                         frame::TEXT | frame::BINARY => {
                             fresh += u64::from(self.deliver(frame.payload, now, check));
                         }
@@ -540,15 +573,20 @@ impl Client {
 
     /// Whether this was a first-time delivery.
     fn deliver(&mut self, payload: &[u8], now: u64, check: &mut Check<'_>) -> bool {
-        let Some(header) = Header::read(payload, check.size).filter(|header| header.topic == self.topic) else {
+        let topics = &mut self.topics;
+        let header = Header::read(payload, check.size);
+        let known =
+            header.and_then(|header| Some((header, topics.iter_mut().find(|(topic, _)| *topic == header.topic)?)));
+        let Some((header, (_, seen))) = known else {
             check.stats.misdelivered += 1;
             return false;
         };
-        match self.seen.note(header.seq) {
+        match seen.note(header.seq) {
             Arrival::Duplicate => {
                 check.stats.duplicates += 1;
                 return false;
             }
+            Arrival::Ahead => check.stats.gaps += 1,
             Arrival::Late => check.stats.reordered += 1,
             Arrival::Next => {}
         }
@@ -605,8 +643,8 @@ mod tests {
     fn client() -> Client {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let link = Link { stream: socket::tcp(listener.local_addr().unwrap(), None).unwrap(), tls: None };
-        let (dialect, seen) = (Dialect::WebSocket, Seen::default());
-        Client { link, dialect, topic: 7, open: true, seen, rest: Vec::new() }
+        let (dialect, topics) = (Dialect::WebSocket, [7, 7].map(|topic| (topic, Seen::default())));
+        Client { link, dialect, topics, open: true, rest: Vec::new() }
     }
 
     fn message(topic: u32, seq: u32) -> Vec<u8> {
@@ -627,7 +665,26 @@ mod tests {
         frame::from_server(&mut input, frame::TEXT, b"who said this?");
         let fresh = client.take(&input, &mut Check { size: 200, epoch: Instant::now(), stats: &mut stats });
         assert_eq!((fresh, stats.delivered, stats.latency.len()), (3, 3, 3));
-        assert_eq!((stats.reordered, stats.duplicates, stats.misdelivered), (1, 1, 2));
+        assert_eq!((stats.gaps, stats.reordered, stats.duplicates, stats.misdelivered), (1, 1, 1, 2));
+    }
+
+    #[test]
+    fn a_message_in_the_wrong_kind_of_frame_is_none() {
+        let mut stats = Stats::new().unwrap();
+        let mut client = client();
+        let mut input = Vec::new();
+        for (seq, (binary, opcode)) in
+            (0..).zip([(false, frame::TEXT), (true, frame::BINARY), (false, frame::BINARY), (true, frame::TEXT)])
+        {
+            let mut payload = Vec::new();
+            Header { topic: 7, seq, sent: 0 }.write(&mut payload, 64);
+            if binary {
+                message::make_binary(&mut payload);
+            }
+            frame::from_server(&mut input, opcode, &payload);
+        }
+        let fresh = client.take(&input, &mut Check { size: 64, epoch: Instant::now(), stats: &mut stats });
+        assert_eq!((fresh, stats.delivered, stats.misdelivered), (2, 2, 2));
     }
 
     #[test]

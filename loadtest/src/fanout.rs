@@ -48,11 +48,12 @@ impl FanoutArgs {
         let door = match run.sitting.target.door()? {
             Door::Http => "",
             Door::Redis => ", through Redis",
+            Door::Tasks => ", as tasks",
             Door::Php => ", as PHP",
         };
         let title = format!(
-            "fanout: {clients} clients in {groups} group(s), {} B, {messages} messages, {words}{door}",
-            run.size
+            "fanout: {clients} clients in {groups} group(s), {}, {messages} messages, {words}{door}",
+            run.form()
         );
         let lanes = (*publishers).min(*groups);
         let kind = Kind::Group;

@@ -17,7 +17,7 @@ use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Registry, Token};
 
 use crate::clients::ACCEPT;
-use crate::{Result, frame, http};
+use crate::{Result, frame, http, message};
 
 /// The bare server as a child process; it ends with this value.
 #[derive(Debug)]
@@ -328,7 +328,8 @@ impl Server {
         self.ends.clear();
         while let Some((message, after)) = split(payload) {
             payload = after;
-            frame::from_server(&mut self.frames, frame::TEXT, message);
+            let opcode = if message::is_binary(message) { frame::BINARY } else { frame::TEXT };
+            frame::from_server(&mut self.frames, opcode, message);
             self.ends.push(self.frames.len());
         }
         let Some(members) = self.topics.get(topic) else {

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
-use crate::{PATIENCE, Result};
+use crate::{PATIENCE, Result, socket};
 
 /// Where and how to reach an API.
 #[derive(Debug, Clone)]
@@ -56,7 +56,8 @@ pub(crate) struct Caller {
 impl Caller {
     /// Connects.
     pub(crate) fn new(api: &Api) -> Result<Self> {
-        let stream = TcpStream::connect_timeout(&api.address, PATIENCE)?;
+        let stream = TcpStream::connect_timeout(&api.address, PATIENCE)
+            .map_err(|error| format!("the API, http://{}: {}", api.address, socket::explained(&error)))?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(Duration::from_secs(35)))?;
         Ok(Self { api: api.clone(), stream })
@@ -202,6 +203,13 @@ mod tests {
         let error = check(200, r#"{"results":[{"error":{"code":"client_not_found"}}]}"#, 1).unwrap_err();
         assert!(error.to_string().contains("client_not_found"));
         assert!(check(401, "{}", 1).is_err());
+    }
+
+    #[test]
+    fn an_api_that_is_not_there_is_named() {
+        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let error = Caller::new(&Api { address: gone, token: None }).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("the API, http://{gone}: ")), "{error}");
     }
 
     #[test]

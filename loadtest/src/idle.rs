@@ -6,19 +6,22 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::Result;
-use crate::clients::{Connected, Pool};
+use crate::clients::Pool;
+use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
+use crate::progress;
 use crate::publish::{Kind, Pace, Plan, Publisher};
 use crate::redis::{Redis, Usage};
-use crate::report::table;
-use crate::scenario::{home, members, memberships};
+use crate::scenario::{enter, home, members};
+use crate::series::{Chart, Series};
+use crate::sheet::Sheet;
 use crate::target::TargetArgs;
 
 /// Options of `idle`.
 #[derive(Debug, Args)]
 pub(crate) struct IdleArgs {
     #[command(flatten)]
-    target: TargetArgs,
+    pub(crate) target: TargetArgs,
     /// Connections, each bound to a uid of its own and in one group
     #[arg(long, default_value_t = 10_000)]
     clients: usize,
@@ -34,9 +37,8 @@ pub(crate) struct IdleArgs {
     /// Receiving threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// What came of it.
@@ -48,9 +50,9 @@ pub(crate) struct IdleReport {
     /// With all of them, settled.
     resident_after: u64,
     /// The difference for each client, bytes.
-    resident_per_connection: f64,
+    pub(crate) resident_per_connection: f64,
     /// µs of server CPU per connection and second.
-    cpu_us_per_connection_second: f64,
+    pub(crate) cpu_us_per_connection_second: f64,
     /// The same of Redis.
     redis_cpu_us_per_connection_second: Option<f64>,
     /// µs of server CPU per connection for connecting, binding and joining.
@@ -67,11 +69,23 @@ pub(crate) struct IdleReport {
     delivered: u64,
     /// As many as clients.
     expected: u64,
+    charts: Vec<Chart>,
+    /// Which Redis there was.
+    redis_version: Option<String>,
     /// Nobody lost.
     pass: bool,
+    /// Connections, and resident memory in MiB.
+    #[serde(skip)]
+    memory: Vec<(f64, f64)>,
 }
 
 const SIZE: usize = 64;
+/// How often memory is looked at while the clients come.
+const PARTS: usize = 20;
+
+fn mib(bytes: u64) -> f64 {
+    bytes as f64 / 1024.0 / 1024.0
+}
 
 impl IdleArgs {
     /// Runs it.
@@ -91,33 +105,29 @@ impl IdleArgs {
         // one visitor on each node first: what the server allocates once for all is no cost of a connection
         let mut callers = target.callers()?;
         let nodes = callers.len();
-        let mut enter = |connected: &[Connected]| -> Result<()> {
-            for (node, caller) in callers.iter_mut().enumerate() {
-                let here = || connected.iter().enumerate().filter(|(_, client)| client.home == node);
-                let ids = here().map(|(index, client)| (&*client.client_id, index as u32));
-                let uids = memberships(ids, Kind::Uid);
-                let ids = here().map(|(index, client)| (&*client.client_id, (index % groups) as u32));
-                let groups = memberships(ids, Kind::Group);
-                let commands: Vec<String> =
-                    uids.into_iter().zip(groups).flat_map(|(uid, group)| [uid, group]).collect();
-                caller.batch(&commands)?;
-            }
-            Ok(())
-        };
-        let visitors = target.connect(nodes, 64, |client| client, 1)?;
-        enter(&visitors)?;
+        let topics = |client| [(client % groups) as u32, client as u32];
+        let visitors = target.connect(0..nodes, 64, |client| client, 1)?;
+        enter(&mut callers, &visitors, topics)?;
         drop(visitors);
         std::thread::sleep(Duration::from_millis(200));
 
         let redis = || target.redis.as_deref().map(Redis::usage).transpose();
         let (resident_before, setup, redis_setup) = (target.meter.resident()?, target.meter.cpu()?, redis()?);
-        let connected = target.connect(clients, 64, |client| home(client, groups, nodes), 1)?;
-        enter(&connected)?;
+        let (mut connected, mut memory) = (Vec::with_capacity(clients), vec![(0.0, mib(resident_before))]);
+        for part in 1..=PARTS {
+            let numbers = connected.len()..clients * part / PARTS;
+            let first = numbers.start;
+            let came = target.connect(numbers, 64, |client| home(client, groups, nodes), 1)?;
+            enter(&mut callers, &came, |client| topics(first + client))?;
+            connected.extend(came);
+            memory.push((connected.len() as f64, mib(target.meter.resident()?)));
+        }
+        let redis_version = redis_setup.as_ref().and_then(|redis| redis.version.clone());
         let (setup, redis_setup) = (target.meter.cpu()?.since(setup), since(redis()?, redis_setup));
 
-        let mut publisher = Publisher::new(target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
+        let mut publisher = Publisher::new(&target.wire(Kind::Group)?, 1, 1, members(clients, groups), epoch)?;
         let dealt =
-            connected.into_iter().enumerate().map(|(index, client)| (client, (index % groups) as u32)).collect();
+            connected.into_iter().enumerate().map(|(index, client)| (client, [(index % groups) as u32; 2])).collect();
         let pool = Pool::start(dealt, self.threads, SIZE, epoch, publisher.gate())?;
         pause(self.settle)?;
         let resident_after = target.meter.resident()?;
@@ -129,7 +139,15 @@ impl IdleArgs {
         let pings = pool.take()?;
 
         let deadline = Duration::from_secs(10);
-        let plan = Plan { messages: groups as u64, pace: Pace::Window(1), size: SIZE, joined: false, deadline };
+        let plan = Plan {
+            messages: groups as u64,
+            pace: Pace::Window(1),
+            size: SIZE,
+            binary: false,
+            joined: false,
+            deadline,
+            from: None,
+        };
         let outcome = publisher.run(&plan)?;
         let mut stats = pool.take()?;
         let delivered = stats.delivered;
@@ -140,7 +158,7 @@ impl IdleArgs {
         let on = if nodes > 1 { format!(" on {nodes} nodes") } else { String::new() };
         let each = |value: f64| value / clients as f64;
         let wrong = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + outcome.errors;
-        Ok(IdleReport {
+        let mut report = IdleReport {
             title: format!("idle: {clients} clients{over}{on}, each with a uid and in one of {groups} groups"),
             resident_before,
             resident_after,
@@ -154,8 +172,13 @@ impl IdleArgs {
             first_close: stats.first_close,
             delivered,
             expected: outcome.expected,
+            charts: Vec::new(),
+            redis_version,
             pass: wrong == 0 && delivered == clients as u64,
-        })
+            memory,
+        };
+        report.charts = report.charts();
+        Ok(report)
     }
 }
 
@@ -164,22 +187,25 @@ fn since(now: Option<Usage>, before: Option<Usage>) -> Option<Cpu> {
 }
 
 fn pause(seconds: u64) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(seconds);
-    while Instant::now() < end {
+    let begin = Instant::now();
+    progress::phase("watching", seconds);
+    while begin.elapsed() < Duration::from_secs(seconds) {
         crate::interrupted()?;
+        progress::at(begin.elapsed().as_secs());
         std::thread::sleep(Duration::from_millis(50));
     }
     Ok(())
 }
 
 impl IdleReport {
-    /// Whether nobody was lost.
-    pub(crate) fn pass(&self) -> bool {
-        self.pass
+    /// Memory over the number of connections, while they came.
+    pub(crate) fn charts(&self) -> Vec<Chart> {
+        let line = Series { name: "nodes, resident".to_owned(), unit: "MiB", points: self.memory.clone() };
+        vec![Chart { title: "idle: memory".to_owned(), across: "connections", lines: vec![line] }]
     }
 
-    /// The table.
-    pub(crate) fn table(&self) -> String {
+    /// All of it for a reader.
+    pub(crate) fn sheet(&self) -> Sheet {
         let or_dash =
             |figure: Option<f64>, digits| figure.map_or("–".to_owned(), |figure| format!("{figure:.digits$}"));
         let rows = [
@@ -194,13 +220,14 @@ impl IdleReport {
             ("connections lost", vec![self.closed.to_string()]),
             ("reached at the end", vec![format!("{} of {}", self.delivered, self.expected)]),
         ];
-        let mut out = format!("{}\n\n{}", self.title, table(&rows));
-        if let Some(close) = &self.first_close {
-            out.push_str("note: the first lost connection: ");
-            out.push_str(close);
-            out.push('\n');
+        Sheet {
+            title: self.title.clone(),
+            facts: self.redis_version.iter().map(|version| ("Redis", version.clone())).collect(),
+            rows: rows.map(|(label, cells)| (label.to_owned(), cells)).into(),
+            lines: Vec::new(),
+            notes: self.first_close.iter().map(|close| format!("the first lost connection: {close}")).collect(),
+            fault: (!self.pass).then_some("not everyone was still there"),
+            charts: self.charts.clone(),
         }
-        out.push_str(if self.pass { "pass\n" } else { "FAIL: not everyone was still there\n" });
-        out
     }
 }

@@ -129,6 +129,25 @@ impl Meter {
         Ok(sum)
     }
 
+    /// Open descriptors.
+    pub(crate) fn descriptors(&self) -> Result<u64> {
+        let count = |pid| -> Result<u64> {
+            let path = format!("/proc/{pid}/fd");
+            Ok(std::fs::read_dir(&path).map_err(|error| format!("{path}: {error}"))?.count() as u64)
+        };
+        self.pids.iter().map(count).sum()
+    }
+
+    /// Threads.
+    pub(crate) fn threads(&self) -> Result<u64> {
+        let count = |pid| -> Result<u64> {
+            let status = read(&format!("/proc/{pid}/status"))?;
+            let value = status.lines().find_map(|line| line.strip_prefix("Threads:"));
+            Ok(value.ok_or("no Threads in /proc")?.trim().parse()?)
+        };
+        self.pids.iter().map(count).sum()
+    }
+
     /// Makes sure that each process may open `needed` descriptors.
     pub(crate) fn check_descriptors(&self, needed: u64) -> Result<()> {
         for pid in &self.pids {
@@ -248,6 +267,7 @@ mod tests {
         let meter = Meter { pids: vec![std::process::id()] };
         assert!(meter.resident().unwrap() > 100_000);
         assert!(meter.cpu().is_ok() && own_cpu().is_ok());
+        assert!(meter.descriptors().unwrap() > 2 && meter.threads().unwrap() > 0);
         assert!(meter.check_descriptors(1).is_ok());
         assert!(meter.check_descriptors(u64::MAX).is_err());
     }

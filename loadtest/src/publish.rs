@@ -11,13 +11,16 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use hdrhistogram::Histogram;
 use mio::{Events, Interest, Poll, Token, Waker};
 use socket2::Socket;
 
 use crate::clients::{self, Gate};
 use crate::http::{self, Api};
-use crate::message::Header;
+use crate::message::{self, Header};
+use crate::progress::Watch;
 use crate::redis::{self, Value};
 use crate::scenario::memberships;
 use crate::{Result, floor, socket};
@@ -46,6 +49,38 @@ impl Kind {
         }
     }
 
+    /// The command that sends.
+    fn op(self) -> &'static str {
+        match self {
+            Self::Group => "sendToGroup",
+            Self::Uid => "sendToUid",
+        }
+    }
+
+    /// Appends that command for a message, as JSON.
+    fn command(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
+        out.extend_from_slice(b"{\"op\":\"");
+        out.extend_from_slice(self.op().as_bytes());
+        out.extend_from_slice(b"\",");
+        self.fields(out, header, plan);
+        out.push(b'}');
+    }
+
+    /// Appends its fields: to whom, and the message.
+    fn fields(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
+        let (field, letter) = self.names();
+        let form = if plan.binary { "binary" } else { "message" };
+        out.extend_from_slice(format!("\"{field}\":\"{letter}{}\",\"{form}\":\"", header.topic).as_bytes());
+        if plan.binary {
+            let mut bytes = Vec::with_capacity(plan.size);
+            plan.payload(&mut bytes, header);
+            out.extend_from_slice(BASE64_STANDARD.encode(bytes).as_bytes());
+        } else {
+            plan.payload(out, header);
+        }
+        out.push(b'"');
+    }
+
     /// The channel of a topic.
     pub(crate) fn channel(self, prefix: &str, topic: u32) -> String {
         let (kind, letter) = self.names();
@@ -60,6 +95,8 @@ pub(crate) enum Wire {
     Http(Api, Kind),
     /// `PUBLISH`, to channels with this prefix.
     Redis(redis::Address, String, Kind),
+    /// `XADD` to the task stream under this prefix; tasks run side by side, so nothing arrives in order for sure.
+    Tasks(redis::Address, String, Kind),
     /// `GatewayWorker`'s inner protocol, which answers no message.
     Php(SocketAddr, Kind),
     /// Orders to the bare server.
@@ -69,49 +106,42 @@ pub(crate) enum Wire {
 impl Wire {
     /// Opens a connection.
     pub(crate) fn connect(&self) -> Result<Socket> {
-        match self {
+        let socket = match self {
             Self::Http(api, _) => {
-                let mut socket = socket::tcp(api.address, None)?;
-                greet(&mut socket)?;
-                Ok(socket)
+                socket::tcp(api.address, None).and_then(|mut socket| greet(&mut socket).map(|()| socket))
             }
-            Self::Redis(address, ..) => address.connect(),
+            Self::Redis(address, ..) | Self::Tasks(address, ..) => address.connect(),
             Self::Php(address, _) | Self::Floor(address) => socket::tcp(*address, None),
-        }
+        };
+        socket.map_err(|error| format!("connecting to {} failed: {error}", self.server()).into())
     }
 
     /// Who answers.
     fn server(&self) -> String {
         match self {
-            Self::Http(api, _) => api.address.to_string(),
-            Self::Redis(address, ..) => format!("Redis, {address:?},"),
+            Self::Http(api, _) => format!("the API, {},", api.address),
+            Self::Redis(address, ..) | Self::Tasks(address, ..) => format!("Redis, {address:?},"),
             Self::Php(address, _) => format!("the door for PHP, {address},"),
             Self::Floor(_) => "the floor server".to_owned(),
         }
     }
 
     /// Appends a request that sends `count` messages, the first of which is `first`, in one go.
-    fn request(&self, out: &mut Vec<u8>, first: Header, count: u32, size: usize, joined: bool) {
+    fn request(&self, out: &mut Vec<u8>, first: Header, count: u32, plan: &Plan) {
         let headers = (0..count).map(|index| Header { seq: first.seq.wrapping_add(index), ..first });
         let mut body = Vec::new();
         match self {
             Self::Http(api, kind) => {
-                let (field, letter) = kind.names();
-                let op = if *kind == Kind::Group { "sendToGroup" } else { "sendToUid" };
-                let target = format!("\"{field}\":\"{letter}{}\",\"message\":\"", first.topic);
                 if count == 1 {
                     body.push(b'{');
-                    body.extend_from_slice(target.as_bytes());
-                    first.write(&mut body, size);
-                    body.extend_from_slice(b"\"}");
-                    return api.post(out, op, &body);
+                    kind.fields(&mut body, first, plan);
+                    body.push(b'}');
+                    return api.post(out, kind.op(), &body);
                 }
                 body.extend_from_slice(b"{\"commands\":[");
                 for (index, header) in headers.enumerate() {
-                    let comma = if index == 0 { "" } else { "," };
-                    body.extend_from_slice(format!("{comma}{{\"op\":\"{op}\",{target}").as_bytes());
-                    header.write(&mut body, size);
-                    body.extend_from_slice(b"\"}");
+                    body.extend_from_slice(if index == 0 { b"" } else { b"," });
+                    kind.command(&mut body, header, plan);
                 }
                 body.extend_from_slice(b"]}");
                 api.post(out, "batch", &body);
@@ -120,8 +150,16 @@ impl Wire {
                 let channel = kind.channel(prefix, first.topic);
                 for header in headers {
                     body.clear();
-                    header.write(&mut body, size);
+                    plan.payload(&mut body, header);
                     redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
+                }
+            }
+            Self::Tasks(_, prefix, kind) => {
+                let stream = format!("{prefix}:tasks");
+                for header in headers {
+                    body.clear();
+                    kind.command(&mut body, header, plan);
+                    redis::command(out, &[b"XADD", stream.as_bytes(), b"*", b"command", &body]);
                 }
             }
             Self::Php(_, kind) => {
@@ -132,16 +170,16 @@ impl Wire {
                 };
                 for header in headers {
                     body.clear();
-                    header.write(&mut body, size);
+                    plan.payload(&mut body, header);
                     php_packet(out, command, ext.as_bytes(), &body);
                 }
             }
             Self::Floor(_) => {
                 for header in headers {
-                    body.extend_from_slice(&(size as u32).to_le_bytes());
-                    header.write(&mut body, size);
+                    body.extend_from_slice(&(plan.size as u32).to_le_bytes());
+                    plan.payload(&mut body, header);
                 }
-                floor::order(out, if joined { b'G' } else { b'S' }, first.topic, &body);
+                floor::order(out, if plan.joined { b'G' } else { b'S' }, first.topic, &body);
             }
         }
     }
@@ -149,6 +187,11 @@ impl Wire {
     /// Whether requests are answered.
     fn answers(&self) -> bool {
         !matches!(self, Self::Php(..))
+    }
+
+    /// Whether the messages to a topic should arrive in order.
+    fn is_ordered(&self) -> bool {
+        !matches!(self, Self::Tasks(..))
     }
 
     /// Appends a request that binds a client to a uid and puts it into a group.
@@ -159,7 +202,9 @@ impl Wire {
                 let (bind, join) = (command(uid, Kind::Uid), command(group, Kind::Group));
                 api.post(out, "batch", format!("{{\"commands\":[{bind},{join}]}}").as_bytes());
             }
-            Self::Redis(..) | Self::Php(..) => return Err("what is bound there is not answered".into()),
+            Self::Redis(..) | Self::Tasks(..) | Self::Php(..) => {
+                return Err("what is bound there is not answered".into());
+            }
             Self::Floor(_) => floor::order(out, b'J', group, &u32::from_str_radix(client_id, 16)?.to_le_bytes()),
         }
         Ok(())
@@ -174,17 +219,18 @@ impl Wire {
                     answer.status != 200 || count > 1 && answer.body.windows(8).any(|bytes| bytes == b"\"error\":");
                 (answer.length, failed.then(|| answer.words()))
             })),
-            Self::Redis(..) => {
+            Self::Redis(..) | Self::Tasks(..) => {
                 let (mut rest, mut error) = (input, None);
                 for _ in 0..count {
                     let Some((value, after)) = redis::front(rest)? else {
                         return Ok(None);
                     };
                     rest = after;
-                    match value {
-                        Value::Integer(1..) => {}
-                        Value::Integer(_) => error = Some("PUBLISH: nobody is subscribed".to_owned()),
-                        other => error = Some(format!("PUBLISH: {other:?}")),
+                    match (self, value) {
+                        (Self::Redis(..), Value::Integer(1..)) | (Self::Tasks(..), Value::Text(_)) => {}
+                        (_, Value::Integer(_)) => error = Some("PUBLISH: nobody is subscribed".to_owned()),
+                        (Self::Tasks(..), other) => error = Some(format!("XADD: {other:?}")),
+                        (_, other) => error = Some(format!("PUBLISH: {other:?}")),
                     }
                 }
                 Ok(Some((input.len() - rest.len(), error)))
@@ -237,10 +283,25 @@ pub(crate) struct Plan {
     pub(crate) pace: Pace,
     /// Bytes of a payload.
     pub(crate) size: usize,
+    /// In binary frames instead of text.
+    pub(crate) binary: bool,
     /// For the floor: gather what waits for one socket.
     pub(crate) joined: bool,
     /// Without a delivery for so long, the rest counts as lost.
     pub(crate) deadline: Duration,
+    /// With a rate: when the schedule begins, in nanoseconds since the start of the tester; also in the past, for one that
+    /// goes on from an earlier stretch. Else now.
+    pub(crate) from: Option<u64>,
+}
+
+impl Plan {
+    /// Appends the payload of a message.
+    fn payload(&self, out: &mut Vec<u8>, header: Header) {
+        header.write(out, self.size);
+        if self.binary {
+            message::make_binary(out);
+        }
+    }
 }
 
 /// What came of a stretch.
@@ -260,18 +321,30 @@ pub(crate) struct Outcome {
     pub(crate) wall: Duration,
     /// Whether the run was given up because deliveries stopped.
     pub(crate) gave_up: bool,
+    /// Whether the messages to a topic should have arrived in order.
+    pub(crate) ordered: bool,
+    /// Seconds since the first request, and deliveries until then.
+    pub(crate) samples: Vec<(f64, u64)>,
+}
+
+/// A connection and what goes through it.
+#[derive(Debug)]
+pub(crate) struct Route {
+    /// How.
+    pub(crate) wire: Wire,
+    /// Requests that may be on the way.
+    pub(crate) depth: u32,
+    /// The topics, in turn; no other route has them. At least one.
+    pub(crate) topics: Vec<u32>,
 }
 
 /// The connections, and the state that outlives a stretch.
 pub(crate) struct Publisher {
-    wire: Wire,
     poll: Poll,
     gate: Arc<Gate>,
     lanes: Vec<Lane>,
     /// Lanes that may take a request, in turn.
     free: VecDeque<usize>,
-    /// Requests that may be on the way on one lane.
-    depth: u32,
     /// Requests on the way on all of them.
     waiting: u64,
     /// Members of each topic.
@@ -285,14 +358,15 @@ pub(crate) struct Publisher {
 
 /// One connection.
 struct Lane {
+    route: Route,
     stream: Socket,
     output: Vec<u8>,
     written: usize,
     input: Vec<u8>,
     /// Requests on the way.
     waiting: u32,
-    /// The topics are `first`, `first + lanes`, …; this is the next one.
-    topic: usize,
+    /// Index of the next topic.
+    next: usize,
     /// When it last became free after it had not been.
     free_at: u64,
 }
@@ -313,41 +387,31 @@ fn greet(stream: &mut Socket) -> Result<()> {
 }
 
 impl Publisher {
-    /// Opens `lanes` connections (not more than topics), each of which may have `depth` requests on the way. `members`
-    /// counts the receivers of each topic.
-    pub(crate) fn new(wire: Wire, lanes: usize, depth: u32, members: Vec<u32>, epoch: Instant) -> Result<Self> {
+    /// Opens `lanes` connections (not more than topics) of one kind, each of which may have `depth` requests on the way, and
+    /// deals the topics to them. `members` counts the receivers of each topic.
+    pub(crate) fn new(wire: &Wire, lanes: usize, depth: u32, members: Vec<u32>, epoch: Instant) -> Result<Self> {
+        let lanes = lanes.clamp(1, members.len().max(1));
+        let topics = |lane| (lane..members.len()).step_by(lanes).map(|topic| topic as u32).collect();
+        let routes = (0..lanes).map(|lane| Route { wire: wire.clone(), depth: depth.max(1), topics: topics(lane) });
+        Self::through(routes.collect(), members, epoch)
+    }
+
+    /// Opens these connections, which take turns.
+    pub(crate) fn through(routes: Vec<Route>, members: Vec<u32>, epoch: Instant) -> Result<Self> {
         let poll = Poll::new()?;
         let gate = Arc::new(Gate::new(Waker::new(poll.registry(), WAKE)?));
-        let mut publisher = Self {
-            wire,
-            poll,
-            gate,
-            lanes: Vec::new(),
-            free: VecDeque::new(),
-            depth: depth.max(1),
-            waiting: 0,
-            seqs: vec![0; members.len()],
-            members,
-            expected: 0,
-            epoch,
-        };
-        for index in 0..lanes.clamp(1, publisher.members.len().max(1)) {
-            let stream = publisher.wire.connect()?;
+        let mut lanes = Vec::new();
+        for (index, route) in routes.into_iter().enumerate() {
+            let stream = route.wire.connect()?;
             let both = Interest::READABLE | Interest::WRITABLE;
-            socket::register(publisher.poll.registry(), &stream, Token(index), both)?;
-            publisher.lanes.push(Lane {
-                stream,
-                output: Vec::new(),
-                written: 0,
-                input: Vec::new(),
-                waiting: 0,
-                topic: index,
-                free_at: 0,
-            });
-            publisher.free.push_back(index);
+            socket::register(poll.registry(), &stream, Token(index), both)?;
+            let (output, input) = (Vec::new(), Vec::new());
+            lanes.push(Lane { route, stream, output, written: 0, input, waiting: 0, next: 0, free_at: 0 });
         }
-        Ok(publisher)
+        let (free, seqs) = ((0..lanes.len()).collect(), vec![0; members.len()]);
+        Ok(Self { poll, gate, lanes, free, waiting: 0, members, seqs, expected: 0, epoch })
     }
+
     /// Where receivers count.
     pub(crate) fn gate(&self) -> &Arc<Gate> {
         &self.gate
@@ -367,9 +431,13 @@ impl Publisher {
             lag: clients::histogram()?,
             wall: Duration::ZERO,
             gave_up: false,
+            ordered: self.lanes.iter().all(|lane| lane.route.wire.is_ordered()),
+            samples: Vec::new(),
         };
-        let began = self.now();
+        let began = plan.from.unwrap_or_else(|| self.now());
+        let mut watch = Watch::default();
         let start = self.expected;
+        let before = self.gate.delivered();
         let largest = u64::from(self.members.iter().copied().max().unwrap_or(0));
         let burst = if let Pace::Backlog(count) = plan.pace { count.max(1) } else { 1 };
         if let Pace::Rate(_) = plan.pace {
@@ -384,6 +452,7 @@ impl Publisher {
             crate::interrupted()?;
             let now = self.now();
             let delivered = self.gate.delivered();
+            watch.look(now.saturating_sub(began), delivered - before, outcome.published);
             // the next may go at the time `due`, and when `enough` was delivered
             let mut due = 0;
             let mut enough = 0;
@@ -422,15 +491,15 @@ impl Publisher {
                 progress = (delivered, answered, Instant::now());
             } else if progress.2.elapsed() > plan.deadline {
                 if self.waiting > 0 {
-                    return Err(format!("no answer from {} within {:?}", self.wire.server(), plan.deadline).into());
+                    let silent = self.lanes.iter().find(|lane| lane.waiting > 0);
+                    let server = silent.map_or_else(String::new, |lane| lane.route.wire.server());
+                    return Err(format!("no answer from {server} within {:?}", plan.deadline).into());
                 }
                 outcome.gave_up = true;
                 break;
             }
-            if self.depth > 1 {
-                // what became due together leaves in one write
-                self.lanes.iter_mut().try_for_each(Lane::flush)?;
-            }
+            // what became due together leaves in one write
+            self.lanes.iter_mut().filter(|lane| lane.route.depth > 1).try_for_each(Lane::flush)?;
             let blocked = delivered < enough;
             self.gate.wake_at(if blocked { enough } else { u64::MAX });
             let timeout = if blocked && self.gate.delivered() >= enough { Duration::ZERO } else { TICK };
@@ -440,8 +509,9 @@ impl Publisher {
                 answered += self.answers(event, burst, &mut outcome)?;
             }
         }
+        outcome.samples = watch.end(self.now().saturating_sub(began), self.gate.delivered() - before);
         outcome.expected = self.expected - start;
-        outcome.wall = Duration::from_nanos(self.now() - began);
+        outcome.wall = Duration::from_nanos(self.now().saturating_sub(began));
         if outcome.gave_up {
             outcome.wall = outcome.wall.saturating_sub(plan.deadline);
             // what is lost stays lost: the next stretch waits for its own deliveries only
@@ -472,32 +542,31 @@ impl Publisher {
     }
 
     fn send(&mut self, index: usize, due: u64, now: u64, burst: u32, plan: &Plan, outcome: &mut Outcome) -> Result<()> {
-        let lanes = self.lanes.len();
         let lane = self.lanes.get_mut(index).ok_or("no such lane")?;
-        let topic = lane.topic;
-        lane.topic = if topic + lanes < self.members.len() { topic + lanes } else { index };
-        let seq = self.seqs.get_mut(topic).ok_or("no such topic")?;
+        let topic = *lane.route.topics.get(lane.next).ok_or("no such topic")?;
+        lane.next = (lane.next + 1) % lane.route.topics.len();
+        let seq = self.seqs.get_mut(topic as usize).ok_or("no such topic")?;
         let sent = if let Pace::Rate(_) = plan.pace { due } else { now };
-        let first = Header { topic: topic as u32, seq: *seq, sent };
+        let first = Header { topic, seq: *seq, sent };
         *seq = seq.checked_add(burst).ok_or("more than 2³² messages to one topic")?;
         if lane.written == lane.output.len() {
             lane.output.clear();
             lane.written = 0;
         }
-        self.wire.request(&mut lane.output, first, burst, plan.size, plan.joined);
-        if self.wire.answers() {
+        lane.route.wire.request(&mut lane.output, first, burst, plan);
+        if lane.route.wire.answers() {
             lane.waiting += 1;
             self.waiting += 1;
         }
-        if lane.waiting < self.depth {
+        if lane.waiting < lane.route.depth {
             self.free.push_back(index);
         }
         if let Pace::Rate(_) = plan.pace {
             outcome.lag.saturating_record(now.saturating_sub(due.max(lane.free_at)));
         }
         outcome.published += u64::from(burst);
-        self.expected += u64::from(burst) * u64::from(self.members.get(topic).copied().unwrap_or(0));
-        if self.depth == 1 { lane.flush() } else { Ok(()) }
+        self.expected += u64::from(burst) * u64::from(self.members.get(topic as usize).copied().unwrap_or(0));
+        if lane.route.depth == 1 { lane.flush() } else { Ok(()) }
     }
 
     /// Looks at a connection; gives the number of its requests that were answered.
@@ -523,12 +592,12 @@ impl Publisher {
             if lane.waiting == 0 {
                 return Err("more answers than requests".into());
             }
-            let Some((length, error)) = self.wire.answer(rest, burst)? else {
+            let Some((length, error)) = lane.route.wire.answer(rest, burst)? else {
                 break;
             };
             used += length;
             answered += 1;
-            if lane.waiting == self.depth {
+            if lane.waiting == lane.route.depth {
                 lane.free_at = self.epoch.elapsed().as_nanos() as u64;
                 self.free.push_back(index);
             }
@@ -571,12 +640,33 @@ mod tests {
         serde_json::from_slice(&out[end..]).unwrap()
     }
 
+    fn plan(binary: bool) -> Plan {
+        let deadline = Duration::from_secs(10);
+        Plan { messages: 1, pace: Pace::Free, size: 64, binary, joined: false, deadline, from: None }
+    }
+
+    #[test]
+    fn a_binary_message_is_base64_over_http_and_bytes_through_redis() {
+        let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: None };
+        let first = Header { topic: 17, seq: 5, sent: 9 };
+        let mut out = Vec::new();
+        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, &plan(true));
+        let body = body(&out);
+        assert_eq!((&body["uid"], &body["message"]), (&"u17".into(), &serde_json::Value::Null));
+        let bytes = BASE64_STANDARD.decode(body["binary"].as_str().unwrap()).unwrap();
+        assert!(message::is_binary(&bytes));
+        assert_eq!(Header::read(&bytes, 64), Some(first));
+        out.clear();
+        redis("127.0.0.1:1", Kind::Uid).request(&mut out, first, 1, &plan(true));
+        assert!(out.ends_with(&[&bytes[..], b"\r\n"].concat()));
+    }
+
     #[test]
     fn one_message_is_one_command() {
         let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: Some("secret".into()) };
         let mut out = Vec::new();
         let first = Header { topic: 17, seq: 5, sent: 9 };
-        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, 64, false);
+        Wire::Http(api, Kind::Uid).request(&mut out, first, 1, &plan(false));
         let text = String::from_utf8_lossy(&out);
         assert!(
             text.starts_with("POST /api/sendToUid HTTP/1.1\r\n")
@@ -592,7 +682,7 @@ mod tests {
         let api = Api { address: "127.0.0.1:7273".parse().unwrap(), token: None };
         let mut out = Vec::new();
         let first = Header { topic: 2, seq: 5, sent: 9 };
-        Wire::Http(api, Kind::Group).request(&mut out, first, 3, 64, false);
+        Wire::Http(api, Kind::Group).request(&mut out, first, 3, &plan(false));
         let body = body(&out);
         let commands = body["commands"].as_array().unwrap();
         let seqs: Vec<u32> = commands
@@ -639,7 +729,7 @@ mod tests {
     fn over_redis_each_message_is_a_publish() {
         let mut out = Vec::new();
         let first = Header { topic: 2, seq: 5, sent: 9 };
-        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, 64, false);
+        redis("127.0.0.1:1", Kind::Group).request(&mut out, first, 3, &plan(false));
         let mut rest = out.as_slice();
         for seq in 5..8 {
             let (value, after) = redis::front(rest).unwrap().unwrap();
@@ -656,7 +746,7 @@ mod tests {
     #[test]
     fn to_php_each_message_is_a_packet() {
         let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
-        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, 64, false);
+        Wire::Php("127.0.0.1:1".parse().unwrap(), Kind::Group).request(&mut out, first, 2, &plan(false));
         let ext = br#"{"group":["g2"],"exclude":null}"#;
         let length = 28 + ext.len() + 64;
         assert_eq!(out.len(), 2 * length);
@@ -664,6 +754,37 @@ mod tests {
         assert_eq!((packet[3] as usize, packet[4], packet[21], packet[27] as usize), (length, 22, 1, ext.len()));
         assert!(packet[28..].starts_with(ext));
         assert_eq!(Header::read(&packet[28 + ext.len()..], 64), Some(first));
+    }
+
+    #[test]
+    fn each_task_is_an_entry_with_a_command() {
+        let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
+        let Wire::Redis(address, prefix, kind) = redis("127.0.0.1:1", Kind::Group) else { panic!("not Redis") };
+        let wire = Wire::Tasks(address, prefix, kind);
+        wire.request(&mut out, first, 2, &plan(false));
+        let mut rest = out.as_slice();
+        for seq in 5..7 {
+            let (value, after) = redis::front(rest).unwrap().unwrap();
+            let Value::Array(words) = value else { panic!("{value:?}") };
+            let [
+                Value::Text(b"XADD"),
+                Value::Text(b"mg:tasks"),
+                Value::Text(b"*"),
+                Value::Text(b"command"),
+                Value::Text(command),
+            ] = &*words
+            else {
+                panic!("{words:?}")
+            };
+            let command: serde_json::Value = serde_json::from_slice(command).unwrap();
+            assert_eq!((&command["op"], &command["group"]), (&"sendToGroup".into(), &"g2".into()));
+            let message = command["message"].as_str().unwrap();
+            assert_eq!(Header::read(message.as_bytes(), 64), Some(Header { seq, ..first }));
+            rest = after;
+        }
+        assert!(rest.is_empty() && !wire.is_ordered());
+        assert_eq!(wire.answer(b"$3\r\n1-0\r\n$3\r\n2-0\r\n", 2).unwrap(), Some((18, None)));
+        assert!(wire.answer(b"-OOM no\r\n", 1).unwrap().unwrap().1.unwrap().contains("XADD"));
     }
 
     #[test]
@@ -685,12 +806,18 @@ mod tests {
         let epoch = Instant::now();
         let members = vec![2, 1, 1];
         let wire = Wire::Redis(server.address.clone(), "mg".to_owned(), Kind::Uid);
-        let mut publisher = Publisher::new(wire, 2, PIPELINE, members, epoch).unwrap();
+        let mut publisher = Publisher::new(&wire, 2, PIPELINE, members, epoch).unwrap();
         let topics = [0, 0, 1, 2];
         let channels = topics.iter().map(|&topic| Kind::Uid.channel("mg", topic));
         let clients = clients::subscribe(&server.address, channels).unwrap();
-        let pool =
-            clients::Pool::start(clients.into_iter().zip(topics).collect(), 1, 64, epoch, publisher.gate()).unwrap();
+        let pool = clients::Pool::start(
+            clients.into_iter().zip(topics.map(|topic| [topic; 2])).collect(),
+            1,
+            64,
+            epoch,
+            publisher.gate(),
+        )
+        .unwrap();
         let before = server.usage().unwrap();
         for pace in [
             Pace::Window(256),
@@ -701,7 +828,7 @@ mod tests {
             Pace::Free,
         ] {
             let deadline = Duration::from_secs(10);
-            let outcome = publisher.run(&Plan { messages: 3000, pace, size: 64, joined: false, deadline }).unwrap();
+            let outcome = publisher.run(&Plan { messages: 3000, pace, deadline, ..plan(false) }).unwrap();
             let stats = pool.take().unwrap();
             assert_eq!((outcome.published, outcome.errors, outcome.gave_up), (3000, 0, false), "{pace:?}");
             assert_eq!((stats.delivered, stats.duplicates, stats.reordered), (outcome.expected, 0, 0), "{pace:?}");

@@ -82,18 +82,33 @@ impl Redis {
         }
     }
 
+    /// Bytes that it has allocated (`used_memory`).
+    pub(crate) fn memory(&self) -> Result<u64> {
+        let info = ask(&mut self.address.connect()?, &["INFO", "memory"])?;
+        let memory = figure(&String::from_utf8_lossy(&info), "used_memory");
+        memory.ok_or_else(|| format!("{}: INFO was not understood", self.url).into())
+    }
+
     /// What it used so far.
     pub(crate) fn usage(&self) -> Result<Usage> {
         let mut socket = self.address.connect()?;
-        let info = [ask(&mut socket, &["INFO", "cpu"])?, ask(&mut socket, &["INFO", "commandstats"])?].concat();
+        let sections = ["server", "cpu", "commandstats"].map(|section| ask(&mut socket, &["INFO", section]));
+        let info = sections.into_iter().collect::<Result<Vec<_>>>()?.concat();
         Usage::read(&String::from_utf8_lossy(&info))
             .ok_or_else(|| format!("{}: INFO was not understood", self.url).into())
     }
 }
 
+/// The value of a line such as `used_memory:1836` of an `INFO`.
+fn figure<T: std::str::FromStr>(info: &str, key: &str) -> Option<T> {
+    info.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok())
+}
+
 /// CPU time and commands of a Redis, by its own account: exact to a microsecond, and known of a server elsewhere too.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub(crate) struct Usage {
+    /// Of the server, such as `7.0.15`, if it says so.
+    pub(crate) version: Option<String>,
     /// All threads of the server.
     pub(crate) cpu: Cpu,
     /// Calls by name, those from inside scripts too; not our own `INFO`.
@@ -102,16 +117,15 @@ pub(crate) struct Usage {
 
 impl Usage {
     fn read(info: &str) -> Option<Self> {
-        let seconds = |key: &str| {
-            let value = info.lines().find_map(|line| line.strip_prefix(key))?;
-            Some(Duration::try_from_secs_f64(value.trim().parse().ok()?).ok()?.as_micros() as u64)
-        };
+        let seconds = |key: &str| Some(Duration::try_from_secs_f64(figure(info, key)?).ok()?.as_micros() as u64);
         let calls = info.lines().filter_map(|line| {
             let (name, rest) = line.strip_prefix("cmdstat_")?.split_once(":calls=")?;
             Some((name.to_owned(), rest.split(',').next()?.parse().ok()?))
         });
+        let version = info.lines().find_map(|line| line.strip_prefix("redis_version:"));
         Some(Self {
-            cpu: Cpu { user: seconds("used_cpu_user:")?, system: seconds("used_cpu_sys:")? },
+            version: version.map(|version| version.trim().to_owned()),
+            cpu: Cpu { user: seconds("used_cpu_user")?, system: seconds("used_cpu_sys")? },
             calls: calls.filter(|(name, _)| name != "info").collect(),
         })
     }
@@ -122,7 +136,8 @@ impl Usage {
             let earlier = before.calls.get(name).copied().unwrap_or(0);
             (name.clone(), count.saturating_sub(earlier))
         });
-        Self { cpu: self.cpu.since(before.cpu), calls: calls.filter(|(_, count)| *count > 0).collect() }
+        let calls = calls.filter(|(_, count)| *count > 0).collect();
+        Self { version: self.version.clone(), cpu: self.cpu.since(before.cpu), calls }
     }
 }
 
@@ -279,10 +294,10 @@ mod tests {
     fn usage_is_read() {
         let before = "# CPU\r\nused_cpu_sys:0.250000\r\nused_cpu_user:1.5\r\nused_cpu_sys_children:9\r\n\
                       cmdstat_publish:calls=10,usec=30,usec_per_call=3.00\r\ncmdstat_ping:calls=1,usec=1\r\n";
-        let after = "used_cpu_sys:0.25\r\nused_cpu_user:1.500007\r\ncmdstat_ping:calls=1,usec=1\r\n\
+        let after = "redis_version:7.0.15\r\nused_cpu_sys:0.25\r\nused_cpu_user:1.500007\r\ncmdstat_ping:calls=1,usec=1\r\n\
                      cmdstat_publish:calls=12,usec=36\r\ncmdstat_info:calls=7,usec=1\r\ncmdstat_client|id:calls=1,usec=1\r\n";
         let used = Usage::read(after).unwrap().since(&Usage::read(before).unwrap());
-        assert_eq!(used.cpu, Cpu { user: 7, system: 0 });
+        assert_eq!((used.cpu, used.version.as_deref()), (Cpu { user: 7, system: 0 }, Some("7.0.15")));
         assert_eq!(used.calls, [("client|id".to_owned(), 1), ("publish".to_owned(), 2)].into());
         assert_eq!(Usage::read("# CPU\r\n"), None);
     }

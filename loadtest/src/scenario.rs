@@ -8,8 +8,11 @@ use clap::Args;
 
 use crate::clients::{self, Connected, Pool, Stats};
 use crate::floor::{self, Floor};
+use crate::http::Caller;
 use crate::message;
+use crate::output::OutputArgs;
 use crate::process::{self, Meter, Pin};
+use crate::progress;
 use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
 use crate::redis::Redis;
 use crate::report::{Contestant, Report, Role, Round, Spent, Unit};
@@ -37,9 +40,8 @@ pub(crate) struct SittingArgs {
     /// Without a delivery (or a cycle's end) for so long, what is missing counts as lost
     #[arg(long, default_value = "10s", value_parser = parse_duration)]
     pub(crate) deadline: Duration,
-    /// Print JSON instead of a table
-    #[arg(long)]
-    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) output: OutputArgs,
 }
 
 /// Options of every mode that publishes.
@@ -50,12 +52,22 @@ pub(crate) struct RunArgs {
     /// Bytes of a message
     #[arg(long, default_value_t = 128)]
     pub(crate) size: usize,
+    /// Send what is no text: as base64 over HTTP, as bytes through Redis; it must arrive in binary frames
+    #[arg(long)]
+    pub(crate) binary: bool,
     /// Receiving threads for each server under test
     #[arg(long, default_value_t = 1)]
     pub(crate) threads: usize,
     /// Run the same without a gateway, in turn: from the publisher through the same Redis to subscribers in the tester
     #[arg(long)]
     pub(crate) raw_redis: bool,
+}
+
+impl RunArgs {
+    /// How a message looks, for the reader.
+    pub(crate) fn form(&self) -> String {
+        format!("{} B{}", self.size, if self.binary { " binary" } else { "" })
+    }
 }
 
 /// Something under test.
@@ -116,19 +128,25 @@ impl SittingArgs {
         mut round: impl FnMut(&Turn, u64) -> Result<(Round, Stats)>,
     ) -> Result<Vec<Contestant>> {
         let warmup = self.warmup.unwrap_or(count / 10);
+        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
+        progress::phase("warm-up", (warmup + rounds as u64 * count) * turns.len() as u64);
+        let mut done = 0;
         if warmup > 0 {
             for turn in &mut turns {
+                progress::stretch(format!("warm-up, {}", turn.contestant.name()), done);
                 let (figures, _) = round(turn, warmup)?;
+                done += warmup;
                 turn.contestant.warm_up(figures);
             }
         }
-        let rounds = self.rounds.unwrap_or(if turns.len() > 1 { 3 } else { 1 });
-        'rounds: for _ in 0..rounds {
+        'rounds: for number in 1..=rounds {
             for turn in &mut turns {
                 if turn.contestant.gave_up() {
                     break 'rounds;
                 }
+                progress::stretch(format!("round {number} of {rounds}, {}", turn.contestant.name()), done);
                 let (figures, stats) = round(turn, count)?;
+                done += count;
                 turn.contestant.add(figures, &stats)?;
             }
         }
@@ -139,13 +157,11 @@ impl SittingArgs {
 impl Server {
     /// What it used so far.
     pub(crate) fn spent(&self) -> Result<Spent> {
-        let (meter, redis) = match self {
-            Self::Gateway(target) => (&target.meter, target.redis.as_deref()),
-            Self::Floor(floor) => (&Meter { pids: vec![floor.pid()] }, None),
-            Self::Raw(redis) => (&Meter { pids: Vec::new() }, Some(&**redis)),
-        };
-        let nodes = if meter.pids.is_empty() { None } else { Some(meter.cpu()?) };
-        Ok(Spent { nodes, redis: redis.map(Redis::usage).transpose()? })
+        match self {
+            Self::Gateway(target) => target.spent(),
+            Self::Floor(floor) => Ok(Spent { nodes: Some(Meter { pids: vec![floor.pid()] }.cpu()?), redis: None }),
+            Self::Raw(redis) => Ok(Spent { nodes: None, redis: Some(redis.usage()?) }),
+        }
     }
 }
 
@@ -189,6 +205,21 @@ pub(crate) fn memberships<'a>(ids: impl Iterator<Item = (&'a str, u32)>, kind: K
     ids.map(command).collect()
 }
 
+/// Puts each client into its group and binds it to its uid, as `topics` says for its number, through the API of its node;
+/// `callers` are those of [`Target::callers`].
+pub(crate) fn enter(callers: &mut [Caller], connected: &[Connected], topics: impl Fn(usize) -> [u32; 2]) -> Result<()> {
+    for (node, caller) in callers.iter_mut().enumerate() {
+        let here = connected.iter().enumerate().filter(|(_, client)| client.home == node);
+        let commands = here.flat_map(|(number, client)| {
+            let [group, uid] = topics(number);
+            let command = |topic, kind| memberships([(&*client.client_id, topic)].into_iter(), kind);
+            [command(uid, Kind::Uid), command(group, Kind::Group)].into_iter().flatten()
+        });
+        caller.batch(&commands.collect::<Vec<String>>())?;
+    }
+    Ok(())
+}
+
 /// How many of `clients` are in each of `topics`.
 pub(crate) fn members(clients: usize, topics: usize) -> Vec<u32> {
     (0..topics).map(|topic| (clients / topics + usize::from(topic < clients % topics)) as u32).collect()
@@ -201,13 +232,19 @@ pub(crate) fn home(client: usize, topics: usize, nodes: usize) -> usize {
 
 impl Scenario<'_> {
     fn plan(&self, messages: u64, joined: bool) -> Plan {
-        Plan { messages, pace: self.pace, size: self.args.size, joined, deadline: self.args.sitting.deadline }
+        let RunArgs { size, binary, sitting, .. } = self.args;
+        let (size, binary, deadline) = (*size, *binary, sitting.deadline);
+        Plan { messages, pace: self.pace, size, binary, joined, deadline, from: None }
     }
 
     /// Sets everything up, runs the rounds in turn, and reports.
     pub(crate) fn run(&self) -> Result<Report> {
         let burst = if let Pace::Backlog(count) = self.pace { count as usize } else { 1 };
         message::check_size(self.args.size, burst)?;
+        message::check_form(self.args.size, self.args.binary, self.topics, self.messages)?;
+        if self.args.binary && self.args.sitting.target.door()? == Door::Php {
+            return Err("--binary: not with --door php, which sends everything as text".into());
+        }
         if burst > 1000 {
             return Err("--backlog: at most 1000, the gateway's limit for one batch".into());
         }
@@ -250,7 +287,7 @@ impl Scenario<'_> {
         let (connected, wire) = match &server {
             Server::Gateway(target) => {
                 let home = |client| home(client, self.topics, target.nodes.len());
-                let connected = target.connect(self.clients, self.spare(), home, number)?;
+                let connected = target.connect(0..self.clients, self.spare(), home, number)?;
                 for (node, mut caller) in target.callers()?.into_iter().enumerate() {
                     let ids = self.ids(&connected).filter(|(client, _)| client.home == node);
                     let ids = ids.map(|(client, topic)| (&*client.client_id, topic));
@@ -259,7 +296,7 @@ impl Scenario<'_> {
                 (connected, target.wire(self.kind)?)
             }
             Server::Floor(floor) => {
-                let connected = clients::connect(&[floor.clients], self.clients, |_| 0, number, None)?;
+                let connected = clients::connect(&[floor.clients], 0..self.clients, |_| 0, number, None)?;
                 let ids = self.ids(&connected).map(|(client, topic)| (client.client_id.clone(), topic));
                 floor::join(floor.control, ids)?;
                 (connected, Wire::Floor(floor.control))
@@ -273,8 +310,9 @@ impl Scenario<'_> {
         };
         // the floor is driven as the gateway is
         let depth = if self.args.sitting.target.door()? == Door::Http { 1 } else { PIPELINE };
-        let publisher = Publisher::new(wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
-        let clients = connected.into_iter().enumerate().map(|(index, client)| (client, self.topic(index))).collect();
+        let publisher = Publisher::new(&wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
+        let clients =
+            connected.into_iter().enumerate().map(|(index, client)| (client, [self.topic(index); 2])).collect();
         let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
         Ok(Side { publisher, pool, server })
     }

@@ -1,6 +1,7 @@
 //! The gateway under test: nodes and their Redis, started for the run or running already.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -15,6 +16,7 @@ use crate::http::{self, Api, Caller};
 use crate::process::{self, Meter, Process};
 use crate::publish::{Kind, Wire};
 use crate::redis::Redis;
+use crate::report::Spent;
 use crate::{PATIENCE, Result};
 
 /// Which gateway to test.
@@ -66,8 +68,22 @@ pub(crate) enum Door {
     Http,
     /// `PUBLISH`, pipelined
     Redis,
+    /// `XADD` to the task stream, pipelined; tasks run side by side, so order is told but not asked for
+    Tasks,
     /// `GatewayWorker`'s inner protocol, pipelined; of a gateway that was started for the run, and of one node
     Php,
+}
+
+impl Door {
+    /// For a title.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Http => "HTTP",
+            Self::Redis => "Redis",
+            Self::Tasks => "tasks",
+            Self::Php => "PHP",
+        }
+    }
 }
 
 /// One of the gateways to compare.
@@ -115,10 +131,25 @@ impl TargetArgs {
             Some(Door::Php) if self.spawn.is_none() || self.nodes.iter().any(|&nodes| nodes != 1) => {
                 Err("--door php: only with --spawn, and of one node, as PHP asks each node itself".into())
             }
-            Some(Door::Redis) if !self.has_redis() => Err("--door redis: name one, --redis or --redis-spawn".into()),
+            Some(Door::Redis | Door::Tasks) if !self.has_redis() => {
+                Err("--door redis, --door tasks: name one, --redis or --redis-spawn".into())
+            }
             Some(door) => Ok(door),
             None => Ok(if self.has_redis() { Door::Redis } else { Door::Http }),
         }
+    }
+
+    /// What the gateway that is started for the run calls itself.
+    pub(crate) fn version(&self) -> Option<String> {
+        version(self.spawn.as_deref()?)
+    }
+
+    /// Every way to publish that there is, or the one that was named.
+    pub(crate) fn doors(&self) -> Result<Vec<Door>> {
+        Ok(match (self.door()?, self.door) {
+            (Door::Redis, None) => vec![Door::Http, Door::Redis],
+            (door, _) => vec![door],
+        })
     }
 
     fn has_redis(&self) -> bool {
@@ -244,6 +275,13 @@ impl TargetArgs {
     }
 }
 
+/// What a gateway calls itself, such as `moongate 0.1.0`.
+pub(crate) fn version(path: &Path) -> Option<String> {
+    let output = Command::new(path).arg("--version").output().ok()?;
+    let version = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    (output.status.success() && !version.is_empty()).then_some(version)
+}
+
 impl Target {
     fn await_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
@@ -260,18 +298,18 @@ impl Target {
         Ok(())
     }
 
-    /// Opens `count` connections, client `i` to node `home(i)`, and makes sure that the nodes may hold them and `spare`
-    /// more. `side` is as for [`clients::connect`].
+    /// Opens connections for these clients, client `i` to node `home(i)`, and makes sure that the nodes may hold them, those
+    /// before them, and `spare` more. `side` is as for [`clients::connect`].
     pub(crate) fn connect(
         &self,
-        count: usize,
+        numbers: Range<usize>,
         spare: usize,
         home: impl Fn(usize) -> usize,
         side: u8,
     ) -> Result<Vec<Connected>> {
-        self.meter.check_descriptors((count.div_ceil(self.nodes.len().max(1)) + spare) as u64)?;
+        self.meter.check_descriptors((numbers.end.div_ceil(self.nodes.len().max(1)) + spare) as u64)?;
         let servers: Vec<SocketAddr> = self.nodes.iter().map(|node| node.clients).collect();
-        clients::connect(&servers, count, home, side, self.trust.as_ref())
+        clients::connect(&servers, numbers, home, side, self.trust.as_ref())
     }
 
     /// A connection to the API of each node.
@@ -279,10 +317,40 @@ impl Target {
         self.nodes.iter().map(|node| Caller::new(&node.api)).collect()
     }
 
+    /// How many clients it lists, on all nodes.
+    pub(crate) fn listed(&self) -> Result<u64> {
+        self.callers()?.into_iter().next().map_or(Ok(0), |mut node| node.clients())
+    }
+
+    /// How many it lists beside `others`, given time to forget who left until they are no more than `clients`.
+    pub(crate) fn settled(&self, others: u64, clients: u64) -> Result<u64> {
+        let end = Instant::now() + PATIENCE;
+        loop {
+            let listed = self.listed()?.saturating_sub(others);
+            if listed <= clients || Instant::now() > end {
+                return Ok(listed);
+            }
+            crate::interrupted()?;
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// What its nodes and its Redis used so far.
+    pub(crate) fn spent(&self) -> Result<Spent> {
+        let nodes = if self.meter.pids.is_empty() { None } else { Some(self.meter.cpu()?) };
+        Ok(Spent { nodes, redis: self.redis.as_deref().map(Redis::usage).transpose()? })
+    }
+
     /// How to publish to it; over HTTP always by the first node.
     pub(crate) fn wire(&self, kind: Kind) -> Result<Wire> {
-        match (self.door, &self.redis, &*self.nodes) {
+        self.wire_through(self.door, kind)
+    }
+
+    /// How to publish to it through this door, which must be there.
+    pub(crate) fn wire_through(&self, door: Door, kind: Kind) -> Result<Wire> {
+        match (door, &self.redis, &*self.nodes) {
             (Door::Php, _, [Node { php: Some(php), .. }, ..]) => Ok(Wire::Php(*php, kind)),
+            (Door::Tasks, Some(redis), _) => Ok(Wire::Tasks(redis.address.clone(), self.prefix.clone(), kind)),
             (Door::Redis, Some(redis), _) => Ok(Wire::Redis(redis.address.clone(), self.prefix.clone(), kind)),
             (_, _, [node, ..]) => Ok(Wire::Http(node.api.clone(), kind)),
             _ => Err("--ws: at least one node is needed".into()),
@@ -344,6 +412,10 @@ mod tests {
         assert_eq!(args("--redis-spawn --spawn moongate").door().unwrap(), Door::Redis);
         assert_eq!(args("--redis redis://127.0.0.1:1 --door http").door().unwrap(), Door::Http);
         assert!(args("--spawn moongate --door redis").door().is_err());
+        assert!(args("--spawn moongate --door tasks").door().is_err());
+        assert_eq!(args("--spawn moongate --redis-spawn --door tasks").doors().unwrap(), [Door::Tasks]);
+        assert_eq!(args("--spawn moongate --redis-spawn").doors().unwrap(), [Door::Http, Door::Redis]);
+        assert_eq!(args("--spawn moongate").doors().unwrap(), [Door::Http]);
         assert_eq!(args("--spawn moongate --door php").door().unwrap(), Door::Php);
         for line in ["--spawn moongate --nodes 2 --redis-spawn", "--ws 127.0.0.1:1 --api 127.0.0.1:2"] {
             assert!(args(&format!("{line} --door php")).door().is_err());

@@ -1,0 +1,172 @@
+//! The load tester's binary against real gateways and a real Redis. Needs `redis-server`.
+#![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests may")]
+
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::OnceLock;
+
+use serde_json::Value;
+
+/// The gateway's binary beside ours. `make test` has built it; where only this package is tested, it is built now.
+fn moongate() -> &'static Path {
+    static PATH: OnceLock<PathBuf> = OnceLock::new();
+    PATH.get_or_init(|| {
+        let path = Path::new(env!("CARGO_BIN_EXE_loadtest")).with_file_name("moongate");
+        if !path.exists() {
+            let profile = if cfg!(debug_assertions) { "dev" } else { "release" };
+            let mut build = Command::new(env!("CARGO"));
+            build.args(["build", "--locked", "--package", "moongate", "--profile", profile]);
+            assert!(build.status().unwrap().success(), "the gateway was not built");
+        }
+        path
+    })
+}
+
+/// Runs the load tester; gives its exit code and its report.
+fn loadtest(arguments: &str) -> (Option<i32>, Value) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    let output = command.args(arguments.split(' ')).arg("--json").output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    let report = serde_json::from_slice(&output.stdout);
+    (output.status.code(), report.unwrap_or_else(|_| panic!("no report, but {error}")))
+}
+
+/// The same with a gateway that is started for the run.
+fn against_moongate(arguments: &str) -> Value {
+    let (code, report) = loadtest(&format!("{arguments} --spawn {}", moongate().display()));
+    assert_eq!((code, &report["pass"]), (Some(0), &Value::Bool(true)), "{report}");
+    report
+}
+
+/// How many points each line of the chart with this title has.
+fn points(report: &Value, title: &str) -> Vec<usize> {
+    let charts = report["charts"].as_array().unwrap();
+    let chart = charts.iter().find(|chart| chart["title"] == title).unwrap_or_else(|| panic!("no {title}: {charts:?}"));
+    chart["lines"].as_array().unwrap().iter().map(|line| line["points"].as_array().unwrap().len()).collect()
+}
+
+#[test]
+fn a_soak_delivers_all_and_shows_what_is_used_meanwhile() {
+    let soak = "soak --redis-spawn --nodes 2 --clients 40 --groups 5 --rate 200 --churn 50 --for 2s --every 200ms";
+    let report = against_moongate(soak);
+    assert_eq!((&report["published"], &report["delivered"]), (&400.into(), &report["expected"]));
+    assert!(report["visitors"].as_u64().unwrap() > 10, "{report}");
+    assert_eq!((&report["visitors_failed"], &report["listed"]), (&0.into(), &40.into()));
+    let samples = report["samples"].as_array().unwrap();
+    assert_eq!(samples.len(), 10);
+    for sample in samples {
+        for figure in ["resident_mib", "redis_mib", "descriptors", "threads", "deliveries_per_second"] {
+            assert!(sample[figure].as_f64().unwrap() > 0.0, "{figure}: {sample}");
+        }
+    }
+    assert_eq!(points(&report, "soak: memory"), [10, 10]);
+    assert_eq!(points(&report, "soak: latency"), [10, 10]);
+    assert_eq!(points(&report, "soak: deliveries"), [10]);
+    assert_eq!(points(&report, "soak: what is open"), [10, 10]);
+    assert!(report["memory"]["began"].as_f64().unwrap() > 0.0, "{report}");
+}
+
+#[test]
+fn a_soak_without_redis_and_visitors() {
+    let report = against_moongate("soak --clients 10 --groups 3 --rate 100 --churn 0 --for 500ms --every 100ms");
+    assert_eq!((&report["published"], &report["visitors"]), (&50.into(), &0.into()));
+    assert_eq!(points(&report, "soak: memory"), [5]);
+}
+
+#[test]
+fn after_a_storm_everyone_is_back_and_listed_once() {
+    let report = against_moongate("storm --redis-spawn --nodes 2 --clients 100 --groups 7 --parallel 16 --repeat 2");
+    let storms = report["storms"].as_array().unwrap();
+    assert_eq!(storms.len(), 2);
+    for storm in storms {
+        for figure in ["back", "delivered", "listed"] {
+            assert_eq!(storm[figure], 100, "{figure}: {storm}");
+        }
+        assert_eq!(storm["failed_attempts"], 0, "{storm}");
+        assert!(storm["redis_commands"]["sadd"].as_f64().unwrap() > 0.0, "{storm}");
+        assert!(storm["resident_peak_mib"].as_f64() >= storm["resident_after_mib"].as_f64(), "{storm}");
+    }
+    assert_eq!(points(&report, "storm: clients that are back"), [100, 100]);
+    assert_eq!(points(&report, "storm: memory of the nodes, resident").len(), 2);
+}
+
+/// A gateway of the test's own.
+struct Gateway {
+    child: Child,
+    clients: SocketAddr,
+    api: SocketAddr,
+}
+
+impl Gateway {
+    fn start() -> Self {
+        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (clients, api) = (free(), free());
+        let mut command = Command::new(moongate());
+        command.env("MOONGATE_LISTEN", clients.to_string()).env("MOONGATE_API_LISTEN", api.to_string());
+        command.env("MOONGATE_LAN_LISTEN", "off").env("MOONGATE_REGISTER_LISTEN", "off");
+        Self { child: command.stdout(Stdio::null()).spawn().unwrap(), clients, api }
+    }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+    }
+}
+
+/// A way to `server` that closes the connections with these numbers at once; ends with the test's process.
+fn refusing(server: SocketAddr, refused: std::ops::Range<usize>) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    let carry = |from: TcpStream, to: TcpStream| {
+        std::thread::spawn(move || {
+            std::io::copy(&mut &from, &mut &to).ok();
+            to.shutdown(Shutdown::Both).ok();
+        })
+    };
+    std::thread::spawn(move || {
+        for (number, client) in listener.incoming().enumerate() {
+            let client = client.unwrap();
+            if refused.contains(&number) {
+                continue;
+            }
+            let server = TcpStream::connect(server).unwrap();
+            carry(client.try_clone().unwrap(), server.try_clone().unwrap());
+            carry(server, client);
+        }
+    });
+    address
+}
+
+#[test]
+fn who_is_refused_in_a_storm_tries_again() {
+    let gateway = Gateway::start();
+    let door = refusing(gateway.clients, 20..25);
+    let storm = "storm --clients 20 --groups 2 --parallel 4 --repeat 1";
+    let (code, report) = loadtest(&format!("{storm} --ws {door} --api {} --pid {}", gateway.api, gateway.child.id()));
+    let storm = &report["storms"][0];
+    assert_eq!((code, &storm["back"], &storm["listed"]), (Some(0), &20.into(), &20.into()), "{report}");
+    assert_eq!(storm["failed_attempts"], 5, "{storm}");
+    assert!(storm["first_failure"].as_str().unwrap().contains("while Greeting was awaited"), "{storm}");
+}
+
+#[test]
+fn tasks_arrive_once_in_whatever_order() {
+    for mode in ["fanout --groups 2 --messages 200 --backlog 4", "unicast --messages 200 --inflight 32"] {
+        let report = against_moongate(&format!("{mode} --clients 20 --redis-spawn --door tasks --warmup 0"));
+        let round = &report["servers"][0]["rounds"][0];
+        assert_eq!((&round["delivered"], &round["ratio_delivered"]), (&round["expected"], &1.0.into()), "{round}");
+        assert_eq!((&round["ordered"], &round["duplicates"]), (&false.into(), &0.into()), "{round}");
+        assert_eq!(round["redis_commands"]["xadd"], 1.0, "{round}");
+    }
+}
+
+#[test]
+fn idle_shows_memory_over_connections() {
+    let report = against_moongate("idle --clients 60 --groups 5 --seconds 0 --settle 0");
+    assert_eq!(points(&report, "idle: memory"), [21]);
+    let last = &report["charts"][0]["lines"][0]["points"][20];
+    assert_eq!(last[0], 60.0, "{report}");
+}
