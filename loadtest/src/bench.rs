@@ -91,7 +91,7 @@ const SET: &[Section] = &[
             row("http-binary", "HTTP, 128 B, binary", "fanout --floor --pin --binary --messages 600"),
             row("http-1k", "HTTP, 1 KiB", "fanout --floor --pin --size 1024 --messages 600"),
             row("http-16k", "HTTP, 16 KiB", "fanout --floor --pin --size 16384 --messages 150"),
-            row("http-64k", "HTTP, 64 KiB", "fanout --floor --pin --size 65536 --messages 50"),
+            row("http-64k", "HTTP, 64 KiB", "fanout --floor --pin --size 65536 --messages 80"),
         ],
     },
     Section {
@@ -102,7 +102,7 @@ const SET: &[Section] = &[
             row("redis-binary", "Redis, 128 B, binary", "fanout --redis-spawn --floor --pin --binary --messages 600"),
             row("redis-1k", "Redis, 1 KiB", "fanout --redis-spawn --floor --pin --size 1024 --messages 600"),
             row("redis-16k", "Redis, 16 KiB", "fanout --redis-spawn --floor --pin --size 16384 --messages 150"),
-            row("redis-64k", "Redis, 64 KiB", "fanout --redis-spawn --floor --pin --size 65536 --messages 50"),
+            row("redis-64k", "Redis, 64 KiB", "fanout --redis-spawn --floor --pin --size 65536 --messages 80"),
         ],
     },
     Section {
@@ -145,12 +145,12 @@ const SET: &[Section] = &[
             row(
                 "redis-groups-1000",
                 "1,000 groups of one, Redis",
-                "fanout --redis-spawn --nodes 1 --floor --pin --groups 1000 --window 256 --messages 100000",
+                "fanout --redis-spawn --nodes 1 --floor --pin --groups 1000 --window 256 --messages 150000",
             ),
             row(
                 "redis-groups-10000",
                 "10,000 groups of one, Redis",
-                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 10000 --window 256 --messages 100000",
+                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 10000 --window 256 --messages 150000",
             ),
         ],
     },
@@ -216,7 +216,7 @@ impl BenchArgs {
             let mut rows = Vec::new();
             for row in section.rows.iter().filter(wanted) {
                 number += 1;
-                progress::prefix(format!("run {number} of {count}, {}: ", row.name));
+                progress::prefix(format!("{number}/{count} {}, ", row.name));
                 rows.push(self.row(row, limit, &version)?);
             }
             if !rows.is_empty() {

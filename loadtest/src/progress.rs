@@ -16,7 +16,8 @@ const INTERVAL: u64 = 100_000_000;
 
 /// A new phase of `total` steps; the time that is left counts from here.
 pub(crate) fn phase(name: &str, total: u64) {
-    const STYLE: &str = "[{bar:30}] {percent:>3} %, {eta} left: {prefix}{msg}, {pos} of {len}";
+    // what does not fit into the line is cut at the end
+    const STYLE: &str = "[{bar:20}] {percent:>3} %, {eta} left, {pos} of {len}: {prefix}{wide_msg}";
     if let Ok(style) = ProgressStyle::with_template(STYLE) {
         BAR.set_style(style.progress_chars("=> "));
     }
