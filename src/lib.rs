@@ -95,7 +95,8 @@
 //!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), connections to the
 //!   API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.
-//! - Nothing per client is allocated or encoded on the way of a message to a WebSocket.
+//! - Nothing per client is allocated or encoded on the way of a message to a WebSocket, but the queue of a client for
+//!   which more than a few wait (`tests/allocations`).
 //! - Outside input cannot panic: `unwrap`, `expect`, `panic` and indexing are denied outside tests.
 
 mod accept;
