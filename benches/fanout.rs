@@ -5,6 +5,7 @@
 
 mod crowd;
 
+use std::io::Read as _;
 use std::net::TcpStream as Peer;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,11 +33,31 @@ fn sixteen_messages(bencher: Bencher, clients: usize) {
     fan_out(bencher, clients, 16);
 }
 
+/// As many threads as shards, each with its share of the clients. Nobody reads meanwhile: no other thread wants a processor.
+#[divan::bench(args = [1, 2, 4], sample_size = 1, sample_count = 200)]
+fn one_message_on_so_many_shards(bencher: Bencher, shards: usize) {
+    const CLIENTS: usize = 1000;
+    let runtime = Builder::new_multi_thread().worker_threads(shards).enable_all().build().unwrap();
+    let (crowd, peers) = Crowd::gather(runtime, shards, CLIENTS);
+    let message = message();
+    let read_all = || {
+        for mut peer in &peers {
+            peer.read_exact(&mut vec![0; message.frame().len()]).unwrap();
+        }
+    };
+    crowd.tell(&message, 1);
+    bencher.counter(ItemsCount::new(CLIENTS)).with_inputs(read_all).bench_local_values(|()| crowd.tell(&message, 1));
+}
+
+fn message() -> Message {
+    Message::text(r#"{"type":"say","from":"someone","text":"hello, everyone"}"#)
+}
+
 fn fan_out(bencher: Bencher, clients: usize, messages: usize) {
     let shards = std::thread::available_parallelism().map_or(1, usize::from);
     let (crowd, peers) = Crowd::gather(Builder::new_multi_thread().enable_all().build().unwrap(), shards, clients);
     let readers = Readers::start(peers);
-    let message = Message::text(r#"{"type":"say","from":"someone","text":"hello, everyone"}"#);
+    let message = message();
     let bytes = (message.frame().len() * clients * messages) as u64;
     let mut sent = 0;
     bencher
