@@ -22,6 +22,8 @@ cluster: ## Two nodes and a Redis of their own on this machine
 test: ## Everything that a change must pass: unit, property, integration, the real binary, the page in a browser
 	@scripts/install-test-tools
 	cargo test --locked --workspace --lib --bins --test it
+	@# Its harness has tested itself in the line before.
+	cargo test --locked --test allocations -- --skip harness:: --skip redis::
 
 test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the deployment, the examples
 	@# The harness tests itself in `make test`.

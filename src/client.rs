@@ -1,14 +1,12 @@
 //! One connection as others hold it: its id, its socket, and its bounded outbox.
 //!
 //! **The write path.** Whoever delivers appends a ready-made frame to the outbox and writes it with a non-blocking
-//! write, on its own thread: waking the connection's task for each delivery would cost as much as the write itself.
-//! Only when the socket is full (`blocked`) is the owning task woken, to wait until there is room and to drain.
-//! What waits for one socket leaves in one write, gathered into a scratch buffer of the thread: measured, copying
-//! small frames together costs a third of a vectored write of many pieces.
+//! write, on its own thread. Only when the socket is full (`blocked`) is the owning task woken, to wait until there is
+//! room and to drain. What waits for one socket leaves in one write, gathered into a scratch buffer of the thread.
+//! `hub::shard` tells the whole story of a delivery, with the gain of each trick.
 //!
-//! These writes go past tokio's own knowledge of whether the socket is ready, which lies in memory of its own: at
-//! thousands of clients one line of cache less per delivery. A socket that turns out to be full is given to its owner,
-//! who asks tokio, and waits.
+//! These writes go past tokio's own knowledge of whether the socket is ready. A socket that turns out to be full is
+//! given to its owner, who asks tokio, and waits.
 //!
 //! With TLS the records are made under the same lock by the same thread.
 //!

@@ -49,7 +49,7 @@
 //! the message off its connection and puts it into the inboxes of the shards that hold the group. A shard takes all that
 //! is ready, appends each message, encoded once, to the outboxes of its targets, and flushes every outbox once, in pieces
 //! of a thousand sockets: the write is done by the shard's own task, and wakes nobody. Only a client whose socket is full
-//! has its own task woken, to drain when there is room. `client` and `hub::shard` tell this story with the reasons.
+//! has its own task woken, to drain when there is room. `hub::shard` tells this story, with the reasons and gains.
 //!
 //! **`POST /api/sendToGroup`.** [`http`] checks the token, reads the fields into a [`command::Command`], and says it to the
 //! gateway, which publishes it, in the very bytes a foreign program would, also when all members are here: one path, one
@@ -95,7 +95,8 @@
 //!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), connections to the
 //!   API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.
-//! - Nothing per client is allocated or encoded on the way of a message to a WebSocket.
+//! - Nothing per client is allocated or encoded on the way of a message to a WebSocket, but the queue of a client for
+//!   which more than a few wait (`tests/allocations`).
 //! - Outside input cannot panic: `unwrap`, `expect`, `panic` and indexing are denied outside tests.
 
 mod accept;

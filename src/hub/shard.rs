@@ -3,12 +3,37 @@
 //! What reaches a shard comes through its inbox, in order: messages as plain data, everything else as a closure over
 //! [`Shard`]. So a change and the messages around it have one order, and no lock is held anywhere.
 //!
-//! **Delivery.** All messages that are ready are appended to the outboxes of their targets; outboxes that became dirty
-//! are remembered; then each is flushed once, so that what waits for one socket leaves in one write. A message that is
-//! alone is written in the same touch: 0.26 against 0.34 µs of user time a delivery to 5,000, as the cache has lost most
-//! of the clients by the second touch. Both go in pieces of [`PIECE`] sockets,
-//! between which the inbox is looked at: messages to others pass a big broadcast. Before anything else happens, what is
-//! left of a message that was alone is appended where it is still missing: the order holds for everyone.
+//! # The story of a delivery
+//!
+//! The kernel's `send(2)` is 95 % of a delivery's cost, and no trick is worth more than one write less or one wake-up less.
+//! What is left is 210 instructions of our own, 0.2 µs, most of it waiting for memory.
+//!
+//! 1. A message comes into the inbox, encoded once: header and payload in one buffer, which all outboxes share.
+//! 2. The shard takes all that is ready ([`super::BATCH`]), and looks up whom each message is for: a list of places, not
+//!    of ids, so that nothing is looked up per client.
+//! 3. Each message is appended to the outboxes of its targets; those that became dirty are remembered; then each is
+//!    flushed once, so that what waits for one socket leaves in one write (`client`). A message that is alone is written
+//!    in the same touch.
+//! 4. Writing goes in pieces of [`PIECE`] sockets, between which the inbox is looked at: messages to others pass
+//!    a big broadcast. Before anything else happens, what is left of a message that was alone is appended where it is
+//!    still missing: the order holds for everyone.
+//! 5. The write is done here, on the shard's thread; only a client whose socket is full has its own task woken, to drain
+//!    when there is room.
+//!
+//! What each trick gains, as CPU per delivery of 128 bytes to 5,000 clients (± 0.03 µs; where they wait, to 1,000), and in
+//! instructions (`scripts/count-instructions`); one that gains nothing leaves again:
+//!
+//! | trick | without → with | where |
+//! | --- | --- | --- |
+//! | the shard writes, and not the client's task | a wake-up costs as much as a write | `Client::send`, `Client::flush` |
+//! | what waits for one socket leaves in one write | 4 waiting: 0.30 of the kernel's price of single writes; 16: 0.10 | [`Shard::deliver`] |
+//! | it is copied together, not written as a vector | 16 waiting: 0.28 → 0.26 µs, all in all | `client::with_gathered` |
+//! | a message that is alone is written in the same touch, as by the second the cache has lost most clients | 440 → 210 instructions, 0.19 → 0.15 µs of user time | `Client::send` |
+//! | the memory of [`PREFETCH`] clients is asked for before the first of them is written to | 0.29 → 0.17 µs of user time, for 21 instructions | [`for_each_prefetched`] |
+//! | the write goes past tokio's readiness, a cache line of its own | 0.21 → 0.17 µs of user time, 17 instructions less | `client::write_now` |
+//!
+//! Left out, as it gained too little: room for 16 frames in an emptied outbox, in place of 4, takes 120 of 460
+//! instructions off a delivery with 16 waiting, but 3 % of its time, and keeps 384 bytes more for each client.
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -39,7 +64,6 @@ pub(super) const PIECE: usize = 1000;
 const PIECE_BYTES: usize = 4 << 20;
 
 /// So many clients' memory is asked for at once, before the first of them is written to: the waits for it overlap.
-/// With the write past tokio (see `client`) it halved the user part of a delivery to 5,000: from 0.50 to 0.25 µs.
 const PREFETCH: usize = 16;
 
 /// Whom a message is for.

@@ -1,57 +1,68 @@
-//! Counts that do not depend on the machine: how many write system calls the real binary makes for a delivery.
+//! Counts that do not depend on the machine: how many system calls the real binary makes for a delivery, and how many
+//! bytes that is on the wire. What Redis is asked is counted in `cluster::cost`, what is allocated in `tests/allocations`.
 //!
 //! `/proc/PID/io` does not count `send(2)`, which is what writing to a socket is, and a client may receive fewer
 //! segments than there were writes. So the process is traced, as `strace -c -f` does it, and every writing call of
-//! every thread counts: to clients, to the API's callers, and to wake another thread.
+//! every thread counts: to clients, to the API's callers, and to wake another thread. So does every `futex(2)`, with which
+//! threads wait for a lock or for work, and are woken.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 
 use crate::harness::{Client, soon};
 use crate::process::Process;
 
-const CLIENTS: usize = 200;
-
 /// A node that says nothing of its own accord, and the members of one group.
-async fn node_with_a_group() -> (Process, Vec<Client>) {
+async fn node_with_a_group(members: usize) -> (Process, Vec<Client>) {
     let node = Process::start(&[("MOONGATE_PING_INTERVAL", "0s")]).await;
     let mut clients = Vec::new();
-    for _ in 0..CLIENTS {
+    for _ in 0..members {
         clients.push(node.connect().await);
     }
     let joins: Vec<Value> =
         clients.iter().map(|client| json!({"op": "joinGroup", "client_id": client.id, "group": "g"})).collect();
     node.ask("batch", json!({"commands": joins})).await;
-    assert_eq!(node.ask("getClientIdCountByGroup", json!({"group": "g"})).await, CLIENTS);
+    assert_eq!(node.ask("getClientIdCountByGroup", json!({"group": "g"})).await, members);
     (node, clients)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_message_that_finds_nothing_waiting_costs_one_write_per_client() {
-    const MESSAGES: usize = 50;
-    let (node, mut clients) = node_with_a_group().await;
-    let writes = Writes::of(&node).await;
-    let before = writes.so_far();
-    for number in 0..MESSAGES {
-        let message = number.to_string();
-        node.ask("sendToGroup", json!({"group": "g", "message": message})).await;
-        for client in &mut clients {
-            assert_eq!(client.text().await, message);
+async fn a_message_that_finds_nothing_waiting_costs_one_write_per_client_and_wakes_no_thread_for_any_of_them() {
+    const MESSAGES: usize = 20;
+    let shards = std::thread::available_parallelism().unwrap().get() as f64;
+    for members in [100, 1000] {
+        let (node, mut clients) = node_with_a_group(members).await;
+        let calls = Calls::of(&node).await;
+        let before = calls.so_far();
+        for number in 0..MESSAGES {
+            let message = number.to_string();
+            node.ask("sendToGroup", json!({"group": "g", "message": message})).await;
+            for client in &mut clients {
+                assert_eq!(client.text().await, message);
+            }
         }
+        let [writes, futexes] = calls.since(before).map(|calls| calls as f64 / MESSAGES as f64);
+        let each = writes / members as f64;
+        assert!((1.0..=1.1).contains(&each), "{each} writes for a delivery to {members}");
+        // A shard may have to be woken, however many clients it holds.
+        assert!(futexes <= 4.0 * shards, "{futexes} futex calls for a message to {members}");
     }
-    let each = (writes.so_far() - before) as f64 / (MESSAGES * CLIENTS) as f64;
-    assert!((1.0..=1.1).contains(&each), "{each} writes for a delivery");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn messages_that_wait_together_leave_in_few_writes() {
-    let (node, mut clients) = node_with_a_group().await;
-    let writes = Writes::of(&node).await;
+    const MEMBERS: usize = 200;
+    let (node, mut clients) = node_with_a_group(MEMBERS).await;
+    let calls = Calls::of(&node).await;
     for messages in [16, 64] {
-        let before = writes.so_far();
+        let before = calls.so_far();
         let commands: Vec<Value> = (0..messages)
             .map(|number| json!({"op": "sendToGroup", "group": "g", "message": number.to_string()}))
             .collect();
@@ -61,34 +72,84 @@ async fn messages_that_wait_together_leave_in_few_writes() {
                 assert_eq!(client.text().await, number.to_string());
             }
         }
-        let each = (writes.so_far() - before) as f64 / (messages * CLIENTS) as f64;
+        let [writes, _] = calls.since(before);
+        let each = writes as f64 / (messages * MEMBERS) as f64;
         assert!(each <= 0.25, "{each} writes for a delivery, {messages} at once");
     }
 }
 
-/// Counts the write system calls of a process until it ends.
-struct Writes(Arc<AtomicU64>);
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_is_its_payload_and_two_four_or_ten_bytes_on_the_wire() {
+    let node = Process::start(&[("MOONGATE_PING_INTERVAL", "0s")]).await;
+    let mut socket = TcpStream::connect(node.clients).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n";
+    socket.write_all(request.as_bytes()).await.unwrap();
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        head.push(soon("the answer to a handshake", socket.read_u8()).await.unwrap());
+    }
+    // The longest message of the node's own, INIT_MESSAGE, is a short one.
+    assert_eq!(soon("a frame", socket.read_u8()).await.unwrap(), 0x81);
+    let mut init = vec![0; socket.read_u8().await.unwrap().into()];
+    socket.read_exact(&mut init).await.unwrap();
+    let id = serde_json::from_slice::<Value>(&init).unwrap()["client_id"].clone();
 
-impl Writes {
-    const CALLS: [i64; 5] =
-        [libc::SYS_write, libc::SYS_writev, libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_sendmmsg];
+    for (length, header) in [
+        (1, &[1][..]),
+        (125, &[125]),
+        (126, &[126, 0, 126]),
+        (65_535, &[126, 0xff, 0xff]),
+        (65_536, &[127, 0, 0, 0, 0, 0, 1, 0, 0]),
+    ] {
+        let payload = "x".repeat(length);
+        let binary = BASE64_STANDARD.encode(&payload);
+        for (opcode, fields) in
+            [(0x81, json!({"client_id": id, "message": payload})), (0x82, json!({"client_id": id, "binary": binary}))]
+        {
+            node.ask("sendToClient", fields).await;
+            let mut frame = vec![0; 1 + header.len() + length];
+            soon("a frame", socket.read_exact(&mut frame)).await.unwrap();
+            assert!(frame == [&[opcode], header, payload.as_bytes()].concat(), "{length} bytes, opcode {opcode:x}");
+        }
+    }
+    // And nothing came behind the last of them: the next thing is the end.
+    node.ask("closeClient", json!({"client_id": id})).await;
+    let mut rest = [0; 10];
+    soon("the close frame", socket.read_exact(&mut rest)).await.unwrap();
+    assert_eq!(rest, *b"\x88\x08\x0f\xa0closed");
+}
+
+/// Counts the system calls of a process that write, and those that wait for other threads or wake them, until it ends.
+struct Calls(Arc<[AtomicU64; 2]>);
+
+impl Calls {
+    const COUNTED: [&[i64]; 2] = [
+        &[libc::SYS_write, libc::SYS_writev, libc::SYS_sendto, libc::SYS_sendmsg, libc::SYS_sendmmsg],
+        &[libc::SYS_futex],
+    ];
 
     /// Counts from now on, in every thread that there is or will be.
     async fn of(process: &Process) -> Self {
-        let count = Arc::new(AtomicU64::new(0));
-        let (counter, pid) = (Arc::clone(&count), process.pid());
+        let counts: Arc<[AtomicU64; 2]> = Arc::default();
+        let (counters, pid) = (Arc::clone(&counts), process.pid());
         let (ready, traced) = tokio::sync::oneshot::channel();
         // Only the thread that traces is told about it. It ends when the process has ended.
-        std::thread::spawn(move || Self::trace(pid, &counter, ready));
+        std::thread::spawn(move || Self::trace(pid, &counters, ready));
         soon("the process is traced", traced).await.expect("tracing a child is allowed here");
-        Self(count)
+        Self(counts)
     }
 
-    fn so_far(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    fn so_far(&self) -> [u64; 2] {
+        self.0.each_ref().map(|count| count.load(Ordering::Relaxed))
     }
 
-    fn trace(process: u32, count: &AtomicU64, ready: tokio::sync::oneshot::Sender<()>) {
+    fn since(&self, before: [u64; 2]) -> [u64; 2] {
+        let now = self.so_far();
+        [now[0] - before[0], now[1] - before[1]]
+    }
+
+    fn trace(process: u32, counts: &[AtomicU64; 2], ready: tokio::sync::oneshot::Sender<()>) {
         let threads = || {
             let tasks = std::fs::read_dir(format!("/proc/{process}/task")).unwrap();
             tasks.map(|task| task.unwrap().file_name().to_str().unwrap().parse::<i32>().unwrap())
@@ -103,8 +164,10 @@ impl Writes {
         while let Some((thread, stop)) = trace::next_stop() {
             match stop {
                 trace::Stop::Call(call) => {
-                    if call.is_some_and(|call| Self::CALLS.contains(&call)) {
-                        count.fetch_add(1, Ordering::Relaxed);
+                    for (calls, count) in Self::COUNTED.iter().zip(counts) {
+                        if call.is_some_and(|call| calls.contains(&call)) {
+                            count.fetch_add(1, Ordering::Relaxed);
+                        }
                     }
                     trace::resume(thread, 0);
                 }
