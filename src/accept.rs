@@ -23,11 +23,13 @@ pub(crate) const MAX_HEADERS: usize = 100;
 /// Connections that may wait to be accepted; a whole cluster's clients may come back at once.
 const BACKLOG: i32 = 4096;
 
-/// Binds with a backlog fit for many clients; `SO_REUSEADDR`, as a restarted node wants its port back at once.
+/// Binds with a backlog fit for many clients; `SO_REUSEADDR`, as a restarted node wants its port back at once. What is
+/// accepted has `TCP_NODELAY` from it: else a handshake or a small answer could wait for a delayed acknowledgement.
 pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
     socket.set_nonblocking(true)?;
     socket.set_reuse_address(true)?;
+    socket.set_tcp_nodelay(true)?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
     Ok(socket.into())

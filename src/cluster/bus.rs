@@ -29,6 +29,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::envelope::{self, Answer, Back, Do, Header, NotAnEnvelope};
 use super::keys::{Channel, Keys};
+use super::post::Post;
 use super::redis::{ANSWER, Address, Command, Connection, Mark, Published, RING, RedisError};
 use super::{Backoff, Shared, redis};
 use crate::hub::{Hub, Topic};
@@ -97,6 +98,7 @@ impl Inbox {
 /// Everything that several tasks know of the bus.
 pub(super) struct Bus {
     shared: Arc<Shared>,
+    post: Post,
     asks: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     next_ask: AtomicU64,
     /// Changes of topics that the server is known to know.
@@ -125,11 +127,12 @@ pub(super) struct Asked {
 }
 
 impl Bus {
-    pub(super) fn new(shared: Arc<Shared>) -> (Self, Inbox) {
+    pub(super) fn new(shared: Arc<Shared>, post: Post) -> (Self, Inbox) {
         let (inbox, heard) = mpsc::channel(INBOX);
         let bytes = Arc::new(AtomicUsize::new(0));
         let bus = Self {
             shared,
+            post,
             asks: Mutex::default(),
             // Answers to the questions of an earlier process with this address shall find nobody.
             next_ask: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0 >> 16),
@@ -189,7 +192,13 @@ impl Bus {
         let back = Some(Back { to: self.shared.identity().lan, id });
         let until = self.shared.clock.now().map(|now| now + within.as_millis() as u64);
         let sealed = envelope::seal(Header::Do(Do { part, back, until }), message);
-        let published = timeout_at(deadline, self.publish(channel, sealed)).await;
+        let said = async {
+            match channel {
+                Channel::Node(node) => self.post.say(*node, sealed).await,
+                channel => self.publish(channel, sealed).await,
+            }
+        };
+        let published = timeout_at(deadline, said).await;
         let heard = published.unwrap_or_else(|_| Err(RedisError::Away("no answer in time".to_owned())))?;
         // Only one node has this address.
         let heard = if matches!(channel, Channel::Client(_) | Channel::Node(_)) { heard.min(1) } else { heard };
@@ -227,7 +236,7 @@ impl Bus {
             return Ok(());
         }
         let sealed = envelope::seal(Header::Answer(back.id, answer), b"");
-        self.publish(&Channel::Node(back.to), sealed).await.map(drop)
+        self.post.say(back.to, sealed).await.map(drop)
     }
 
     fn answered(&self, id: u64, answer: Answer) {
@@ -417,6 +426,19 @@ impl Bus {
             return lost("garbage");
         };
         self.shared.metrics.bus_heard.get_or_create(&Kind { kind: channel.kind() }).inc();
+        if matches!(channel, Channel::Node(_)) {
+            for envelope in envelope::unpack(&bytes) {
+                self.take_one(channel.clone(), envelope);
+            }
+        } else {
+            self.take_one(channel, bytes);
+        }
+    }
+
+    fn take_one(&self, channel: Channel, bytes: Bytes) {
+        let lost = |reason: &'static str| {
+            self.shared.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
+        };
         let size = bytes.len();
         let said = if envelope::is_sealed(&bytes) {
             match (envelope::open(&bytes), &channel) {

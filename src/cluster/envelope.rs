@@ -12,6 +12,8 @@
 //!
 //! `do` is a part of a command; its text is that of `gateway::Part`. `back` says where the answer goes; `until`, Redis'
 //! time in ms, when it is no use any more. A header may have more fields than these; an unknown kind is a newer node's.
+//!
+//! Several envelopes to one node in one payload are the four bytes `00 6d 67 2a`, and before each its length (32 bits, big-endian).
 
 use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,9 @@ use crate::id::LanAddress;
 
 /// What an envelope begins with.
 pub(super) const MAGIC: [u8; 4] = [0x00, b'm', b'g', b'1'];
+
+/// What several envelopes begin with.
+const LOT: [u8; 4] = [0x00, b'm', b'g', b'*'];
 
 /// The largest header; arrays of ten thousand names of 256 bytes, escaped, fit.
 const MAX_HEADER: usize = 16 << 20;
@@ -146,6 +151,37 @@ pub(super) fn open(bytes: &Bytes) -> Result<(Header, Bytes), NotAnEnvelope> {
     Ok((header, bytes.slice(8 + length..)))
 }
 
+/// Envelopes as one payload: a single one as it is.
+pub(super) fn pack<'a>(mut envelopes: impl ExactSizeIterator<Item = &'a Bytes> + Clone) -> Bytes {
+    if envelopes.len() == 1 {
+        return envelopes.next().cloned().unwrap_or_default();
+    }
+    let length: usize = envelopes.clone().map(|envelope| 4 + envelope.len()).sum();
+    let mut out = BytesMut::with_capacity(LOT.len() + length);
+    out.put_slice(&LOT);
+    for envelope in envelopes {
+        out.put_u32(envelope.len() as u32);
+        out.put_slice(envelope);
+    }
+    out.freeze()
+}
+
+/// The envelopes of a payload; itself, if it is no several. What is cut off is left out, and damaged.
+pub(super) fn unpack(payload: &Bytes) -> Vec<Bytes> {
+    let Some(mut rest) = payload.strip_prefix(&LOT) else { return vec![payload.clone()] };
+    let mut envelopes = Vec::new();
+    while !rest.is_empty() {
+        let split = rest.split_first_chunk().map(|(length, rest)| (u32::from_be_bytes(*length) as usize, rest));
+        let Some((envelope, behind)) = split.and_then(|(length, rest)| rest.split_at_checked(length)) else {
+            envelopes.push(payload.slice_ref(rest));
+            break;
+        };
+        envelopes.push(payload.slice_ref(envelope));
+        rest = behind;
+    }
+    envelopes
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -163,6 +199,22 @@ mod tests {
         assert_eq!((part.get(), until, &message[..]), (r#"{"ungroup":{"group":"g"}}"#, Some(5), &b"hello"[..]));
         assert_eq!(back.map(|back| (back.to.to_string(), back.id)), Some(("7f0000010b54".to_owned(), 17)));
         assert!(matches!(open(&seal(Header::Beat("x".to_owned()), b"")), Ok((Header::Beat(_), _))));
+    }
+
+    #[test]
+    fn several_that_were_packed_are_unpacked_and_one_is_itself() {
+        let one = seal(Header::Beat("x".to_owned()), b"");
+        let other = seal(Header::Node("n".to_owned()), b"hello");
+        assert_eq!(pack([&one].into_iter()), one);
+        assert_eq!(unpack(&one), [one.clone()]);
+        let both = pack([&one, &other].into_iter());
+        assert!(!is_sealed(&both));
+        assert_eq!(unpack(&both), [one.clone(), other]);
+        for cut in LOT.len() + 1..both.len() {
+            let envelopes = unpack(&both.slice(..cut));
+            let whole = envelopes.iter().filter(|envelope| open(envelope).is_ok()).count();
+            assert_eq!(whole, usize::from(cut >= LOT.len() + 4 + one.len()), "cut at {cut}");
+        }
     }
 
     #[test]
@@ -184,7 +236,8 @@ mod tests {
         #[test]
         fn garbage_is_an_error_and_not_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..64), magic: bool) {
             let bytes = if magic { [&MAGIC[..], &bytes].concat() } else { bytes };
-            drop(open(&bytes.into()));
+            drop(open(&bytes.clone().into()));
+            drop(unpack(&[&LOT[..], &bytes].concat().into()));
         }
     }
 }

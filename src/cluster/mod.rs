@@ -6,6 +6,7 @@
 //! | `redis` | connections, commands, errors |
 //! | `envelope` | what nodes say to each other |
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
+//! | `post` | what is said to single nodes, together where it can be |
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
 //! | `php` | where PHP finds gateways |
@@ -21,6 +22,7 @@ mod envelope;
 mod keys;
 mod members;
 mod php;
+mod post;
 mod redis;
 mod tasks;
 
@@ -56,6 +58,7 @@ use directory::{Directory, Reader};
 use envelope::MAGIC;
 use keys::Keys;
 use members::Members;
+use post::Post;
 use redis::{Address, ConnectError, Connection, Link, RedisError};
 
 /// Redis did not do what it was asked, or it is not known whether it did.
@@ -330,7 +333,8 @@ impl Cluster {
             identity: RwLock::new(Arc::new(Identity { node_id, run, lan })),
             member: watch::Sender::new(false),
         });
-        let (bus, inbox) = Bus::new(Arc::clone(&shared));
+        let (post, letters) = Post::new();
+        let (bus, inbox) = Bus::new(Arc::clone(&shared), post);
         let (bus, stop) = (Arc::new(bus), CancellationToken::new());
         let (tell, departed) = Tell::new();
         let directory = Directory::new(Arc::clone(&shared), Arc::clone(&bus), Arc::clone(hub), tell.clone());
@@ -356,6 +360,11 @@ impl Cluster {
         });
         running.spawn(async move {
             writing.await;
+            None
+        });
+        let carrying = letters.carry(Arc::clone(&bus));
+        running.spawn(async move {
+            carrying.await;
             None
         });
         let life = Arc::clone(&members);

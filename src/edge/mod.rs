@@ -73,11 +73,8 @@ impl Edge {
             match accepted {
                 Ok(arrived) if protocol != Protocol::WebSocket => self.let_in(protocol, arrived, port),
                 Ok(arrived) => {
-                    // Before TLS: without it a handshake can wait for a delayed acknowledgement.
-                    if arrived.0.set_nodelay(true).is_ok() {
-                        let edge = Arc::clone(&self);
-                        self.handshakes.spawn(async move { Box::pin(edge.shake_hands(arrived, port)).await });
-                    }
+                    let edge = Arc::clone(&self);
+                    self.handshakes.spawn(async move { Box::pin(edge.shake_hands(arrived, port)).await });
                 }
                 Err(error) => failures.wait(&error, self.gateway.metrics()).await,
             }
@@ -149,7 +146,7 @@ impl Edge {
             self.refuse("not_ready");
         } else if self.gateway.lacks_listener() {
             self.refuse("no_worker");
-        } else if arrived.0.set_nodelay(true).is_ok() && keep_alive(&SockRef::from(&arrived.0)).is_ok() {
+        } else if keep_alive(&SockRef::from(&arrived.0)).is_ok() {
             let client = connection::client(&self.gateway, protocol, arrived, port);
             if client.id() == ClientId::NOBODY {
                 self.refuse("not_ready");

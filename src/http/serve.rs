@@ -55,8 +55,6 @@ pub async fn serve(
                 continue;
             }
         };
-        // Without it small answers could wait for a delayed acknowledgement; a socket that refuses is gone already.
-        drop(socket.set_nodelay(true));
         // Whoever does not read an answer is cut by the kernel.
         drop(socket2::SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD)));
         while connections.try_join_next().is_some() {}

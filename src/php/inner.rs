@@ -222,7 +222,7 @@ impl Inner {
             };
             self.last.0 += 1;
             let token = self.last;
-            let is_fit = socket.set_nodelay(true).is_ok() && keep_alive(&SockRef::from(&socket)).is_ok();
+            let is_fit = keep_alive(&SockRef::from(&socket)).is_ok();
             if !is_fit || self.ready.add(&mut socket, token).is_err() {
                 continue;
             }

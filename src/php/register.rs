@@ -149,7 +149,6 @@ async fn converse(
     stranger: CancellationToken,
     known: impl Fn(),
 ) -> io::Result<bool> {
-    socket.set_nodelay(true)?;
     keep_alive(&SockRef::from(&socket))?;
     SockRef::from(&socket).set_tcp_user_timeout(Some(UNREAD))?;
     let (reader, mut writer) = socket.split();
