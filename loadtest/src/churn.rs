@@ -164,10 +164,10 @@ impl Side {
     /// Runs some cycles and measures.
     fn round(&mut self, cycles: u64, deadline: Duration) -> Result<(Round, Stats)> {
         let others = self.online()?;
-        let (server, own, thread) = (self.server.spent()?, process::own_cpu()?, own_thread()?);
+        let (server, own, thread) = (self.server.spent()?, process::own_cpu()?, process::own_thread_cpu()?);
         let stretch = Stretch { cycles, rate: None, stay: None, over: &AtomicBool::new(false), deadline };
         let (mut outcome, stats) = self.crowd.run(&stretch)?;
-        let (tester, busiest) = (process::own_cpu()?.since(own), own_thread()? - thread);
+        let (tester, busiest) = (process::own_cpu()?.since(own), process::own_thread_cpu()? - thread);
         // for what the server does behind the last goodbye
         std::thread::sleep(Duration::from_millis(200));
         let spent = self.server.spent()?.since(&server);
@@ -453,8 +453,4 @@ impl Slot {
         }
         Ok(Progress::Failed(why))
     }
-}
-
-fn own_thread() -> Result<u64> {
-    Ok(process::thread_cpu(process::own_thread())?.total())
 }

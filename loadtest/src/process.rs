@@ -176,6 +176,11 @@ pub(crate) fn own_thread() -> i32 {
     rustix::thread::gettid().as_raw_nonzero().get()
 }
 
+/// CPU time of the calling thread, µs.
+pub(crate) fn own_thread_cpu() -> Result<u64> {
+    Ok(thread_cpu(own_thread())?.total())
+}
+
 /// CPU time of a thread of this process.
 pub(crate) fn thread_cpu(thread: i32) -> Result<Cpu> {
     read_cpu(&format!("/proc/self/task/{thread}/stat"))

@@ -140,7 +140,7 @@ impl Round {
             together_cpu_us: nodes.map(|cpu| each(cpu.total() + redis_cpu.map_or(0, Cpu::total))),
             redis_version,
             redis_commands: calls.map(per_message).collect(),
-            latency_ms: (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency)),
+            latency_ms: Latency::of(&stats.latency),
             tester_cpu_us: each(tester.total()),
             tester_busiest_thread: busiest as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9),
             tester_lag_p99_ms: (!outcome.lag.is_empty()).then(|| outcome.lag.value_at_quantile(0.99) as f64 / 1e6),
@@ -168,6 +168,11 @@ pub(crate) struct Latency {
 }
 
 impl Latency {
+    /// Of a histogram in nanoseconds; `None` of an empty one.
+    pub(crate) fn of(histogram: &Histogram<u64>) -> Option<Self> {
+        (!histogram.is_empty()).then(|| Self::new(histogram))
+    }
+
     /// Of a histogram in nanoseconds.
     pub(crate) fn new(histogram: &Histogram<u64>) -> Self {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1e6;

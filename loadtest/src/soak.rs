@@ -16,7 +16,7 @@ use crate::process::{self, Cpu};
 use crate::progress;
 use crate::publish::{Kind, Outcome, PIPELINE, Pace, Plan, Publisher, Route};
 use crate::redis::Redis;
-use crate::report::{Latency, Spent};
+use crate::report::{Latency, Spent, Spread};
 use crate::scenario::{enter, home, members};
 use crate::series::{Chart, Series};
 use crate::sheet::Sheet;
@@ -126,10 +126,7 @@ impl Trend {
 }
 
 fn median(points: &[(f64, f64)]) -> Option<f64> {
-    let mut values: Vec<f64> = points.iter().map(|(_, value)| *value).collect();
-    values.sort_by(f64::total_cmp);
-    let (lower, upper) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
-    Some(f64::midpoint(*lower, *upper))
+    Some(Spread::of(points.iter().map(|(_, value)| *value))?.median)
 }
 
 /// By least squares; 0 of a single point.
@@ -300,7 +297,7 @@ impl SoakArgs {
             let visits = (parallel > 0).then(|| {
                 scope.spawn(|| {
                     let (outcome, stats) = crowd.run(&stretch)?;
-                    Ok((outcome, stats, process::thread_cpu(process::own_thread())?.total()))
+                    Ok((outcome, stats, process::own_thread_cpu()?))
                 })
             });
             let going = || visits.as_ref().is_none_or(|visits| !visits.is_finished());
@@ -436,7 +433,7 @@ impl Soak<'_> {
             expected: outcome.expected,
             delivered: stats.delivered,
             deliveries_per_second: stats.delivered as f64 / seconds,
-            latency_ms: (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency)),
+            latency_ms: Latency::of(&stats.latency),
             server_cpu_percent: percent(used.nodes.unwrap_or_default()),
             redis_cpu_percent: used.redis.map(|redis| percent(redis.cpu)),
         };
@@ -472,7 +469,6 @@ impl Soak<'_> {
         busiest: u64,
     ) -> SoakReport {
         let Self { args, stats, published, expected, errors, first_error, lag, ordered, samples, .. } = self;
-        let latency = |stats: &Stats| (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency));
         let each = |cpu: Cpu| cpu.total() as f64 / stats.delivered.max(1) as f64;
         let (came, gone, thread) = match visits {
             Some((outcome, stats, thread)) => (outcome.published, Some((outcome, stats)), *thread),
@@ -501,11 +497,11 @@ impl Soak<'_> {
             closed: stats.closed,
             errors,
             first_error,
-            latency_ms: latency(&stats),
+            latency_ms: Latency::of(&stats.latency),
             visitors: came,
             visitors_failed,
             first_failure,
-            visit_latency_ms: gone.and_then(|(_, stats)| latency(stats)),
+            visit_latency_ms: gone.and_then(|(_, stats)| Latency::of(&stats.latency)),
             listed,
             clients,
             server_cpu_us: each(used.nodes.unwrap_or_default()),

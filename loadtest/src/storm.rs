@@ -206,7 +206,7 @@ impl StormArgs {
         // for what the server does behind the last message
         std::thread::sleep(Duration::from_millis(500));
         let (before, spent) = (target.meter.resident()?, target.spent()?);
-        let busy = own_thread()?;
+        let busy = process::own_thread_cpu()?;
         let (mut cut, over) = (Instant::now(), AtomicBool::new(false));
         let (gathered, resident) = std::thread::scope(|scope| {
             let watch = scope.spawn(|| watch(&target.meter, &over));
@@ -219,7 +219,7 @@ impl StormArgs {
             (gathered, watch.join().unwrap_or_default())
         });
         let (outcome, stats, came) = gathered?;
-        let busiest = (own_thread()? - busy) as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9);
+        let busiest = (process::own_thread_cpu()? - busy) as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9);
         let mut after: Vec<Duration> = came.iter().map(|came| came.after).collect();
         after.sort();
         let clients = self.clients as u64;
@@ -239,7 +239,7 @@ impl StormArgs {
             back: stats.delivered,
             failed_attempts: stats.closed,
             first_failure: stats.first_close,
-            back_ms: (!stats.latency.is_empty()).then(|| Latency::new(&stats.latency)),
+            back_ms: Latency::of(&stats.latency),
             server_cpu_us: each(used.nodes.map_or(0, process::Cpu::total)),
             redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu.total())),
             redis_commands: used
@@ -283,10 +283,6 @@ fn thinned(times: &[Duration]) -> Vec<(f64, f64)> {
     let mut points: Vec<(f64, f64)> = points.map(|(time, count)| (time.as_secs_f64(), f64::from(count))).collect();
     points.extend(last.filter(|last| points.last() != Some(last)));
     points
-}
-
-fn own_thread() -> Result<u64> {
-    Ok(process::thread_cpu(process::own_thread())?.total())
 }
 
 impl Storm {

@@ -416,14 +416,15 @@ impl Bus {
         is_said && unheard > 0 && now.saturating_sub(unheard) > DEAF.as_millis() as u64
     }
 
+    fn lost(&self, reason: &'static str) {
+        self.shared.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
+    }
+
     /// Takes what was published off the connection. Never waits.
     fn take(&self, published: Published) {
-        let lost = |reason: &'static str| {
-            self.shared.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
-        };
         let channel = self.shared.keys.parse(redis::channel(&published));
         let (Some(channel), Some(bytes)) = (channel, redis::payload(published)) else {
-            return lost("garbage");
+            return self.lost("garbage");
         };
         self.shared.metrics.bus_heard.get_or_create(&Kind { kind: channel.kind() }).inc();
         if matches!(channel, Channel::Node(_)) {
@@ -436,20 +437,17 @@ impl Bus {
     }
 
     fn take_one(&self, channel: Channel, bytes: Bytes) {
-        let lost = |reason: &'static str| {
-            self.shared.metrics.bus_lost.get_or_create(&Reason { reason }).inc();
-        };
         let size = bytes.len();
         let said = if envelope::is_sealed(&bytes) {
             match (envelope::open(&bytes), &channel) {
                 (Ok((_, message)), _) if message.len() > MAX_PAYLOAD => {
                     tracing::warn!(bytes = message.len(), "a message of more than 1 MiB is not delivered");
-                    return lost("too_large");
+                    return self.lost("too_large");
                 }
                 (Ok((Header::Beat(run), _)), Channel::Node(_)) => {
                     // In another database of this Redis a foreign node may have our address.
                     if run != self.shared.identity().run {
-                        return lost("garbage");
+                        return self.lost("garbage");
                     }
                     return self.has_heard_itself();
                 }
@@ -458,25 +456,25 @@ impl Bus {
                 (Ok((Header::Do(part), message)), channel) if *channel != Channel::Command => Said::Part(part, message),
                 (Err(NotAnEnvelope::Unknown), Channel::Node(_) | Channel::Ask) => {
                     self.shared.peers.heard_unknown();
-                    return lost("unknown");
+                    return self.lost("unknown");
                 }
-                _ => return lost("garbage"),
+                _ => return self.lost("garbage"),
             }
         } else if size > MAX_PAYLOAD {
             tracing::warn!(bytes = size, "a message of more than 1 MiB is not delivered");
-            return lost("too_large");
+            return self.lost("too_large");
         } else {
             match channel {
                 Channel::Topic(_) | Channel::Client(_) => Said::Message(message(&bytes)),
                 Channel::Command => Said::Command(bytes),
-                Channel::Ask | Channel::Node(_) => return lost("garbage"),
+                Channel::Ask | Channel::Node(_) => return self.lost("garbage"),
             }
         };
         if self.inbox_bytes.fetch_add(size, Ordering::Relaxed) > INBOX_BYTES
             || self.inbox.try_send(Heard { channel, said, size }).is_err()
         {
             self.inbox_bytes.fetch_sub(size, Ordering::Relaxed);
-            lost("overload");
+            self.lost("overload");
         }
     }
 }

@@ -55,7 +55,7 @@ impl Post {
 }
 
 impl Letters {
-    /// Carries them, until nobody can post any more.
+    /// Carries them, as long as this is polled: the bus itself posts.
     pub(super) async fn carry(mut self, bus: Arc<Bus>) {
         // A node is in it as long as something is under way to it.
         let mut held: HashMap<LanAddress, VecDeque<Letter>> = HashMap::new();
