@@ -12,8 +12,8 @@ COPY . .
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     target="$(uname -m)-unknown-linux-musl" \
-    && cargo build --release --locked --package moongate --features jemalloc --target "$target" \
-    && cp "target/$target/release/moongate" /moongate
+    && cargo build --profile dist --locked --package moongate --features jemalloc --target "$target" \
+    && cp "target/$target/dist/moongate" /moongate
 
 FROM scratch
 # For a Redis behind TLS.

@@ -44,5 +44,5 @@ lint: ## Format, clippy with warnings denied, licenses and sources
 	cargo deny --offline check licenses bans sources
 
 bench: ## The load tester's standard set, on one node and on two, beside the kernel's floor: loadtest/RESULTS.md
-	cargo build --release --locked --workspace --features moongate/jemalloc
-	target/release/loadtest bench --spawn target/release/moongate --redis-spawn --out loadtest
+	cargo build --profile dist --locked --workspace --features moongate/jemalloc
+	target/dist/loadtest bench --spawn target/dist/moongate --redis-spawn --out loadtest

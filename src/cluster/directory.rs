@@ -531,7 +531,7 @@ impl Writes {
             }
         }
         let index = keys.index(&identity.run);
-        let mut writes = all.begin(&index);
+        let mut writes = all.begin(keys, &index);
         for (place, noted) in lot.noted.iter().enumerate() {
             match noted {
                 Noted::Event(event) if events.is_for_stream(event.what.kind()) => {
@@ -551,7 +551,7 @@ impl Writes {
                         Write { command, clients: vec![id], yields: Yields::Uid(written) }
                     };
                     writes.extend(unbound(change).map(|uid| tell(uid, Kind::Unbound, false)).collect::<Vec<_>>());
-                    writes.extend(steps.begin(&index));
+                    writes.extend(steps.begin(keys, &index));
                     if let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) {
                         writes.push(tell(uid, Kind::Bound, change.single && !again));
                     }
@@ -586,7 +586,6 @@ impl Steps {
             self.left.entry(keys.group_clients(group)).or_default().push(id);
         }
         if change.gone {
-            self.removed.push(Write::of(id, Command::del(keys.client(id)).arg(keys.client_groups(id))));
             self.gone.push(id);
             return;
         }
@@ -641,7 +640,7 @@ impl Steps {
         }
     }
 
-    fn begin(&mut self, index: &str) -> Vec<Write> {
+    fn begin(&mut self, keys: &Keys, index: &str) -> Vec<Write> {
         let mut writes = Vec::new();
         let sets = |writes: &mut Vec<Write>, sets: Sets, start: fn(String) -> Command| {
             for (set, ids) in sets {
@@ -653,6 +652,13 @@ impl Steps {
         };
         sets(&mut writes, std::mem::take(&mut self.left), Command::srem);
         writes.append(&mut self.removed);
+        writes.extend(self.of_gone(
+            || Yields::Else,
+            |ids| {
+                let mut names = ids.iter().flat_map(|id| [keys.client(*id), keys.client_groups(*id)]);
+                Command::del(names.next().unwrap_or_default()).args(names)
+            },
+        ));
         for entries in self.indexed.chunks(CLIENTS) {
             let command =
                 entries.iter().fold(Command::hset(index), |command, (id, value)| command.arg(*id).arg(value.as_str()));
@@ -665,11 +671,12 @@ impl Steps {
     }
 
     fn end(&self, index: &str) -> Vec<Write> {
-        let write = |ids: &[ClientId]| Write {
-            command: Command::hdel(index).args(ids.iter().copied()),
-            clients: ids.to_vec(),
-            yields: Yields::Index { longer: false },
-        };
+        self.of_gone(|| Yields::Index { longer: false }, |ids| Command::hdel(index).args(ids.iter().copied()))
+    }
+
+    /// A command for all who are gone.
+    fn of_gone(&self, yields: impl Fn() -> Yields, command: impl Fn(&[ClientId]) -> Command) -> Vec<Write> {
+        let write = |ids: &[ClientId]| Write { command: command(ids), clients: ids.to_vec(), yields: yields() };
         self.gone.chunks(CLIENTS).map(write).collect()
     }
 }

@@ -244,8 +244,7 @@ async fn a_hundred_clients_at_once_share_their_commands_to_redis() {
         pair.redis.resume();
         eventually("all have left", async || pair.redis.keys("mg:client*").await.is_empty()).await;
         let seen = monitor.so_far().await;
-        assert_eq!(count(&seen, "UNLINK mg:client"), CLIENTS);
-        for shared in ["SREM mg:uid", "SREM mg:group", "HDEL mg:clients"] {
+        for shared in ["UNLINK mg:client", "SREM mg:uid", "SREM mg:group", "HDEL mg:clients"] {
             assert!((1..=2).contains(&count(&seen, shared)), "{shared}: {seen:?}");
         }
     })
