@@ -227,6 +227,13 @@ async fn a_hundred_clients_at_once_share_their_commands_to_redis() {
         assert!(lots <= CLIENTS / 2, "{seen:?}");
         assert_eq!((count(&seen, "SADD mg:uid"), count(&seen, "SUBSCRIBE mg:uid")), (lots, 1), "{seen:?}");
 
+        // Commands to another node than theirs, which asks that one: questions and answers share their messages.
+        let change = |client: &Client| json!({"client_id": client.id, "session": {"a": 1}});
+        join_all(clients.iter().map(|client| pair.a.done("setSession", change(client)))).await;
+        let seen = monitor.so_far().await;
+        assert_eq!((count(&seen, "HSET mg:client"), seen.len()), (CLIENTS, 2), "{seen:?}");
+        assert!((2..=CLIENTS / 2).contains(&count(&seen, "PUBLISH mg.lan")), "{seen:?}");
+
         // One command for all clients of a uid: one step in each shard.
         let shards = std::thread::available_parallelism().unwrap().get();
         pair.a.done("joinGroup", json!({"uid": "u", "group": "g"})).await;
