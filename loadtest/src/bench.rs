@@ -155,6 +155,15 @@ const SET: &[Section] = &[
         ],
     },
     Section {
+        title: "Through the task stream",
+        words: "One `XADD` for each message, which then survives whatever dies. Tasks run side by side, in no order.",
+        rows: &[row(
+            "tasks-uid-5000",
+            "one uid of 5,000, tasks",
+            "unicast --redis-spawn --door tasks --nodes 1,2 --pin --clients 5000 --messages 40000",
+        )],
+    },
+    Section {
         title: "Over TLS",
         words: "Beside the same gateway without it.",
         rows: &[
@@ -176,9 +185,21 @@ const SET: &[Section] = &[
     },
     Section {
         title: "Coming and going",
-        words: "Connect, bind and join in one batch, leave; 64 at a time. The floor's cycle is a handshake, a message and a \
-                close.",
-        rows: &[row("churn", "churn", "churn --redis-spawn --nodes 1,2 --floor --pin --cycles 30000")],
+        words: "Connect, bind and join in one batch, leave. The floor's cycle is a handshake, a message and a close. What changes \
+                at the same time shares commands and writes, so the same clients are dearer on two nodes.",
+        rows: &[
+            row("churn", "64 at a time", "churn --redis-spawn --nodes 1,2 --floor --pin --cycles 30000"),
+            row(
+                "churn-each",
+                "64 at a time at each node",
+                "churn --redis-spawn --nodes 1,2 --each-node --pin --cycles 30000",
+            ),
+        ],
+    },
+    Section {
+        title: "Everyone is cut off, and comes back",
+        words: "All connections of two nodes at once, each with a uid and a group; 256 at a time come back.",
+        rows: &[row("storm", "5,000 clients", "storm --redis-spawn --nodes 2")],
     },
     Section {
         title: "Connections that only are there",

@@ -31,6 +31,9 @@ pub(crate) struct ChurnArgs {
     /// Cycles at a time, each with a kept connection to the API of its node
     #[arg(long, default_value_t = 64)]
     parallel: usize,
+    /// As many at each node, instead of in all
+    #[arg(long)]
+    each_node: bool,
     /// Groups to which the clients are dealt
     #[arg(long, default_value_t = 100)]
     groups: u32,
@@ -129,35 +132,39 @@ enum Progress {
 impl ChurnArgs {
     /// Runs it.
     pub(crate) fn run(&self) -> Result<Report> {
-        let Self { cycles, parallel, groups, sitting } = self;
+        let Self { cycles, parallel, each_node, groups, sitting } = self;
         if *parallel == 0 || *groups == 0 {
             return Err("--parallel, --groups: at least 1".into());
         }
-        if sitting.target.clusters()?.iter().any(|cluster| cluster.tls) {
+        let clusters = sitting.target.clusters()?;
+        if clusters.iter().any(|cluster| cluster.tls) {
             return Err("--tls: not in this mode".into());
         }
+        let nodes = clusters.iter().map(|cluster| cluster.nodes.into()).max().filter(|_| *each_node).unwrap_or(1);
         let mut sides = Vec::new();
         let mut turns = Vec::new();
-        for (number, (role, name, server)) in sitting.open(false, 2 * parallel + 64)?.into_iter().enumerate() {
+        for (number, (role, name, server)) in sitting.open(false, 2 * parallel * nodes + 64)?.into_iter().enumerate() {
             turns.push(Turn { contestant: Contestant::new(role, &name)?, side: number, joined: false });
-            sides.push(Side::new(server, *parallel, *groups, number as u8)?);
+            sides.push(Side::new(server, *parallel, *each_node, *groups, number as u8)?);
         }
         let contestants = sitting.rounds(turns, *cycles, |turn, cycles| {
             sides.get_mut(turn.side).ok_or("no such side")?.round(cycles, sitting.deadline)
         })?;
+        let each = if *each_node { " at each node" } else { "" };
         let title =
-            format!("churn: connect, bind + join, leave; {cycles} cycles, {parallel} at a time, {groups} groups");
+            format!("churn: connect, bind + join, leave; {cycles} cycles, {parallel} at a time{each}, {groups} groups");
         Ok(Report::new(&title, Unit::Cycle, contestants))
     }
 }
 
 impl Side {
-    fn new(server: Server, parallel: usize, groups: u32, number: u8) -> Result<Self> {
+    fn new(server: Server, parallel: usize, each_node: bool, groups: u32, number: u8) -> Result<Self> {
         let doors = match &server {
             Server::Gateway(target) => doors(target),
             Server::Floor(floor) => vec![(floor.clients, Wire::Floor(floor.control))],
             Server::Raw(_) => return Err("Redis alone has no clients to bind".into()),
         };
+        let parallel = if each_node { parallel * doors.len() } else { parallel };
         Ok(Self { crowd: Crowd::new(&doors, parallel, groups, number, 0)?, server })
     }
 

@@ -93,7 +93,8 @@ pub(crate) struct Cluster {
     pub(crate) name: String,
     /// Whether its clients speak TLS.
     pub(crate) tls: bool,
-    nodes: u8,
+    /// How many nodes it has.
+    pub(crate) nodes: u8,
 }
 
 /// One of its processes.
