@@ -80,7 +80,7 @@ pub(crate) struct Stretch<'a> {
     /// So many a second, else as fast as slots become free.
     pub(crate) rate: Option<f64>,
     /// Clients stay once they are bound, and try again until they are, and times count from this moment. Else each leaves
-    /// at once, and its time counts from its connecting.
+    /// at once, and its time counts from its connecting, or from when it should have connected.
     pub(crate) stay: Option<Instant>,
     /// No further cycle begins once this is set.
     pub(crate) over: &'a AtomicBool,
@@ -268,7 +268,7 @@ impl Crowd {
                 let again = self.again.front().filter(|(due, _)| *due <= Instant::now());
                 if let Some((_, cycle)) = again.copied() {
                     self.again.pop_front();
-                    self.begin(index, cycle, stretch, &mut stats)?;
+                    self.begin(index, cycle, Instant::now(), stretch, &mut stats)?;
                     continue;
                 }
                 if over || outcome.published == stretch.cycles {
@@ -283,7 +283,9 @@ impl Crowd {
                 let cycle = self.begun;
                 self.begun += 1;
                 outcome.published += 1;
-                self.begin(index, cycle, stretch, &mut stats)?;
+                // with a rate, who has to wait for a slot has waited
+                let since = stretch.rate.map_or_else(Instant::now, |_| began + Duration::from_secs_f64(due));
+                self.begin(index, cycle, since, stretch, &mut stats)?;
             }
             if self.free.len() == self.slots.len() && self.again.is_empty() {
                 if over || outcome.published == stretch.cycles {
@@ -316,13 +318,20 @@ impl Crowd {
         Ok((outcome, stats))
     }
 
-    /// Lets a client connect in the first free slot, `index`.
-    fn begin(&mut self, index: usize, cycle: u64, stretch: &Stretch<'_>, stats: &mut Stats) -> Result<()> {
+    /// Lets a client connect in the first free slot, `index`; its time counts from `since`.
+    fn begin(
+        &mut self,
+        index: usize,
+        cycle: u64,
+        since: Instant,
+        stretch: &Stretch<'_>,
+        stats: &mut Stats,
+    ) -> Result<()> {
         let slot = self.slots.get_mut(index).ok_or("no such slot")?;
         let server = slot.server;
         // a source address of its own for some cycles: else the ports run out that wait after a goodbye
         let source = Ipv4Addr::new(127, 1, self.number, 1 + (cycle % 250) as u8);
-        (slot.cycle, slot.began, slot.step, slot.lost) = (cycle, Instant::now(), Step::Connection, None);
+        (slot.cycle, slot.began, slot.step, slot.lost) = (cycle, since, Step::Connection, None);
         slot.input.clear();
         self.free.pop_front();
         match socket::begin_tcp(server, server.ip().is_loopback().then_some(source)) {

@@ -62,9 +62,15 @@ pub(crate) fn command(words: impl Iterator<Item = String>) -> String {
             _ => word.clone(),
         };
         before = word;
-        shown
+        quoted(shown)
     };
     words.map(word).collect::<Vec<_>>().join(" ")
+}
+
+/// A word as a shell reads it back.
+fn quoted(word: String) -> String {
+    let plain = |char: char| char.is_ascii_alphanumeric() || "-_=./:,@%+".contains(char);
+    if !word.is_empty() && word.chars().all(plain) { word } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }
 
 #[cfg(test)]
@@ -72,9 +78,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_command_line_can_be_pasted() {
+        let words = ["loadtest", "idle", "--env", "A=b c", "--spawn", "it's/here", ""];
+        let line = r"loadtest idle --env 'A=b c' --spawn 'it'\''s/here' ''";
+        assert_eq!(command(words.map(str::to_owned).into_iter()), line);
+    }
+
+    #[test]
     fn a_report_tells_no_secret() {
         let line = "loadtest idle --token geheim --token=geheim --env MOONGATE_API_TOKEN=geheim --env A=b --clients 5";
-        let shown = "loadtest idle --token *** --token=*** --env MOONGATE_API_TOKEN=*** --env A=b --clients 5";
+        let shown = "loadtest idle --token '***' '--token=***' --env 'MOONGATE_API_TOKEN=***' --env A=b --clients 5";
         assert_eq!(command(line.split(' ').map(str::to_owned)), shown);
     }
 }

@@ -98,8 +98,8 @@ pub(crate) struct Round {
     latency_ms: Option<Latency>,
     /// The tester's own CPU, µs per delivery or cycle.
     tester_cpu_us: f64,
-    /// Share of a core that its busiest thread used.
-    tester_busiest_thread: f64,
+    /// Share of a core that its busiest thread used; with `--pin`, all of them of theirs.
+    tester_core: f64,
     /// With a rate: how late the tester itself sent, 99th percentile, ms.
     tester_lag_p99_ms: Option<f64>,
     /// Seconds since the first request, and deliveries or cycles per second up to there.
@@ -107,8 +107,8 @@ pub(crate) struct Round {
 }
 
 impl Round {
-    /// Divides by the deliveries. `busiest` is in µs.
-    pub(crate) fn new(outcome: &Outcome, stats: &Stats, spent: Spent, tester: Cpu, busiest: u64) -> Self {
+    /// Divides by the deliveries. Of the CPU of the `tester`, so many µs were on `one_core`.
+    pub(crate) fn new(outcome: &Outcome, stats: &Stats, spent: Spent, tester: Cpu, one_core: u64) -> Self {
         let each = |micros: u64| micros as f64 / stats.delivered.max(1) as f64;
         let Spent { nodes, redis } = spent;
         let redis_cpu = redis.as_ref().map(|redis| redis.cpu);
@@ -142,10 +142,19 @@ impl Round {
             redis_commands: calls.map(per_message).collect(),
             latency_ms: Latency::of(&stats.latency),
             tester_cpu_us: each(tester.total()),
-            tester_busiest_thread: busiest as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9),
+            tester_core: one_core as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9),
             tester_lag_p99_ms: (!outcome.lag.is_empty()).then(|| outcome.lag.value_at_quantile(0.99) as f64 / 1e6),
             throughput: progress::rates(&outcome.samples),
         }
+    }
+
+    /// Adds what was wrong before it or after it.
+    pub(crate) fn blame(&mut self, stats: Stats) {
+        self.duplicates += stats.duplicates;
+        self.order_violations += stats.reordered;
+        self.misdelivered += stats.misdelivered;
+        self.closed += stats.closed;
+        self.first_close = self.first_close.take().or(stats.first_close);
     }
 
     fn faulty(&self) -> bool {
@@ -264,6 +273,13 @@ impl Contestant {
         self.latency.add(&stats.latency)?;
         self.latency_ms = Some(Latency::new(&self.latency));
         Ok(())
+    }
+
+    /// Adds what was wrong after the last round.
+    pub(crate) fn blame(&mut self, stats: Stats) {
+        if let Some(last) = self.rounds.last_mut().or(self.warm_up.as_mut()) {
+            last.blame(stats);
+        }
     }
 
     /// Whether deliveries stopped, so that further rounds make no sense.
@@ -489,9 +505,7 @@ impl Report {
             });
         }
         row(&format!("tester CPU, µs/{unit}"), &|server| spread(server, 3, &|round| Some(round.tester_cpu_us)));
-        row("        busiest thread, %", &|server| {
-            spread(server, 0, &|round| Some(round.tester_busiest_thread * 100.0))
-        });
+        row("        on one core, %", &|server| spread(server, 0, &|round| Some(round.tester_core * 100.0)));
         let mut lines = Vec::new();
         for server in &self.servers {
             // what heartbeats and the like add is left to the sum
@@ -577,11 +591,11 @@ fn notes(server: &Contestant) -> Vec<String> {
     if server.all().any(|round| !round.ordered && round.order_violations > 0) {
         notes.push(format!("{name}: tasks run side by side and may overtake each other: order is not asked for"));
     }
-    let busiest = server.rounds.iter().map(|round| round.tester_busiest_thread).fold(0.0, f64::max);
+    let busiest = server.rounds.iter().map(|round| round.tester_core).fold(0.0, f64::max);
     if busiest > 0.9 {
         notes.push(format!(
-            "{name}: THE TESTER WAS THE BOTTLENECK, a thread of it used {:.0} % of a core: throughput and latency are its \
-             own, CPU per delivery still counts; try more --threads, or a machine of its own",
+            "{name}: THE TESTER WAS THE BOTTLENECK, it used {:.0} % of the core of its busiest thread: throughput and \
+             latency are its own, CPU per delivery still counts; try more --threads, no --pin, or a machine of its own",
             busiest * 100.0
         ));
     }
@@ -649,7 +663,7 @@ mod tests {
             redis_commands: BTreeMap::new(),
             latency_ms: None,
             tester_cpu_us: 1.0,
-            tester_busiest_thread: 0.5,
+            tester_core: 0.5,
             tester_lag_p99_ms: None,
             throughput: vec![(0.5, 10.0), (1.0, 20.0)],
         }
@@ -764,6 +778,24 @@ mod tests {
     }
 
     #[test]
+    fn what_comes_after_the_last_round_fails_it() {
+        let faults: [fn(&mut Stats); 4] = [
+            |stats| stats.duplicates = 1,
+            |stats| stats.reordered = 1,
+            |stats| stats.misdelivered = 1,
+            |stats| (stats.closed, stats.first_close) = (1, Some("cut".to_owned())),
+        ];
+        for fault in faults {
+            let (mut server, mut stats) = (contestant(Role::Gateway, "gateway", [1.0; 3]), Stats::new().unwrap());
+            server.blame(Stats::new().unwrap());
+            assert!(!server.faulty());
+            fault(&mut stats);
+            server.blame(stats);
+            assert!(server.faulty());
+        }
+    }
+
+    #[test]
     fn tasks_may_overtake_each_other() {
         let mut server = contestant(Role::Gateway, "gateway", [1.0; 3]);
         (server.rounds[1].ordered, server.rounds[1].order_violations) = (false, 3);
@@ -774,7 +806,7 @@ mod tests {
     #[test]
     fn doubts_are_told() {
         let mut server = contestant(Role::Gateway, "gateway", [1.0; 3]);
-        server.rounds[0].tester_busiest_thread = 0.97;
+        server.rounds[0].tester_core = 0.97;
         server.rounds[0].tester_lag_p99_ms = Some(5.0);
         server.rounds[0].server_cpu_seconds = Some(0.1);
         assert_eq!(notes(&server).len(), 3);

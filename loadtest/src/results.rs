@@ -28,7 +28,7 @@ const PLAIN: &str = "floor, plain";
 const JOINED: &str = "floor, joined";
 const RAW: &str = "raw Redis";
 /// Rows whose charts are pictures in Markdown.
-const PICTURES: [&str; 3] = ["fan-1000", "rate", "latency"];
+const PICTURES: [&str; 5] = ["fan-1000", "rate", "latency", "storm", "idle"];
 
 impl Done {
     fn rounds(&self) -> Option<&Report> {
@@ -51,11 +51,33 @@ fn ratio(report: &Report, figure: &str, server: &str, divisor: &str) -> Option<S
 
 /// What is wanted of a figure, at most, and what it is.
 struct Goal {
-    what: &'static str,
+    what: String,
     must: Option<f64>,
     aim: Option<f64>,
     unit: &'static str,
-    measured: Option<f64>,
+    measured: Option<Spread>,
+    /// Over a figure that was not measured in this run.
+    derived: bool,
+}
+
+impl Goal {
+    fn new(what: impl Into<String>, must: f64, aim: impl Into<Option<f64>>, unit: &'static str) -> Self {
+        Self { what: what.into(), must: Some(must), aim: aim.into(), unit, measured: None, derived: false }
+    }
+
+    fn is(self, measured: Option<Spread>) -> Self {
+        Self { measured, ..self }
+    }
+}
+
+impl Spread {
+    fn times(self, factor: f64) -> Self {
+        Self { median: self.median * factor, min: self.min * factor, max: self.max * factor }
+    }
+
+    fn of_one(value: f64) -> Self {
+        Self { median: value, min: value, max: value }
+    }
 }
 
 /// The rows by name.
@@ -66,115 +88,124 @@ impl Rows<'_> {
         self.0.iter().copied().find(|done| done.name == name)
     }
 
-    /// Of the last gateway of a row to another server.
-    fn ratio(&self, name: &str, figure: &str, divisor: &str) -> Option<f64> {
-        let report = self.find(name)?.rounds()?;
-        let mut ratios = report.ratios.iter().rev();
-        Some(ratios.find(|ratio| ratio.figure == figure && ratio.divisor == divisor)?.ratio.median)
+    /// Of the first gateway of a row that is compared with `divisor`.
+    fn ratio(&self, name: &str, figure: &str, divisor: &str) -> Option<Spread> {
+        let mut ratios = self.find(name)?.rounds()?.ratios.iter();
+        Some(ratios.find(|ratio| ratio.figure == figure && ratio.divisor == divisor)?.ratio)
+    }
+
+    fn floor(&self, name: &str) -> Option<Spread> {
+        self.ratio(name, CPU, PLAIN)
+    }
+
+    /// The largest, if all were measured, with the words of its row.
+    fn worst(&self, names: &[&str]) -> Option<(Spread, &str)> {
+        let rows = names.iter().map(|name| Some((self.floor(name)?, &*self.find(name)?.words)));
+        let rows: Option<Vec<(Spread, &str)>> = rows.collect();
+        rows?.into_iter().max_by(|(one, _), (other, _)| one.median.total_cmp(&other.median))
     }
 
     /// Of the first gateway of a row.
-    fn gateway(&self, name: &str, figure: fn(&Contestant) -> Option<Spread>) -> Option<f64> {
+    fn gateway(&self, name: &str, figure: impl Fn(&Contestant) -> Option<Spread>) -> Option<Spread> {
         let mut servers = self.find(name)?.rounds()?.servers.iter();
-        Some(figure(servers.find(|server| server.is_gateway())?)?.median)
+        figure(servers.find(|server| server.is_gateway())?)
     }
 
     /// Bytes and µs/s of an idle connection.
-    fn idle(&self, name: &str) -> Option<(f64, f64)> {
+    fn idle(&self, name: &str) -> Option<(Spread, Spread)> {
         match self.find(name)?.findings.as_ref().ok()? {
-            Findings::Idle(report) => Some((report.resident_per_connection, report.cpu_us_per_connection_second)),
+            Findings::Idle(report) => Some((
+                Spread::of_one(report.resident_per_connection),
+                Spread::of_one(report.cpu_us_per_connection_second),
+            )),
             _ => None,
         }
     }
 
     /// What is fast here, and whether it is so.
     fn goals(&self) -> Vec<Goal> {
-        let goal = |what, (must, aim), unit, measured| Goal { what, must: Some(must), aim: Some(aim), unit, measured };
-        let floor = |name| self.ratio(name, CPU, PLAIN);
+        let (delivery, two) = (|what: &str| Goal::new(what, 1.3, 1.15, "×"), |what| Goal::new(what, 1.15, 1.05, "×"));
+        let worst = |what: &str, names: &[&str]| {
+            let worst = self.worst(names);
+            let which = worst.map_or(String::new(), |(_, words)| format!(" ({words})"));
+            delivery(&format!("the worst of {what} ÷ floor{which}")).is(worst.map(|(ratio, _)| ratio))
+        };
         let nodes = |name| self.ratio(name, CPU, "gateway, 1 node");
-        let (cpu, two, other) = ((1.3, 1.15), (1.15, 1.05), "×");
-        // GatewayWorker 4 and sockudo 5 cost so many times the same floor, when all were measured together in November 2026
-        let (worker, sockudo) = ([5.29 / 3.98, 7.67 / 5.96], [7.90 / 3.98, 11.9 / 5.96]);
-        let beside =
-            |name, [small, large]: [f64; 2]| Some(floor(name)? / if name == "fan-1000" { small } else { large });
-        let grown = |large, small| Some(floor(large)? / floor(small)?);
+        // what others cost beside a floor like ours, when they were measured in November 2026: see ANALYSIS.md
+        let others = |what: &str, must, aim, name, theirs: f64, floor: f64| Goal {
+            derived: true,
+            ..Goal::new(what, must, aim, "×").is(self.floor(name).map(|ratio| ratio.times(floor / theirs)))
+        };
+        let grown = |large, small| {
+            let words = |name| self.find(name).map_or(name, |done| &*done.words);
+            let ratio = self.floor(large).zip(self.floor(small)).map(|(large, small)| large.times(1.0 / small.median));
+            Goal::new(format!("{} beside {}, ratios to the floor", words(large), words(small)), 1.2, None, "×")
+                .is(ratio)
+        };
+        let idle = |what: &str, name| Goal::new(what, 4096.0, 2560.0, "bytes").is(self.idle(name).map(|idle| idle.0));
         let faults = self.0.iter().filter(|done| done.sheet().is_none_or(|sheet| sheet.fault.is_some())).count();
         vec![
-            goal("a delivery, 1,000 in one group ÷ floor", cpu, other, floor("fan-1000")),
-            goal("a delivery, 5,000 in one group ÷ floor", cpu, other, floor("fan-5000")),
-            goal("a delivery, 100 groups of 10 ÷ floor", cpu, other, floor("groups-100")),
-            goal("1,000 in one group ÷ GatewayWorker 4 ¹", (1.0, 0.85), other, beside("fan-1000", worker)),
-            goal("5,000 in one group ÷ GatewayWorker 4 ¹", (1.0, 0.85), other, beside("fan-5000", worker)),
-            goal("1,000 in one group ÷ sockudo 5 ¹", (0.65, 0.5), other, beside("fan-1000", sockudo)),
-            goal("5,000 in one group ÷ sockudo 5 ¹", (0.65, 0.5), other, beside("fan-5000", sockudo)),
-            Goal { aim: None, ..goal("4 messages waiting ÷ floor", (1.0, 0.0), other, floor("backlog-4")) },
+            delivery("a delivery, 1,000 in one group ÷ floor").is(self.floor("fan-1000")),
+            delivery("a delivery, 5,000 in one group ÷ floor").is(self.floor("fan-5000")),
+            delivery("a delivery, 100 groups of 10 ÷ floor").is(self.floor("groups-100")),
+            delivery("a delivery, the largest group ÷ floor").is(self.floor("fan-10000")),
+            worst("all sizes and forms over HTTP", &["http-16", "http-binary", "http-1k", "http-16k", "http-64k"]),
+            worst(
+                "all sizes and forms through Redis",
+                &["redis-16", "redis-binary", "redis-1000", "redis-1k", "redis-16k", "redis-64k"],
+            ),
+            delivery("groups of one, over HTTP ÷ floor ²").is(self.floor("groups-10000")),
+            delivery("groups of one, through Redis ÷ floor ²").is(self.floor("redis-groups-10000")),
+            others("1,000 in one group ÷ GatewayWorker 4 ¹", 1.0, 0.85, "fan-1000", 5.29, 3.98),
+            others("5,000 in one group ÷ GatewayWorker 4 ¹", 1.0, 0.85, "fan-5000", 7.67, 5.96),
+            others("1,000 in one group ÷ sockudo 5 ¹", 0.65, 0.5, "fan-1000", 7.90, 3.98),
+            others("5,000 in one group ÷ sockudo 5 ¹", 0.65, 0.5, "fan-5000", 11.9, 5.96),
+            Goal::new("4 messages waiting ÷ floor", 1.0, None, "×").is(self.floor("backlog-4")),
             Goal {
                 must: None,
-                ..goal("4 messages waiting ÷ joined floor", (0.0, 1.3), other, self.ratio("backlog-4", CPU, JOINED))
+                ..Goal::new("4 messages waiting ÷ joined floor", 0.0, 1.3, "×").is(self.ratio("backlog-4", CPU, JOINED))
             },
-            goal("user-space part of a delivery", (0.5, 0.3), "µs", self.gateway("fan-1000", Contestant::user)),
-            goal("two nodes ÷ one: 1,000 in one group, Redis", two, other, nodes("redis-1000")),
-            goal("two nodes ÷ one: 4 waiting, Redis", two, other, nodes("redis-backlog-4")),
-            goal("two nodes ÷ one: one uid of 5,000, Redis", two, other, nodes("redis-uid-5000")),
-            goal("two nodes ÷ one: coming and going, 64 at each", two, other, nodes("churn-each")),
-            goal("the same, 64 in all", two, other, nodes("churn")),
-            goal("coming and going, with Redis", (130.0, 90.0), "µs", self.gateway("churn", Contestant::together)),
-            goal("an idle connection", (4096.0, 2560.0), "bytes", self.idle("idle").map(|idle| idle.0)),
-            goal("an idle connection, Redis", (4096.0, 2560.0), "bytes", self.idle("idle-redis").map(|idle| idle.0)),
-            goal(
-                "CPU of an idle connection, 25 s heartbeats",
-                (2.0, 1.0),
-                "µs/s",
-                self.idle("idle-heartbeats").map(|idle| idle.1),
-            ),
-            goal("a delivery over TLS ÷ plain", (2.0, 1.5), other, self.ratio("tls-1000", CPU, "gateway plain")),
-            goal("to another node, 1,000/s, p50 ÷ bare Redis", (2.0, 1.5), other, self.ratio("latency", P50, RAW)),
-            Goal {
-                aim: None,
-                ..goal("the same, p99 beyond 2 × bare Redis", (1.0, 0.0), "ms", self.ratio("latency", BEYOND, RAW))
-            },
-            Goal {
-                aim: None,
-                ..goal("10 × the clients: ratio to the floor", (1.2, 0.0), other, grown("fan-10000", "fan-1000"))
-            },
-            Goal {
-                aim: None,
-                ..goal("10 × the uids, Redis: the same", (1.2, 0.0), other, grown("redis-uid-5000", "redis-uid-500"))
-            },
-            Goal {
-                aim: None,
-                ..goal(
-                    "10 × the groups, Redis: the same",
-                    (1.2, 0.0),
-                    other,
-                    grown("redis-groups-10000", "redis-groups-1000"),
-                )
-            },
-            Goal {
-                aim: None,
-                ..goal("runs with anything lost, doubled or out of order", (0.0, 0.0), "", Some(faults as f64))
-            },
+            Goal::new("user-space part of a delivery", 0.5, 0.3, "µs").is(self.gateway("fan-1000", Contestant::user)),
+            two("two nodes ÷ one: 1,000 in one group, Redis").is(nodes("redis-1000")),
+            two("two nodes ÷ one: 4 waiting, Redis").is(nodes("redis-backlog-4")),
+            two("two nodes ÷ one: one uid of 5,000, Redis").is(nodes("redis-uid-5000")),
+            two("two nodes ÷ one: coming and going, 64 at each").is(nodes("churn-each")),
+            two("the same, 64 in all").is(nodes("churn")),
+            Goal::new("coming and going, with Redis", 130.0, 90.0, "µs")
+                .is(self.gateway("churn", Contestant::together)),
+            idle("an idle connection", "idle"),
+            idle("an idle connection, Redis", "idle-redis"),
+            Goal::new("CPU of an idle connection, 25 s heartbeats", 2.0, 1.0, "µs/s")
+                .is(self.idle("idle-heartbeats").map(|idle| idle.1)),
+            Goal::new("a delivery over TLS ÷ plain", 2.0, 1.5, "×").is(self.ratio("tls-1000", CPU, "gateway plain")),
+            Goal::new("to another node, 1,000/s, p50 ÷ bare Redis", 2.0, 1.5, "×").is(self.ratio("latency", P50, RAW)),
+            Goal::new("the same, p99 beyond 2 × bare Redis", 1.0, None, "ms").is(self.ratio("latency", BEYOND, RAW)),
+            grown("fan-10000", "fan-1000"),
+            grown("redis-uid-5000", "redis-uid-500"),
+            grown("redis-groups-10000", "redis-groups-1000"),
+            Goal::new("runs with anything lost, doubled or out of order", 0.0, None, "")
+                .is(Some(Spread::of_one(faults as f64))),
         ]
     }
 }
 
 impl Goal {
     fn line(&self) -> String {
-        let digits = if self.measured.is_some_and(|value| value.abs() >= 20.0 || self.unit.is_empty()) { 0 } else { 2 };
-        let cell = |value: Option<f64>, sign: &str| match value {
-            Some(value) => format!("{sign}{value:.digits$} {}", self.unit).trim_end().to_owned(),
-            None => "–".to_owned(),
-        };
-        let short = |limit: Option<f64>| limit.map(|limit| self.measured.map(|value| value <= limit));
-        let verdict = match (short(self.must), short(self.aim)) {
+        let median = self.measured.map(|measured| measured.median);
+        let digits = if median.is_some_and(|value| value.abs() >= 20.0 || self.unit.is_empty()) { 0 } else { 2 };
+        let unit = |words: String| format!("{words} {}", self.unit).trim_end().to_owned();
+        let limit = |limit: Option<f64>| limit.map_or("–".to_owned(), |limit| unit(format!("≤ {limit:.digits$}")));
+        let is_met = |limit: Option<f64>| limit.map(|limit| median.map(|value| value <= limit));
+        let verdict = match (is_met(self.must), is_met(self.aim)) {
             (Some(None), _) | (_, Some(None)) | (None, None) => "not measured",
             (Some(Some(false)), _) => "**missed**",
             (_, Some(Some(false))) => "aim missed",
             (_, Some(Some(true))) => "met, the aim too",
             (Some(Some(true)), None) => "met",
         };
-        let (must, aim, measured) = (cell(self.must, "≤ "), cell(self.aim, "≤ "), cell(self.measured, ""));
-        format!("| {} | {must} | {aim} | {measured} | {verdict} |\n", self.what)
+        let verdict = if self.derived { format!("derived: {verdict}") } else { verdict.to_owned() };
+        let measured = self.measured.map_or("–".to_owned(), |measured| unit(measured.words(digits)));
+        format!("| {} | {} | {} | {measured} | {verdict} |\n", cell(&self.what), limit(self.must), limit(self.aim))
     }
 }
 
@@ -197,11 +228,12 @@ pub(crate) fn markdown(sections: &[Table], facts: &[(&'static str, String)], qui
         writeln!(out, "| {name} | {} |", cell(value)).ok();
     }
     out.push_str(
-        "\nGateway, Redis, floor and tester share the processors, over loopback; with `--pin` the tester has the last one to \
-         itself. Messages have 128 bytes unless\na row says otherwise. Redis keeps nothing on disk. The gateway is built \
-         as for its image, but with the system's C library. Each figure: median (range) of the rounds; latency is\nthat of all rounds. CPU is that of the \
-         server, user and system, for each delivery or cycle. *÷ floor* and *÷ the first*, the first server of the same run, \
-         compare\nnodes and Redis together.\n\n",
+        "\nGateway, Redis, floor and tester share the processors, over loopback. With `--pin` the tester has the last one to \
+         itself, and the servers the others: on two\nprocessors a node then has one shard, and two nodes share one processor. \
+         Messages have 128 bytes unless a row says otherwise. Redis keeps nothing on disk.\n`make bench` builds the gateway as \
+         its image has it, but for the C library. Each figure: median (range) of the rounds; latency is that of all\nrounds. \
+         CPU is that of the server, user and system, for each delivery or cycle. *÷ floor* and *÷ the first*, the first server \
+         of the same run, compare\nnodes and Redis together.\n\n",
     );
     let rows = Rows(sections.iter().flat_map(|(_, rows)| rows).collect());
     let faulty: Vec<String> = rows.0.iter().filter_map(|done| fault(done)).collect();
@@ -213,8 +245,9 @@ pub(crate) fn markdown(sections: &[Table], facts: &[(&'static str, String)], qui
     out.push_str("\n## The goals\n\n| | must | aim | measured | |\n| --- | --- | --- | --- | --- |\n");
     rows.goals().iter().for_each(|goal| out.push_str(&goal.line()));
     out.push_str(
-        "\n¹ By way of the floor: the ratio to the floor in this run, over theirs when they were measured beside it, as \
-         [ANALYSIS.md](ANALYSIS.md#the-others) tells.\n\n",
+        "\n¹ By way of the floor: the ratio to the floor in this run, over theirs when they were measured beside a floor like \
+         it, as [ANALYSIS.md](ANALYSIS.md#the-others) tells.\n² Here each delivery has a message of its own to read, and so \
+         a `POST` or a `PUBLISH`; the floor has a few bytes, and Redis is\nin the ratio.\n\n",
     );
     image(&mut out, BARS_TITLE, "ratios.svg");
     for (section, rows) in sections {
@@ -431,6 +464,9 @@ mod tests {
             "| a delivery, 1,000 in one group ÷ floor | ≤ 1.30 × | ≤ 1.15 × | 1.10 × | met, the aim too |",
             "| a delivery, 5,000 in one group ÷ floor | ≤ 1.30 × | ≤ 1.15 × | 1.20 × | aim missed |",
             "| a delivery, 100 groups of 10 ÷ floor | ≤ 1.30 × | ≤ 1.15 × | 1.40 × | **missed** |",
+            "| 1,000 in one group ÷ GatewayWorker 4 ¹ | ≤ 1.00 × | ≤ 0.85 × | 0.83 × | derived: met, the aim too |",
+            "| the worst of all sizes and forms over HTTP ÷ floor | ≤ 1.30 × | ≤ 1.15 × | – | not measured |",
+            "| fan-10000 beside fan-1000, ratios to the floor | ≤ 1.20 × | – | – | not measured |",
             "| 4 messages waiting ÷ floor | ≤ 1.00 × | – | 0.50 × | met |",
             "| 4 messages waiting ÷ joined floor | – | ≤ 1.30 × | – | not measured |",
             "| runs with anything lost, doubled or out of order | ≤ 0 | – | 0 | met |",

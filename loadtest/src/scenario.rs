@@ -271,10 +271,15 @@ impl Scenario<'_> {
             }
             sides.push(self.side(server, 1 + number as u8, epoch)?);
         }
-        let contestants = self.args.sitting.rounds(turns, self.messages, |turn, messages| {
+        let whose: Vec<usize> = turns.iter().map(|turn| turn.side).collect();
+        let pinned = self.args.sitting.pin;
+        let mut contestants = self.args.sitting.rounds(turns, self.messages, |turn, messages| {
             let side = sides.get_mut(turn.side).ok_or("no such side")?;
-            side.round(&self.plan(messages, turn.joined))
+            side.round(&self.plan(messages, turn.joined), pinned)
         })?;
+        for (contestant, side) in contestants.iter_mut().zip(whose) {
+            contestant.blame(sides.get(side).ok_or("no such side")?.pool.take()?);
+        }
         Ok(Report::new(&self.title, Unit::Delivery, contestants))
     }
 
@@ -327,9 +332,9 @@ impl Scenario<'_> {
 }
 
 impl Side {
-    /// Publishes as planned and measures.
-    fn round(&mut self, plan: &Plan) -> Result<(Round, Stats)> {
-        self.pool.take()?;
+    /// Publishes as planned and measures. A tester that is `pinned` has one core for all its threads.
+    fn round(&mut self, plan: &Plan, pinned: bool) -> Result<(Round, Stats)> {
+        let between = self.pool.take()?;
         let (server, own, before) = (self.server.spent()?, process::own_cpu()?, self.threads()?);
         let outcome = self.publisher.run(plan)?;
         let (tester, after) = (process::own_cpu()?.since(own), self.threads()?);
@@ -338,7 +343,9 @@ impl Side {
         let spent = self.server.spent()?.since(&server);
         let stats = self.pool.take()?;
         let busiest = before.iter().zip(&after).map(|(before, after)| after.saturating_sub(*before)).max();
-        let round = Round::new(&outcome, &stats, spent, tester, busiest.unwrap_or(0));
+        let one_core = if pinned { tester.total() } else { busiest.unwrap_or(0) };
+        let mut round = Round::new(&outcome, &stats, spent, tester, one_core);
+        round.blame(between);
         Ok((round, stats))
     }
 

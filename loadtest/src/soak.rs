@@ -1,5 +1,5 @@
-//! `soak`: for an hour and more, a crowd that stays and gets messages through every door, visitors that come and go, and
-//! samples of what the processes use: does memory grow, and does everything still arrive once and in order?
+//! `soak`: for an hour and more, a crowd that stays and gets messages over HTTP and through Redis, visitors that come and
+//! go, and samples of what the processes use: does memory grow, and does everything still arrive once and in order?
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};

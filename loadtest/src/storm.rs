@@ -264,15 +264,18 @@ impl StormArgs {
     }
 }
 
-/// Looks at the memory until it is `over`.
+/// Looks at the memory until it is `over`, and then once more.
 fn watch(meter: &Meter, over: &AtomicBool) -> Vec<(Instant, u64)> {
     let mut seen = Vec::new();
-    while !over.load(Ordering::Relaxed) {
+    loop {
+        let last = over.load(Ordering::Relaxed);
         // a node that has gone is noticed by others
         seen.extend(meter.resident().ok().map(|bytes| (Instant::now(), bytes)));
+        if last {
+            return seen;
+        }
         std::thread::sleep(LOOK);
     }
-    seen
 }
 
 /// How many there were at some of these times.

@@ -10,15 +10,16 @@ use std::sync::Arc;
 use bytes::Bytes;
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
+use tokio::time::timeout;
 
 use super::bus::{Bus, MAX_PAYLOAD};
 use super::envelope;
 use super::keys::Channel;
-use super::redis::RedisError;
+use super::redis::{ANSWER, RedisError};
 use crate::id::LanAddress;
 
-/// Letters that may wait to be taken up.
+/// Letters that are not delivered yet, to all nodes.
 const WAITING: usize = 10_000;
 
 /// Letters in one `PUBLISH`.
@@ -29,10 +30,15 @@ pub(super) struct Letter {
     to: LanAddress,
     sealed: Bytes,
     posted: oneshot::Sender<Result<u64, RedisError>>,
+    /// Given back when it is delivered, or given up.
+    _room: OwnedSemaphorePermit,
 }
 
 /// Where letters are posted.
-pub(super) struct Post(mpsc::Sender<Letter>);
+pub(super) struct Post {
+    letters: mpsc::Sender<Letter>,
+    room: Arc<Semaphore>,
+}
 
 /// What was posted, in order.
 pub(super) struct Letters(mpsc::Receiver<Letter>);
@@ -40,17 +46,21 @@ pub(super) struct Letters(mpsc::Receiver<Letter>);
 impl Post {
     pub(super) fn new() -> (Self, Letters) {
         let (letters, posted) = mpsc::channel(WAITING);
-        (Self(letters), Letters(posted))
+        (Self { letters, room: Arc::new(Semaphore::new(WAITING)) }, Letters(posted))
     }
 
     /// Says an envelope to a node; returns how many heard it. An error means that this is not known.
     pub(super) async fn say(&self, to: LanAddress, sealed: Bytes) -> Result<u64, RedisError> {
         let (posted, heard) = oneshot::channel();
         let away = |words: &str| RedisError::Away(words.to_owned());
-        self.0
-            .try_send(Letter { to, sealed, posted })
-            .map_err(|_| away("too much is waiting to be said to other nodes"))?;
-        heard.await.unwrap_or_else(|_| Err(away("this node is stopping")))
+        let room = Arc::clone(&self.room).try_acquire_owned();
+        let room = room.map_err(|_| away("too much is waiting to be said to other nodes"))?;
+        let stopping = || away("this node is stopping");
+        // There are as many places as permits.
+        self.letters.try_send(Letter { to, sealed, posted, _room: room }).map_err(|_| stopping())?;
+        // It may be behind others, each lot of which Redis may take as long to answer.
+        let heard = timeout(ANSWER * 2, heard).await.map_err(|_| away("no answer"))?;
+        heard.unwrap_or_else(|_| Err(stopping()))
     }
 }
 
@@ -108,17 +118,37 @@ async fn deliver(bus: &Bus, node: LanAddress, lot: Vec<Letter>) -> LanAddress {
 
 #[cfg(test)]
 mod tests {
+    use futures_util::FutureExt as _;
+
     use super::*;
 
     type Heard = oneshot::Receiver<Result<u64, RedisError>>;
 
     fn letters(sizes: impl IntoIterator<Item = usize>) -> (VecDeque<Letter>, Vec<Heard>) {
-        let to = "7f0000010b54".parse().unwrap();
+        let (to, room) = ("7f0000010b54".parse().unwrap(), Arc::new(Semaphore::new(WAITING)));
         let letter = |size: usize| {
             let (posted, heard) = oneshot::channel();
-            (Letter { to, sealed: vec![0; size].into(), posted }, heard)
+            let room = Arc::clone(&room).try_acquire_owned().unwrap();
+            (Letter { to, sealed: vec![0; size].into(), posted, _room: room }, heard)
         };
         sizes.into_iter().map(letter).unzip()
+    }
+
+    #[tokio::test]
+    async fn what_is_taken_up_and_not_delivered_still_has_its_place() {
+        let (post, Letters(mut letters)) = Post::new();
+        let to = "7f0000010b54".parse().unwrap();
+        let mut waiting: Vec<_> = (0..WAITING).map(|_| Box::pin(post.say(to, Bytes::new()))).collect();
+        assert!(waiting.iter_mut().all(|say| say.now_or_never().is_none()));
+        let mut taken = Vec::new();
+        assert_eq!(letters.recv_many(&mut taken, WAITING).await, WAITING);
+        let full = Err(RedisError::Away("too much is waiting to be said to other nodes".to_owned()));
+        assert_eq!(post.say(to, Bytes::new()).now_or_never(), Some(full));
+
+        let Letter { posted, .. } = taken.pop().unwrap();
+        posted.send(Ok(1)).unwrap();
+        assert_eq!(waiting.pop().unwrap().await, Ok(1));
+        assert_eq!(post.say(to, Bytes::new()).now_or_never(), None);
     }
 
     #[test]
