@@ -445,7 +445,7 @@ impl Report {
                 ratios.extend(Comparison::new(BEYOND, gateway, raw, beyond));
             }
         }
-        let notes = servers.iter().flat_map(notes).collect();
+        let notes = servers.iter().flat_map(|server| notes(server, unit)).collect();
         let pass = !servers.iter().any(Contestant::faulty);
         Self { title: title.to_owned(), unit, servers, ratios, notes, pass }
     }
@@ -574,7 +574,7 @@ pub(crate) fn table(rows: &[(&str, Vec<String>)]) -> String {
 }
 
 /// What a reader must know before believing the figures of a server.
-fn notes(server: &Contestant) -> Vec<String> {
+fn notes(server: &Contestant, unit: Unit) -> Vec<String> {
     let mut notes = Vec::new();
     let name = &server.name;
     if server.gave_up() {
@@ -594,8 +594,9 @@ fn notes(server: &Contestant) -> Vec<String> {
     let busiest = server.rounds.iter().map(|round| round.tester_core).fold(0.0, f64::max);
     if busiest > 0.9 {
         notes.push(format!(
-            "{name}: THE TESTER WAS THE BOTTLENECK, it used {:.0} % of the core of its busiest thread: throughput and \
-             latency are its own, CPU per delivery still counts; try more --threads, no --pin, or a machine of its own",
+            "{name}: THE TESTER WAS THE BOTTLENECK, its busiest thread, or with --pin all of them, used {:.0} % of a \
+             core: throughput and latency are its own, CPU per delivery still counts; try more --threads, no --pin, or a \
+             machine of its own",
             busiest * 100.0
         ));
     }
@@ -610,8 +611,9 @@ fn notes(server: &Contestant) -> Vec<String> {
     if shortest < 1.0 {
         // accounting steps of 10 ms, one lost at either end
         notes.push(format!(
-            "{name}: a round used only {shortest:.2} s of server CPU, accounted in steps of 10 ms (± {:.0} %): more --messages",
-            2.0 / shortest.max(0.01)
+            "{name}: a round used only {shortest:.2} s of server CPU, accounted in steps of 10 ms (± {:.0} %): more --{}",
+            2.0 / shortest.max(0.01),
+            if unit == Unit::Cycle { "cycles" } else { "messages" }
         ));
     }
     if server.role != Role::Raw && server.rounds.iter().any(|round| round.server_cpu_us.is_none()) {
@@ -809,6 +811,6 @@ mod tests {
         server.rounds[0].tester_core = 0.97;
         server.rounds[0].tester_lag_p99_ms = Some(5.0);
         server.rounds[0].server_cpu_seconds = Some(0.1);
-        assert_eq!(notes(&server).len(), 3);
+        assert_eq!(notes(&server, Unit::Delivery).len(), 3);
     }
 }
