@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use clap::Args;
+use clap::{Args, value_parser};
 use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 use socket2::Socket;
@@ -26,7 +26,7 @@ use crate::{Result, frame, process, socket};
 #[derive(Debug, Args)]
 pub(crate) struct ChurnArgs {
     /// Cycles in each round: connect, bind and join in one batch, leave
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 20_000, value_parser = value_parser!(u64).range(1..))]
     cycles: u64,
     /// Cycles at a time, each with a kept connection to the API of its node
     #[arg(long, default_value_t = 64)]
@@ -244,6 +244,12 @@ impl Crowd {
 
     /// Lets clients come, and go or stay, and waits for the last.
     pub(crate) fn run(&mut self, stretch: &Stretch<'_>) -> Result<(Outcome, Stats)> {
+        let (outcome, stats, ended) = self.run_as_far_as_it_goes(stretch)?;
+        ended.map(|()| (outcome, stats))
+    }
+
+    /// The same; what was found up to an error is told beside it.
+    pub(crate) fn run_as_far_as_it_goes(&mut self, stretch: &Stretch<'_>) -> Result<(Outcome, Stats, Result<()>)> {
         let mut outcome = Outcome {
             published: 0,
             expected: 0,
@@ -256,10 +262,24 @@ impl Crowd {
             samples: Vec::new(),
         };
         let mut stats = Stats::new()?;
-        let began = Instant::now();
+        let (began, mut watch) = (Instant::now(), Watch::default());
+        let ended = self.turn(stretch, began, &mut outcome, &mut stats, &mut watch);
+        outcome.expected = outcome.published;
+        outcome.wall = began.elapsed();
+        outcome.samples = watch.end(outcome.wall.as_nanos() as u64, stats.delivered);
+        Ok((outcome, stats, ended))
+    }
+
+    fn turn(
+        &mut self,
+        stretch: &Stretch<'_>,
+        began: Instant,
+        outcome: &mut Outcome,
+        stats: &mut Stats,
+        watch: &mut Watch,
+    ) -> Result<()> {
         let mut events = Events::with_capacity(512);
         let mut progress = (0, Instant::now());
-        let mut watch = Watch::default();
         loop {
             crate::interrupted()?;
             let mut timeout = TICK;
@@ -268,7 +288,7 @@ impl Crowd {
                 let again = self.again.front().filter(|(due, _)| *due <= Instant::now());
                 if let Some((_, cycle)) = again.copied() {
                     self.again.pop_front();
-                    self.begin(index, cycle, Instant::now(), stretch, &mut stats)?;
+                    self.begin(index, cycle, Instant::now(), stretch, stats)?;
                     continue;
                 }
                 if over || outcome.published == stretch.cycles {
@@ -285,7 +305,7 @@ impl Crowd {
                 outcome.published += 1;
                 // with a rate, who has to wait for a slot has waited
                 let since = stretch.rate.map_or_else(Instant::now, |_| began + Duration::from_secs_f64(due));
-                self.begin(index, cycle, since, stretch, &mut stats)?;
+                self.begin(index, cycle, since, stretch, stats)?;
             }
             if self.free.len() == self.slots.len() && self.again.is_empty() {
                 if over || outcome.published == stretch.cycles {
@@ -298,7 +318,7 @@ impl Crowd {
                 other => other?,
             }
             for event in &events {
-                self.hear(event, stretch, &mut outcome, &mut stats)?;
+                self.hear(event, stretch, outcome, stats)?;
             }
             let done = stats.delivered + if stretch.stay.is_some() { 0 } else { stats.closed };
             // one with a rate goes on beside something else, whose bar it is
@@ -312,10 +332,7 @@ impl Crowd {
                 break;
             }
         }
-        outcome.expected = outcome.published;
-        outcome.wall = began.elapsed();
-        outcome.samples = watch.end(outcome.wall.as_nanos() as u64, stats.delivered);
-        Ok((outcome, stats))
+        Ok(())
     }
 
     /// Lets a client connect in the first free slot, `index`; its time counts from `since`.
@@ -403,7 +420,7 @@ impl Slot {
     /// Looks at the API's answer.
     fn answered(&mut self, event: &Event) -> Result<Progress> {
         if !socket::receive(&mut self.api, &mut self.answer, event.is_read_closed())? {
-            return Err("the server closed the connection that binds".into());
+            return Err("a node closed the connection that binds: it died, or let nobody bind".into());
         }
         if self.answer.is_empty() {
             return Ok(Progress::Waits);

@@ -170,7 +170,8 @@ pub(crate) fn greeting(input: &[u8]) -> Result<Option<(&str, &[u8])>> {
     };
     let (head, mut rest) = input.split_at_checked(end).unwrap_or_default();
     if http::status(head) != Some(101) || http::header(head, "sec-websocket-accept") != Some(ACCEPT) {
-        return Err(format!("refused: {}", String::from_utf8_lossy(input)).into());
+        let first = String::from_utf8_lossy(head).lines().next().unwrap_or_default().to_owned();
+        return Err(format!("refused: {first}; does a gateway listen there for clients?").into());
     }
     loop {
         match frame::front(rest) {

@@ -1,6 +1,6 @@
 //! `fanout`: every message goes to all clients of a group.
 
-use clap::Args;
+use clap::{Args, value_parser};
 
 use crate::Result;
 use crate::publish::{Kind, Pace};
@@ -18,10 +18,10 @@ pub(crate) struct FanoutArgs {
     #[arg(long, default_value_t = 1)]
     groups: usize,
     /// Messages in each round
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = value_parser!(u64).range(1..))]
     messages: u64,
     /// At most so many messages undelivered: the next goes when the oldest has reached everyone
-    #[arg(long, default_value_t = 1, conflicts_with_all = ["rate", "backlog"])]
+    #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..), conflicts_with_all = ["rate", "backlog"])]
     window: u32,
     /// So many messages a second, on a fixed schedule from which latency counts
     #[arg(long, conflicts_with = "backlog")]

@@ -32,17 +32,18 @@ impl Api {
         out.extend_from_slice(body);
     }
 
-    /// Whether `GET /readyz` answers 200 within a second.
-    pub(crate) fn ready(&self) -> bool {
-        let ask = || -> Result<u16> {
-            let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1))?;
-            stream.set_read_timeout(Some(Duration::from_secs(1)))?;
-            write!(stream, "GET /readyz HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
-            let mut input = [0; 16];
-            stream.read_exact(input.get_mut(..13).unwrap_or_default())?;
-            status(&input).ok_or_else(|| "no HTTP".into())
-        };
-        ask().is_ok_and(|status| status == 200)
+    /// Asks `GET /readyz`, which has a second to answer 200; what it did instead is the error.
+    pub(crate) fn ready(&self) -> Result<()> {
+        let mut stream = TcpStream::connect_timeout(&self.address, Duration::from_secs(1))?;
+        stream.set_read_timeout(Some(Duration::from_secs(1)))?;
+        write!(stream, "GET /readyz HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address)?;
+        let mut input = [0; 16];
+        stream.read_exact(input.get_mut(..13).unwrap_or_default())?;
+        match status(&input) {
+            Some(200) => Ok(()),
+            Some(status) => Err(format!("{status}").into()),
+            None => Err("what answers there speaks no HTTP".into()),
+        }
     }
 }
 
@@ -166,12 +167,16 @@ pub(crate) fn header<'a>(head: &'a [u8], name: &str) -> Option<&'a str> {
     })
 }
 
-/// Reads `scheme://host:port/…` or `host:port`; gives the address.
-pub(crate) fn address(url: &str) -> Result<SocketAddr> {
-    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-    let host = rest.split_once('/').map_or(rest, |(host, _)| host);
-    let mut found = host.to_socket_addrs().map_err(|error| format!("{url}: {error}; a URL with a port is wanted"))?;
-    found.next().ok_or_else(|| format!("{url}: no address").into())
+/// Reads `scheme://host:port` or `host:port`; gives the address.
+pub(crate) fn address(scheme: &str, url: &str) -> Result<SocketAddr> {
+    let wanted = |why: &str| format!("{url}: {scheme}://host:port is wanted{why}");
+    let (named, rest) = url.split_once("://").unwrap_or((scheme, url));
+    let host = rest.strip_suffix('/').unwrap_or(rest);
+    if named != scheme || host.contains('/') {
+        return Err(wanted(", and no path").into());
+    }
+    let mut found = host.to_socket_addrs().map_err(|error| wanted(&format!("; {error}")))?;
+    found.next().ok_or_else(|| wanted(", there is no such address").into())
 }
 
 #[cfg(test)]
@@ -215,8 +220,11 @@ mod tests {
     #[test]
     fn urls() {
         let expected: SocketAddr = "127.0.0.1:7272".parse().unwrap();
-        assert_eq!(address("ws://127.0.0.1:7272/path?x").unwrap(), expected);
-        assert_eq!(address("127.0.0.1:7272").unwrap(), expected);
-        assert!(address("http://127.0.0.1").is_err());
+        for url in ["ws://127.0.0.1:7272", "ws://127.0.0.1:7272/", "127.0.0.1:7272"] {
+            assert_eq!(address("ws", url).unwrap(), expected);
+        }
+        for refused in ["ws://127.0.0.1", "wss://127.0.0.1:7272", "http://127.0.0.1:7272", "ws://127.0.0.1:7272/path"] {
+            assert!(address("ws", refused).is_err(), "{refused}");
+        }
     }
 }

@@ -22,14 +22,16 @@ pub(crate) enum Address {
 }
 
 impl Address {
-    fn parse(url: &str) -> Result<Self> {
+    /// Reads a URL.
+    pub(crate) fn parse(url: &str) -> Result<Self> {
         if let Some(path) = url.strip_prefix("redis+unix://") {
             return Ok(Self::Unix(path.into()));
         }
         if !url.starts_with("redis://") || url.contains('@') {
             return Err("--redis: redis://host:port or redis+unix:///path is wanted, and no password".into());
         }
-        Ok(Self::Tcp(http::address(url)?))
+        // databases do not separate channels
+        Ok(Self::Tcp(http::address("redis", url.strip_suffix("/0").unwrap_or(url))?))
     }
 
     /// Opens a connection.
@@ -283,9 +285,13 @@ mod tests {
         let tcp = Address::Tcp("127.0.0.1:6379".parse().unwrap());
         assert_eq!(Address::parse("redis://127.0.0.1:6379/0").unwrap(), tcp);
         assert_eq!(Address::parse("redis+unix:///run/r.sock").unwrap(), Address::Unix("/run/r.sock".into()));
-        for refused in
-            ["127.0.0.1:6379", "rediss://127.0.0.1:6379", "redis://:secret@127.0.0.1:6379", "redis://127.0.0.1"]
-        {
+        for refused in [
+            "127.0.0.1:6379",
+            "rediss://127.0.0.1:6379",
+            "redis://:secret@127.0.0.1:6379",
+            "redis://127.0.0.1",
+            "redis://127.0.0.1:6379/1",
+        ] {
             assert!(Address::parse(refused).is_err(), "{refused}");
         }
     }

@@ -60,6 +60,9 @@ pub(crate) struct SoakArgs {
     pub(crate) output: OutputArgs,
 }
 
+/// What visitors found, and the CPU time of their thread, µs.
+type Visits = (Outcome, Stats, u64);
+
 /// What was found at the end of an interval.
 #[derive(Debug, Clone, Serialize)]
 struct Sample {
@@ -296,21 +299,22 @@ impl SoakArgs {
         let (ended, visits) = std::thread::scope(|scope| {
             let visits = (parallel > 0).then(|| {
                 scope.spawn(|| {
-                    let (outcome, stats) = crowd.run(&stretch)?;
-                    Ok((outcome, stats, process::own_thread_cpu()?))
+                    let (outcome, stats, ended) = crowd.run_as_far_as_it_goes(&stretch)?;
+                    Ok(((outcome, stats, process::own_thread_cpu()?), ended))
                 })
             });
             let going = || visits.as_ref().is_none_or(|visits| !visits.is_finished());
             let ended = soak.run(going);
             over.store(true, Ordering::Relaxed);
-            let visits: Option<Result<(Outcome, Stats, u64)>> = visits
+            let visits: Option<Result<(Visits, Result<()>)>> = visits
                 .map(|visits| visits.join().unwrap_or_else(|_| Err("the thread of the visitors panicked".into())));
             (ended, visits.transpose())
         });
         let seconds = began.elapsed().as_secs_f64();
         let busiest = soak.threads()?.iter().zip(&threads).map(|(now, before)| now.saturating_sub(*before)).max();
         let (visits, cut) = match visits {
-            Ok(visits) => (visits, None),
+            Ok(None) => (None, None),
+            Ok(Some((visits, ended))) => (Some(visits), ended.err().map(|error| error.to_string())),
             Err(error) => (None, Some(error.to_string())),
         };
         // what ended the visits ended all
@@ -463,7 +467,7 @@ impl Soak<'_> {
         title: String,
         ended_early: Option<String>,
         seconds: f64,
-        visits: Option<&(Outcome, Stats, u64)>,
+        visits: Option<&Visits>,
         listed: Option<u64>,
         used: &Spent,
         busiest: u64,

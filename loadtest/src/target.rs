@@ -15,7 +15,7 @@ use crate::clients::{self, Connected};
 use crate::http::{self, Api, Caller};
 use crate::process::{self, Meter, Process};
 use crate::publish::{Kind, Wire};
-use crate::redis::Redis;
+use crate::redis::{Address, Redis};
 use crate::report::Spent;
 use crate::{PATIENCE, Result};
 
@@ -180,6 +180,7 @@ impl TargetArgs {
         if clusters.iter().any(|cluster| cluster.nodes > 1) && !self.has_redis() {
             return Err("--nodes: several find each other through Redis, --redis or --redis-spawn".into());
         }
+        self.redis.as_deref().map(Address::parse).transpose()?;
         if clusters.len() > 1 && !self.pid.is_empty() {
             return Err("--pid: not where several gateways are compared, as the process would count for each".into());
         }
@@ -232,7 +233,11 @@ impl TargetArgs {
                 return Err("--api: once, or as often as --ws".into());
             }
             for (ws, url) in self.ws.iter().zip(self.api.iter().cycle()) {
-                nodes.push(Node { clients: http::address(ws)?, api: api(http::address(url)?), php: None });
+                nodes.push(Node {
+                    clients: http::address("ws", ws)?,
+                    api: api(http::address("http", url)?),
+                    php: None,
+                });
             }
         }
         let prefix = self.prefix.clone();
@@ -287,11 +292,12 @@ impl Target {
     fn await_ready(&mut self) -> Result<()> {
         let deadline = Instant::now() + PATIENCE;
         for node in &self.nodes {
-            while !node.api.ready() {
+            while let Err(why) = node.api.ready() {
                 crate::interrupted()?;
                 self.processes.iter_mut().try_for_each(Process::check)?;
                 if Instant::now() > deadline {
-                    return Err(format!("http://{}/readyz: not 200 within {PATIENCE:?}", node.api.address).into());
+                    let address = node.api.address;
+                    return Err(format!("http://{address}/readyz: not ready within {PATIENCE:?}: {why}").into());
                 }
                 std::thread::sleep(Duration::from_millis(20));
             }

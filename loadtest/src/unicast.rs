@@ -1,6 +1,6 @@
 //! `unicast`: every message goes to one uid out of many.
 
-use clap::Args;
+use clap::{Args, value_parser};
 
 use crate::Result;
 use crate::publish::{Kind, Pace};
@@ -15,7 +15,7 @@ pub(crate) struct UnicastArgs {
     #[arg(long, default_value_t = 5000)]
     clients: usize,
     /// Messages in each round
-    #[arg(long, default_value_t = 200_000)]
+    #[arg(long, default_value_t = 200_000, value_parser = value_parser!(u64).range(1..))]
     messages: u64,
     /// Connections that publish, each with one request on the way; through Redis, messages that are published on one
     /// connection and not delivered yet
@@ -32,6 +32,9 @@ impl UnicastArgs {
     /// Runs it.
     pub(crate) fn run(&self) -> Result<Report> {
         let Self { clients, messages, inflight, run, .. } = self;
+        if *inflight == 0 {
+            return Err("--inflight: at least 1".into());
+        }
         let (pace, lanes, door) = match run.sitting.target.door()? {
             Door::Http => (Pace::Free, (*inflight).min(*clients), ""),
             Door::Redis => (Pace::Pipeline(u32::try_from(*inflight)?), 1, ", through Redis"),

@@ -1,6 +1,7 @@
 //! The load tester's binary against real gateways and a real Redis. Needs `redis-server`.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests may")]
 
+use std::io::{Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -114,7 +115,7 @@ impl Gateway {
 
 impl Drop for Gateway {
     fn drop(&mut self) {
-        self.child.kill().unwrap();
+        self.child.kill().ok();
         self.child.wait().unwrap();
     }
 }
@@ -153,6 +154,31 @@ fn who_is_refused_in_a_storm_tries_again() {
     assert_eq!((code, &storm["back"], &storm["listed"]), (Some(0), &20.into(), &20.into()), "{report}");
     assert_eq!(storm["failed_attempts"], 5, "{storm}");
     assert!(storm["first_failure"].as_str().unwrap().contains("while Greeting was awaited"), "{storm}");
+}
+
+#[test]
+fn a_soak_whose_gateway_dies_says_what_it_has_found_up_to_then() {
+    let mut gateway = Gateway::start();
+    let (clients, api, id) = (gateway.clients, gateway.api, gateway.child.id());
+    let soak = format!(
+        "soak --clients 20 --groups 2 --rate 100 --churn 20 --for 60s --every 100ms --ws {clients} --api {api}"
+    );
+    let running = std::thread::spawn(move || loadtest(&format!("{soak} --pid {id}")));
+    // those that stay, and some visitors
+    let visited = || {
+        let mut stream = TcpStream::connect(api).ok()?;
+        write!(stream, "GET /metrics HTTP/1.1\r\nHost: {api}\r\nConnection: close\r\n\r\n").ok()?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).ok()?;
+        text.lines().find_map(|line| line.strip_prefix("moongate_connections_total ")?.parse::<u64>().ok())
+    };
+    while visited().unwrap_or(0) < 30 {
+        std::thread::yield_now();
+    }
+    gateway.child.kill().unwrap();
+    let (code, report) = running.join().unwrap();
+    assert_eq!((code, &report["pass"]), (Some(1), &false.into()), "{report}");
+    assert!(report["ended_early"].is_string() && report["visitors"].as_u64().unwrap() >= 10, "{report}");
 }
 
 #[test]
