@@ -75,7 +75,7 @@ const SET: &[Section] = &[
         words: "One node alone. The joined floor gathers them into one write, as the gateway does.",
         rows: &[
             row("backlog-4", "1,000 clients, 4 waiting", "fanout --floor --pin --backlog 4 --messages 1600"),
-            row("backlog-16", "1,000 clients, 16 waiting", "fanout --floor --pin --backlog 16 --messages 4000"),
+            row("backlog-16", "1,000 clients, 16 waiting", "fanout --floor --pin --backlog 16 --messages 4500"),
             row(
                 "backlog-4-5000",
                 "5,000 clients, 4 waiting",
@@ -90,8 +90,8 @@ const SET: &[Section] = &[
             row("http-16", "HTTP, 16 B", "fanout --floor --pin --size 16 --messages 600"),
             row("http-binary", "HTTP, 128 B, binary", "fanout --floor --pin --binary --messages 600"),
             row("http-1k", "HTTP, 1 KiB", "fanout --floor --pin --size 1024 --messages 600"),
-            row("http-16k", "HTTP, 16 KiB", "fanout --floor --pin --size 16384 --messages 150"),
-            row("http-64k", "HTTP, 64 KiB", "fanout --floor --pin --size 65536 --messages 80"),
+            row("http-16k", "HTTP, 16 KiB", "fanout --floor --pin --size 16384 --messages 330"),
+            row("http-64k", "HTTP, 64 KiB", "fanout --floor --pin --size 65536 --messages 120"),
         ],
     },
     Section {
@@ -101,8 +101,8 @@ const SET: &[Section] = &[
             row("redis-16", "Redis, 16 B", "fanout --redis-spawn --floor --pin --size 16 --messages 600"),
             row("redis-binary", "Redis, 128 B, binary", "fanout --redis-spawn --floor --pin --binary --messages 600"),
             row("redis-1k", "Redis, 1 KiB", "fanout --redis-spawn --floor --pin --size 1024 --messages 600"),
-            row("redis-16k", "Redis, 16 KiB", "fanout --redis-spawn --floor --pin --size 16384 --messages 150"),
-            row("redis-64k", "Redis, 64 KiB", "fanout --redis-spawn --floor --pin --size 65536 --messages 80"),
+            row("redis-16k", "Redis, 16 KiB", "fanout --redis-spawn --floor --pin --size 16384 --messages 330"),
+            row("redis-64k", "Redis, 64 KiB", "fanout --redis-spawn --floor --pin --size 65536 --messages 120"),
         ],
     },
     Section {
@@ -113,7 +113,7 @@ const SET: &[Section] = &[
             row(
                 "php-uid",
                 "`sendToUid`, one uid of 5,000",
-                "unicast --door php --floor --pin --clients 5000 --messages 200000",
+                "unicast --door php --floor --pin --clients 5000 --messages 300000",
             ),
         ],
     },
@@ -135,22 +135,22 @@ const SET: &[Section] = &[
             row(
                 "redis-uid-5000",
                 "one uid of 5,000, Redis",
-                "unicast --redis-spawn --nodes 1,2 --floor --pin --clients 5000 --messages 100000",
+                "unicast --redis-spawn --nodes 1,2 --floor --pin --clients 5000 --messages 200000",
             ),
             row(
                 "redis-uid-500",
                 "one uid of 500, Redis",
-                "unicast --redis-spawn --nodes 1 --floor --pin --clients 500 --messages 100000",
+                "unicast --redis-spawn --nodes 1 --floor --pin --clients 500 --messages 250000",
             ),
             row(
                 "redis-groups-1000",
                 "1,000 groups of one, Redis",
-                "fanout --redis-spawn --nodes 1 --floor --pin --groups 1000 --window 256 --messages 150000",
+                "fanout --redis-spawn --nodes 1 --floor --pin --groups 1000 --window 256 --messages 250000",
             ),
             row(
                 "redis-groups-10000",
                 "10,000 groups of one, Redis",
-                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 10000 --window 256 --messages 150000",
+                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 10000 --window 256 --messages 160000",
             ),
         ],
     },
@@ -160,7 +160,7 @@ const SET: &[Section] = &[
         rows: &[row(
             "tasks-uid-5000",
             "one uid of 5,000, tasks",
-            "unicast --redis-spawn --door tasks --nodes 1,2 --pin --clients 5000 --messages 40000",
+            "unicast --redis-spawn --door tasks --nodes 1,2 --pin --clients 5000 --messages 60000",
         )],
     },
     Section {

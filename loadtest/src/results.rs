@@ -232,8 +232,9 @@ pub(crate) fn markdown(sections: &[Table], facts: &[(&'static str, String)], qui
         "\nGateway, Redis, floor and tester share the processors, over loopback. With `--pin` the tester has the last one to \
          itself, and the servers the others: on two\nprocessors a node then has one shard, and two nodes share one processor. \
          Messages have 128 bytes unless a row says otherwise. Redis keeps nothing on disk.\n`make bench` builds the gateway as \
-         its image has it, but for the C library. Each figure: median (range) of the rounds; latency is that of all\nrounds. \
-         CPU is that of the server, user and system, for each delivery or cycle. *÷ floor* and *÷ the first*, the first server \
+         its image has it, but for the C library. Each figure: median (range) of the rounds; latency is that of all\nrounds; \
+         where the notes at the end say that the tester was the bottleneck, as it is where both sides' price of a message is the \
+         same and each has one processor, it\nis the tester's own: *Latency under a given load* tells the gateway's. CPU is that of the server, user and system, for each delivery or cycle. *÷ floor* and *÷ the first*, the first server \
          of the same run, compare\nnodes and Redis together.\n\n",
     );
     let rows = Rows(sections.iter().flat_map(|(_, rows)| rows).collect());
