@@ -61,12 +61,16 @@ impl Keys {
         Self { prefix: prefix.to_owned() }
     }
 
-    fn name(&self, rest: impl fmt::Display) -> String {
-        format!("{}:{rest}", self.prefix)
+    /// In one piece of just its size: several names are made for each change of a client.
+    fn name(&self, parts: &[&str]) -> String {
+        let parts = || [&*self.prefix, ":"].into_iter().chain(parts.iter().copied());
+        let mut name = String::with_capacity(parts().map(str::len).sum());
+        name.extend(parts());
+        name
     }
 
     pub(super) fn uid_clients(&self, uid: &Uid) -> String {
-        self.name(format_args!("uid:{}:clients", uid.as_str()))
+        self.name(&["uid:", uid.as_str(), ":clients"])
     }
 
     pub(super) fn uid_seq(&self, uid: &Uid) -> String {
@@ -74,31 +78,31 @@ impl Keys {
     }
 
     pub(super) fn events(&self) -> String {
-        self.name("events")
+        self.name(&["events"])
     }
 
     pub(super) fn group_clients(&self, group: &Group) -> String {
-        self.name(format_args!("group:{}:clients", group.as_str()))
+        self.name(&["group:", group.as_str(), ":clients"])
     }
 
     pub(super) fn client(&self, id: ClientId) -> String {
-        self.name(format_args!("client:{id}"))
+        self.name(&["client:", &id.to_string()])
     }
 
     pub(super) fn client_groups(&self, id: ClientId) -> String {
-        self.name(format_args!("client:{id}:groups"))
+        self.name(&["client:", &id.to_string(), ":groups"])
     }
 
     pub(super) fn nodes(&self) -> String {
-        self.name("nodes")
+        self.name(&["nodes"])
     }
 
     pub(super) fn node(&self, node_id: &str) -> String {
-        self.name(format_args!("node:{node_id}"))
+        self.name(&["node:", node_id])
     }
 
     pub(super) fn index(&self, run: &str) -> String {
-        self.name(format_args!("clients:{run}"))
+        self.name(&["clients:", run])
     }
 
     pub(super) fn runs(&self) -> String {
@@ -123,16 +127,16 @@ impl Keys {
 
     /// The queue. What scripts keep beside it they name after it: see `scripts/task.lua`.
     pub(super) fn tasks(&self) -> String {
-        self.name("tasks")
+        self.name(&["tasks"])
     }
 
     pub(super) fn dead_letters(&self) -> String {
-        self.name("tasks:dead")
+        self.name(&["tasks:dead"])
     }
 
     /// What keys begin with at which tasks are answered.
     pub(super) fn replies(&self) -> String {
-        self.name("reply:")
+        self.name(&["reply:"])
     }
 
     /// A key in the slot of `mg:nodes`, so that one script can look at both.
@@ -142,11 +146,11 @@ impl Keys {
 
     pub(super) fn channel(&self, channel: &Channel) -> String {
         match channel {
-            Channel::Topic(Topic::All) => self.name("all"),
-            Channel::Topic(Topic::Uid(uid)) => self.name(format_args!("uid:{}", uid.as_str())),
-            Channel::Topic(Topic::Group(group)) => self.name(format_args!("group:{}", group.as_str())),
-            Channel::Client(id) => self.name(format_args!("client:{id}")),
-            Channel::Command => self.name("cmd"),
+            Channel::Topic(Topic::All) => self.name(&["all"]),
+            Channel::Topic(Topic::Uid(uid)) => self.name(&["uid:", uid.as_str()]),
+            Channel::Topic(Topic::Group(group)) => self.name(&["group:", group.as_str()]),
+            Channel::Client(id) => self.name(&["client:", &id.to_string()]),
+            Channel::Command => self.name(&["cmd"]),
             Channel::Ask => format!("{}.ask", self.prefix),
             Channel::Node(lan) => format!("{}.lan:{lan}", self.prefix),
         }
@@ -154,7 +158,7 @@ impl Keys {
 
     /// The one pattern of a node: `mg:client:` and any client id that it may have handed out, and nothing else.
     pub(super) fn client_pattern(&self, lan: LanAddress) -> String {
-        self.name(format_args!("client:{lan}{}", "[0-9a-f]".repeat(8)))
+        self.name(&["client:", &lan.to_string(), &"[0-9a-f]".repeat(8)])
     }
 
     /// The channel of a name; none when it is not one of ours.
