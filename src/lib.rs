@@ -92,8 +92,8 @@
 //! # What holds everywhere
 //!
 //! - Every queue has a bound and an answer when full: a client's outbox (`SLOW_CONSUMER`), a shard's inbox (whoever
-//!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), what is said to single nodes (so, too), connections to the
-//!   API (they wait in the kernel).
+//!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), what is said to
+//!   single nodes (503 for whoever asked), connections to the API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.
 //! - Nothing per client is allocated or encoded on the way of a message to a WebSocket, but the queue of a client for
 //!   which more than a few wait (`tests/allocations`).

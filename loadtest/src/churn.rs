@@ -263,14 +263,14 @@ impl Crowd {
         };
         let mut stats = Stats::new()?;
         let (began, mut watch) = (Instant::now(), Watch::default());
-        let ended = self.turn(stretch, began, &mut outcome, &mut stats, &mut watch);
+        let ended = self.come_and_go(stretch, began, &mut outcome, &mut stats, &mut watch);
         outcome.expected = outcome.published;
         outcome.wall = began.elapsed();
         outcome.samples = watch.end(outcome.wall.as_nanos() as u64, stats.delivered);
         Ok((outcome, stats, ended))
     }
 
-    fn turn(
+    fn come_and_go(
         &mut self,
         stretch: &Stretch<'_>,
         began: Instant,

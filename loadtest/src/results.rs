@@ -74,10 +74,6 @@ impl Spread {
     fn times(self, factor: f64) -> Self {
         Self { median: self.median * factor, min: self.min * factor, max: self.max * factor }
     }
-
-    fn of_one(value: f64) -> Self {
-        Self { median: value, min: value, max: value }
-    }
 }
 
 /// The rows by name.
@@ -115,8 +111,8 @@ impl Rows<'_> {
     fn idle(&self, name: &str) -> Option<(Spread, Spread)> {
         match self.find(name)?.findings.as_ref().ok()? {
             Findings::Idle(report) => Some((
-                Spread::of_one(report.resident_per_connection),
-                Spread::of_one(report.cpu_us_per_connection_second),
+                Spread::of([report.resident_per_connection].into_iter())?,
+                Spread::of([report.cpu_us_per_connection_second].into_iter())?,
             )),
             _ => None,
         }
@@ -185,7 +181,7 @@ impl Rows<'_> {
             grown("redis-uid-5000", "redis-uid-500"),
             grown("redis-groups-10000", "redis-groups-1000"),
             Goal::new("runs with anything lost, doubled or out of order", 0.0, None, "")
-                .is(Some(Spread::of_one(faults as f64))),
+                .is(Spread::of([faults as f64].into_iter())),
         ]
     }
 }
