@@ -212,7 +212,7 @@ mod tests {
 
     #[test]
     fn an_api_that_is_not_there_is_named() {
-        let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (_reserved, gone) = crate::process::reserve_port().unwrap();
         let error = Caller::new(&Api { address: gone, token: None }).unwrap_err().to_string();
         assert!(error.starts_with(&format!("the API, http://{gone}: ")), "{error}");
     }

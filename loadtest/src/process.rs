@@ -1,12 +1,13 @@
 //! Processes: children that end with the value that holds them, the kernel's accounting of any, and where they may run.
 
 use std::fs::File;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Resource, Rlimit, Signal};
 use rustix::thread::CpuSet;
+use socket2::{Domain, Socket, Type};
 use tempfile::TempDir;
 
 use crate::Result;
@@ -69,9 +70,14 @@ impl Drop for Process {
     }
 }
 
-/// An address that nobody listens on.
-pub(crate) fn free_port() -> Result<SocketAddr> {
-    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+/// A loopback address for one to listen at that takes it with `SO_REUSEADDR`, as servers do. Until the socket is closed, the
+/// kernel gives the port to nobody who takes any, not even to an outgoing connection.
+pub(crate) fn reserve_port() -> Result<(Socket, SocketAddr)> {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.set_reuse_address(true)?;
+    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
+    let address = socket.local_addr()?.as_socket().ok_or("a port was taken, and has no address")?;
+    Ok((socket, address))
 }
 
 /// CPU time in microseconds.

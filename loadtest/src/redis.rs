@@ -65,12 +65,12 @@ impl Redis {
     /// Starts one of our own on a free port, which keeps nothing, and waits until it answers.
     pub(crate) fn spawn(path: &Path) -> Result<Self> {
         let directory = Process::directory()?;
-        let port = process::free_port()?;
+        let (_reserved, address) = process::reserve_port()?;
         let mut command = Command::new(path);
-        command.args(["--bind", "127.0.0.1", "--port", &port.port().to_string(), "--dir"]).arg(directory.path());
+        command.args(["--bind", "127.0.0.1", "--port", &address.port().to_string(), "--dir"]).arg(directory.path());
         command.args(["--save", "", "--appendonly", "no", "--maxclients", "100000"]);
         let mut process = Process::start("redis-server", &mut command, directory)?;
-        let url = format!("redis://{port}");
+        let url = format!("redis://{address}");
         let deadline = Instant::now() + PATIENCE;
         loop {
             match Self::named(&url) {

@@ -219,10 +219,17 @@ impl TargetArgs {
         let api = |address| Api { address, token: self.token.clone() };
         let (mut nodes, mut processes, mut pids) = (Vec::new(), Vec::new(), self.pid.clone());
         let door = self.door()?;
+        // until all listen
+        let mut reserved = Vec::new();
         if let Some(path) = &self.spawn {
             for _ in 0..cluster.nodes {
-                let php = if door == Door::Php { Some(process::free_port()?) } else { None };
-                let node = Node { clients: process::free_port()?, api: api(process::free_port()?), php };
+                let mut port = || -> Result<SocketAddr> {
+                    let (socket, address) = process::reserve_port()?;
+                    reserved.push(socket);
+                    Ok(address)
+                };
+                let php = if door == Door::Php { Some(port()?) } else { None };
+                let node = Node { clients: port()?, api: api(port()?), php };
                 let process = self.start(path, &node, redis.as_deref(), certificate.as_ref())?;
                 pids.push(process.id());
                 processes.push(process);

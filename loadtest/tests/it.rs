@@ -1,7 +1,7 @@
 //! The load tester's binary against real gateways and a real Redis. Needs `redis-server`.
 #![allow(clippy::expect_used, clippy::indexing_slicing, clippy::panic, clippy::unwrap_used, reason = "tests may")]
 
-use std::io::{Read as _, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -106,12 +106,23 @@ struct Gateway {
 
 impl Gateway {
     fn start() -> Self {
-        let free = || TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
-        let (clients, api) = (free(), free());
         let mut command = Command::new(moongate());
-        command.env("MOONGATE_LISTEN", clients.to_string()).env("MOONGATE_API_LISTEN", api.to_string());
+        command.env("MOONGATE_LISTEN", "127.0.0.1:0").env("MOONGATE_API_LISTEN", "127.0.0.1:0");
         command.env("MOONGATE_LAN_LISTEN", "off").env("MOONGATE_REGISTER_LISTEN", "off");
-        Self { child: command.stdout(Stdio::null()).spawn().unwrap(), clients, api }
+        command.env("MOONGATE_LOG_FORMAT", "json").stdout(Stdio::null()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut said = String::new();
+        let listening = log.find_map(|line| {
+            said.push_str(&line);
+            let line: Value = serde_json::from_str(&line).ok()?;
+            (line["message"] == "listening").then_some(line)
+        });
+        // what else it says has to go somewhere
+        std::thread::spawn(move || log.for_each(drop));
+        let listening = listening.unwrap_or_else(|| panic!("the gateway does not listen: {said}"));
+        let address = |name: &str| listening[name].as_str().unwrap().parse().unwrap();
+        Self { child, clients: address("clients"), api: address("api") }
     }
 }
 
@@ -175,7 +186,7 @@ fn a_soak_whose_gateway_dies_says_what_it_has_found_up_to_then() {
         text.lines().find_map(|line| line.strip_prefix("moongate_connections_total ")?.parse::<u64>().ok())
     };
     while visited().unwrap_or(0) < 30 {
-        std::thread::yield_now();
+        assert!(!running.is_finished(), "{:?}", running.join());
     }
     gateway.child.kill().unwrap();
     let (code, report) = running.join().unwrap();
