@@ -19,14 +19,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::join_all;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
+use super::directory::TICK;
 use super::envelope::{self, Answer, Back, Do, Header, NotAnEnvelope};
 use super::keys::{Channel, Keys};
 use super::post::Post;
@@ -114,6 +117,8 @@ pub(super) struct Bus {
     deaf: AtomicBool,
     /// Redis is there again: no use to wait longer.
     hurry: Notify,
+    /// Somebody waits for the server to know what has changed.
+    wanted: Notify,
     /// The run that last subscribed to all it must hear.
     heard_as: Mutex<String>,
 }
@@ -144,6 +149,7 @@ impl Bus {
             beat_heard: AtomicU64::new(0),
             unheard: AtomicU64::new(0),
             hurry: Notify::new(),
+            wanted: Notify::new(),
             deaf: AtomicBool::new(false),
             heard_as: Mutex::default(),
         };
@@ -289,6 +295,9 @@ impl Bus {
 
     /// Waits until the server knows of so many changes of topics.
     pub(super) async fn confirmed(&self, changes: u64) {
+        if *self.confirmed.borrow() < changes {
+            self.wanted.notify_one();
+        }
         // The sender is here.
         drop(self.confirmed.subscribe().wait_for(|confirmed| *confirmed >= changes).await);
     }
@@ -355,6 +364,7 @@ impl Bus {
         self.is_hearing(changes, &ears, gap);
         self.has_heard_itself();
 
+        let mut subscribed = Instant::now();
         let mut check = interval(Duration::from_millis(100));
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let ended = loop {
@@ -367,6 +377,12 @@ impl Bus {
                     }
                 }
                 () = topics.next() => {
+                    // In one go with all that changes until somebody waits for it.
+                    tokio::select! {
+                        () = self.wanted.notified() => {}
+                        () = sleep_until(subscribed + TICK) => {}
+                    }
+                    subscribed = Instant::now();
                     let (changes, changed) = topics.take();
                     if ears.follow(hub, changed).await.is_err() {
                         break "Redis did not answer";
@@ -523,14 +539,17 @@ impl Ears<'_> {
         if come.is_empty() && gone.is_empty() {
             return Ok(());
         }
-        for gone in gone.chunks(CHANNELS) {
-            self.connection.unsubscribe(self.names(gone)).await?;
-            for topic in gone {
-                self.held.remove(topic);
-            }
+        // What is handed over before the first answer is awaited leaves in one write.
+        let unsubscribe = gone.chunks(CHANNELS).map(|gone| self.connection.unsubscribe(self.names(gone)).boxed());
+        let subscribe = come.chunks(CHANNELS).map(|come| self.connection.subscribe(self.names(come)).boxed());
+        let barrier = std::iter::once(self.connection.barrier().boxed());
+        let done = join_all(unsubscribe.chain(subscribe).chain(barrier)).await;
+        done.into_iter().collect::<Result<(), _>>()?;
+        for topic in &gone {
+            self.held.remove(topic);
         }
-        self.subscribe(&come).await?;
-        self.connection.barrier().await
+        self.held.extend(come);
+        Ok(())
     }
 
     async fn subscribe(&mut self, topics: &[Topic]) -> Result<(), RedisError> {
