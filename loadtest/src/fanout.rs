@@ -20,7 +20,7 @@ pub(crate) struct FanoutArgs {
     /// Messages in each round
     #[arg(long, default_value_t = 2000, value_parser = value_parser!(u64).range(1..))]
     messages: u64,
-    /// At most so many messages undelivered: the next goes when the oldest has reached everyone
+    /// At most so many messages undelivered, filled up when half of them have reached everyone
     #[arg(long, default_value_t = 1, value_parser = value_parser!(u32).range(1..), conflicts_with_all = ["rate", "backlog"])]
     window: u32,
     /// So many messages a second, on a fixed schedule from which latency counts

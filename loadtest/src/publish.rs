@@ -262,11 +262,9 @@ fn php_packet(out: &mut Vec<u8>, command: u8, ext: &[u8], body: &[u8]) {
 pub(crate) enum Pace {
     /// As soon as a connection is free.
     Free,
-    /// As soon as so many messages or fewer are undelivered, itself included.
+    /// So many messages undelivered at most, filled up when half of them have arrived: else each that arrives would call
+    /// forth one, alone in its write, and a pipeline would be none.
     Window(u32),
-    /// So many undelivered at most, filled up when half of them have arrived: else each delivery would call forth one
-    /// message, alone in its write, and the pipeline would be none.
-    Pipeline(u32),
     /// So many at once in one request, when all before were delivered.
     Backlog(u32),
     /// So many a second on a fixed schedule, whatever the server does; send times are the scheduled ones, so that a
@@ -461,12 +459,10 @@ impl Publisher {
                 match plan.pace {
                     Pace::Free => {}
                     Pace::Window(window) => {
-                        enough = self.expected.saturating_sub(largest * u64::from(window.saturating_sub(1)));
-                    }
-                    Pace::Pipeline(window) => {
-                        let (window, ahead) = (u64::from(window), self.expected.saturating_sub(delivered));
-                        filling = ahead <= window / 2 || filling && ahead < window;
-                        enough = if filling { 0 } else { self.expected.saturating_sub(window / 2) };
+                        let (most, half) = (largest * u64::from(window.saturating_sub(1)), largest * u64::from(window / 2));
+                        let ahead = self.expected.saturating_sub(delivered);
+                        filling = ahead <= half || filling && ahead <= most;
+                        enough = if filling { 0 } else { self.expected.saturating_sub(half) };
                     }
                     Pace::Backlog(_) => enough = self.expected,
                     Pace::Rate(rate) => {
@@ -821,8 +817,7 @@ mod tests {
         let before = server.usage().unwrap();
         for pace in [
             Pace::Window(256),
-            Pace::Pipeline(1),
-            Pace::Pipeline(256),
+            Pace::Window(1),
             Pace::Backlog(10),
             Pace::Rate(10_000.0),
             Pace::Free,
@@ -834,6 +829,6 @@ mod tests {
             assert_eq!((stats.delivered, stats.duplicates, stats.reordered), (outcome.expected, 0, 0), "{pace:?}");
             assert_eq!((stats.misdelivered, stats.closed), (0, 0), "{pace:?}");
         }
-        assert_eq!(server.usage().unwrap().since(&before).calls.get("publish"), Some(&18_000));
+        assert_eq!(server.usage().unwrap().since(&before).calls.get("publish"), Some(&15_000));
     }
 }

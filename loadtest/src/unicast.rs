@@ -37,9 +37,9 @@ impl UnicastArgs {
         }
         let (pace, lanes, door) = match run.sitting.target.door()? {
             Door::Http => (Pace::Free, (*inflight).min(*clients), ""),
-            Door::Redis => (Pace::Pipeline(u32::try_from(*inflight)?), 1, ", through Redis"),
-            Door::Tasks => (Pace::Pipeline(u32::try_from(*inflight)?), 1, ", as tasks"),
-            Door::Php => (Pace::Pipeline(u32::try_from(*inflight)?), 1, ", as PHP"),
+            Door::Redis => (Pace::Window(u32::try_from(*inflight)?), 1, ", through Redis"),
+            Door::Tasks => (Pace::Window(u32::try_from(*inflight)?), 1, ", as tasks"),
+            Door::Php => (Pace::Window(u32::try_from(*inflight)?), 1, ", as PHP"),
         };
         let words = self.rate.map_or(format!("{inflight} in flight"), |rate| format!("{rate} messages/s"));
         let title = format!("unicast: to one uid of {clients}, {}, {messages} messages, {words}{door}", run.form());
