@@ -67,6 +67,11 @@ const SET: &[Section] = &[
                 "10,000 groups of one",
                 "fanout --floor --pin --clients 10000 --groups 10000 --publishers 64 --window 64 --messages 60000",
             ),
+            row(
+                "groups-apart",
+                "10,000 groups of one, about 100 in a message",
+                "fanout --floor --pin --clients 10000 --groups 100 --apart --messages 1500",
+            ),
             row("uid-5000", "one uid of 5,000, 256 in flight", "unicast --floor --pin --clients 5000 --messages 60000"),
         ],
     },
@@ -151,6 +156,11 @@ const SET: &[Section] = &[
                 "redis-groups-10000",
                 "10,000 groups of one, Redis",
                 "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 10000 --window 256 --messages 160000",
+            ),
+            row(
+                "redis-groups-apart",
+                "10,000 groups of one, about 100 in a message, Redis",
+                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 100 --apart --messages 1500",
             ),
         ],
     },

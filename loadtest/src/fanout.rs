@@ -17,6 +17,9 @@ pub(crate) struct FanoutArgs {
     /// Groups to which they are dealt
     #[arg(long, default_value_t = 1)]
     groups: usize,
+    /// Each client in a group of its own instead; a message names all groups of a former one
+    #[arg(long)]
+    apart: bool,
     /// Messages in each round
     #[arg(long, default_value_t = 2000, value_parser = value_parser!(u64).range(1..))]
     messages: u64,
@@ -45,18 +48,26 @@ impl FanoutArgs {
             (None, None) => (Pace::Window(self.window), format!("window {}", self.window)),
         };
         let Self { clients, groups, messages, publishers, run, .. } = self;
-        let door = match run.sitting.target.door()? {
+        let door = run.sitting.target.door()?;
+        if self.apart && (door == Door::Php || run.raw_redis) {
+            return Err(
+                "--apart: not with --door php or --raw-redis: many groups are named in a command, in JSON".into()
+            );
+        }
+        let door = match door {
             Door::Http => "",
             Door::Redis => ", through Redis",
             Door::Tasks => ", as tasks",
             Door::Php => ", as PHP",
         };
-        let title = format!(
-            "fanout: {clients} clients in {groups} group(s), {}, {messages} messages, {words}{door}",
-            run.form()
-        );
+        let (into, kind) = if self.apart {
+            let kind = Kind::Apart { topics: u32::try_from(*groups)?, clients: u32::try_from(*clients)? };
+            (format!("groups of one, {} in a message", clients.div_ceil(*groups)), kind)
+        } else {
+            (format!("{groups} group(s)"), Kind::Group)
+        };
+        let title = format!("fanout: {clients} clients in {into}, {}, {messages} messages, {words}{door}", run.form());
         let lanes = (*publishers).min(*groups);
-        let kind = Kind::Group;
         Scenario { args: run, title, kind, clients: *clients, topics: *groups, messages: *messages, pace, lanes }.run()
     }
 }

@@ -38,13 +38,20 @@ pub(crate) enum Kind {
     Group,
     /// Topic 7 is the uid `u7`.
     Uid,
+    /// Topic 7 is the groups `g7`, `g7+topics` and so on, each with one of its clients; a message names them all.
+    Apart {
+        /// All of them.
+        topics: u32,
+        /// On all of them.
+        clients: u32,
+    },
 }
 
 impl Kind {
     /// Name in a command and in a channel, and what names of topics begin with.
     fn names(self) -> (&'static str, char) {
         match self {
-            Self::Group => ("group", 'g'),
+            Self::Group | Self::Apart { .. } => ("group", 'g'),
             Self::Uid => ("uid", 'u'),
         }
     }
@@ -52,7 +59,7 @@ impl Kind {
     /// The command that sends.
     fn op(self) -> &'static str {
         match self {
-            Self::Group => "sendToGroup",
+            Self::Group | Self::Apart { .. } => "sendToGroup",
             Self::Uid => "sendToUid",
         }
     }
@@ -70,7 +77,14 @@ impl Kind {
     fn fields(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
         let (field, letter) = self.names();
         let form = if plan.binary { "binary" } else { "message" };
-        out.extend_from_slice(format!("\"{field}\":\"{letter}{}\",\"{form}\":\"", header.topic).as_bytes());
+        let to = match self {
+            Self::Group | Self::Uid => format!("\"{letter}{}\"", header.topic),
+            Self::Apart { topics, clients } => {
+                let groups = (header.topic..clients).step_by(topics as usize);
+                format!("[{}]", groups.map(|group| format!("\"{letter}{group}\"")).collect::<Vec<_>>().join(","))
+            }
+        };
+        out.extend_from_slice(format!("\"{field}\":{to},\"{form}\":\"").as_bytes());
         if plan.binary {
             let mut bytes = Vec::with_capacity(plan.size);
             plan.payload(&mut bytes, header);
@@ -81,7 +95,7 @@ impl Kind {
         out.push(b'"');
     }
 
-    /// The channel of a topic.
+    /// The channel of a topic that is one target.
     pub(crate) fn channel(self, prefix: &str, topic: u32) -> String {
         let (kind, letter) = self.names();
         format!("{prefix}:{kind}:{letter}{topic}")
@@ -147,10 +161,15 @@ impl Wire {
                 api.post(out, "batch", &body);
             }
             Self::Redis(_, prefix, kind) => {
-                let channel = kind.channel(prefix, first.topic);
+                let is_command = matches!(kind, Kind::Apart { .. });
+                let channel = if is_command { format!("{prefix}:cmd") } else { kind.channel(prefix, first.topic) };
                 for header in headers {
                     body.clear();
-                    plan.payload(&mut body, header);
+                    if is_command {
+                        kind.command(&mut body, header, plan);
+                    } else {
+                        plan.payload(&mut body, header);
+                    }
                     redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
                 }
             }
@@ -165,7 +184,9 @@ impl Wire {
             Self::Php(_, kind) => {
                 let (_, letter) = kind.names();
                 let (command, ext) = match kind {
-                    Kind::Group => (22, format!("{{\"group\":[\"{letter}{}\"],\"exclude\":null}}", first.topic)),
+                    Kind::Group | Kind::Apart { .. } => {
+                        (22, format!("{{\"group\":[\"{letter}{}\"],\"exclude\":null}}", first.topic))
+                    }
                     Kind::Uid => (14, format!("[\"{letter}{}\"]", first.topic)),
                 };
                 for header in headers {
@@ -459,7 +480,8 @@ impl Publisher {
                 match plan.pace {
                     Pace::Free => {}
                     Pace::Window(window) => {
-                        let (most, half) = (largest * u64::from(window.saturating_sub(1)), largest * u64::from(window / 2));
+                        let (most, half) =
+                            (largest * u64::from(window.saturating_sub(1)), largest * u64::from(window / 2));
                         let ahead = self.expected.saturating_sub(delivered);
                         filling = ahead <= half || filling && ahead <= most;
                         enough = if filling { 0 } else { self.expected.saturating_sub(half) };
@@ -815,13 +837,7 @@ mod tests {
         )
         .unwrap();
         let before = server.usage().unwrap();
-        for pace in [
-            Pace::Window(256),
-            Pace::Window(1),
-            Pace::Backlog(10),
-            Pace::Rate(10_000.0),
-            Pace::Free,
-        ] {
+        for pace in [Pace::Window(256), Pace::Window(1), Pace::Backlog(10), Pace::Rate(10_000.0), Pace::Free] {
             let deadline = Duration::from_secs(10);
             let outcome = publisher.run(&Plan { messages: 3000, pace, deadline, ..plan(false) }).unwrap();
             let stats = pool.take().unwrap();

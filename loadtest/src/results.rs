@@ -150,8 +150,12 @@ impl Rows<'_> {
                 "all sizes and forms through Redis",
                 &["redis-16", "redis-binary", "redis-1000", "redis-1k", "redis-16k", "redis-64k"],
             ),
-            delivery("groups of one, over HTTP ÷ floor ²").is(self.floor("groups-10000")),
-            delivery("groups of one, through Redis ÷ floor ²").is(self.floor("redis-groups-10000")),
+            delivery("groups of one, about 100 in a message, over HTTP ÷ floor").is(self.floor("groups-apart")),
+            delivery("groups of one, about 100 in a message, through Redis ÷ floor")
+                .is(self.floor("redis-groups-apart")),
+            delivery("groups of one, each a message of its own, over HTTP ÷ floor ²").is(self.floor("groups-10000")),
+            delivery("groups of one, each a message of its own, through Redis ÷ floor ²")
+                .is(self.floor("redis-groups-10000")),
             others("1,000 in one group ÷ GatewayWorker 4 ¹", 1.0, 0.85, "fan-1000", 5.29, 3.98),
             others("5,000 in one group ÷ GatewayWorker 4 ¹", 1.0, 0.85, "fan-5000", 7.67, 5.96),
             others("1,000 in one group ÷ sockudo 5 ¹", 0.65, 0.5, "fan-1000", 7.90, 3.98),

@@ -197,7 +197,7 @@ struct Side {
 /// The commands that put clients, given as ids, into their topics.
 pub(crate) fn memberships<'a>(ids: impl Iterator<Item = (&'a str, u32)>, kind: Kind) -> Vec<String> {
     let command = |(id, topic): (&str, u32)| match kind {
-        Kind::Group => {
+        Kind::Group | Kind::Apart { .. } => {
             format!("{{\"op\":\"joinGroup\",\"client_id\":\"{id}\",\"group\":\"g{topic}\"}}")
         }
         Kind::Uid => format!("{{\"op\":\"bindUid\",\"client_id\":\"{id}\",\"uid\":\"u{topic}\"}}"),
@@ -293,16 +293,19 @@ impl Scenario<'_> {
             Server::Gateway(target) => {
                 let home = |client| home(client, self.topics, target.nodes.len());
                 let connected = target.connect(0..self.clients, self.spare(), home, number)?;
+                let group =
+                    |number| if let Kind::Apart { .. } = self.kind { number as u32 } else { self.topic(number) };
                 for (node, mut caller) in target.callers()?.into_iter().enumerate() {
-                    let ids = self.ids(&connected).filter(|(client, _)| client.home == node);
-                    let ids = ids.map(|(client, topic)| (&*client.client_id, topic));
+                    let ids = connected.iter().enumerate().filter(|(_, client)| client.home == node);
+                    let ids = ids.map(|(number, client)| (&*client.client_id, group(number)));
                     caller.batch(&memberships(ids, self.kind))?;
                 }
                 (connected, target.wire(self.kind)?)
             }
             Server::Floor(floor) => {
                 let connected = clients::connect(&[floor.clients], 0..self.clients, |_| 0, number, None)?;
-                let ids = self.ids(&connected).map(|(client, topic)| (client.client_id.clone(), topic));
+                let ids = connected.iter().enumerate();
+                let ids = ids.map(|(number, client)| (client.client_id.clone(), self.topic(number)));
                 floor::join(floor.control, ids)?;
                 (connected, Wire::Floor(floor.control))
             }
@@ -320,10 +323,6 @@ impl Scenario<'_> {
             connected.into_iter().enumerate().map(|(index, client)| (client, [self.topic(index); 2])).collect();
         let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
         Ok(Side { publisher, pool, server })
-    }
-
-    fn ids<'a>(&self, connected: &'a [Connected]) -> impl Iterator<Item = (&'a Connected, u32)> {
-        connected.iter().enumerate().map(|(index, client)| (client, self.topic(index)))
     }
 
     fn topic(&self, client: usize) -> u32 {

@@ -206,6 +206,17 @@ fn tasks_arrive_once_in_whatever_order() {
 }
 
 #[test]
+fn a_message_reaches_each_client_in_a_group_of_its_own() {
+    for door in ["", " --redis-spawn --nodes 2"] {
+        let report =
+            against_moongate(&format!("fanout --clients 20 --groups 3 --apart --messages 30 --warmup 0{door}"));
+        let round = &report["servers"][0]["rounds"][0];
+        // 10 messages to 7 of them, 10 to 7 others, 10 to the other 6
+        assert_eq!((&round["delivered"], &round["misdelivered"]), (&200.into(), &0.into()), "{door}: {round}");
+    }
+}
+
+#[test]
 fn idle_shows_memory_over_connections() {
     let report = against_moongate("idle --clients 60 --groups 5 --seconds 0 --settle 0");
     assert_eq!(points(&report, "idle: memory"), [21]);

@@ -35,9 +35,9 @@ const CLIENTS: usize = 500;
 /// Sets beyond this size are read in pieces.
 const WHOLE: u64 = 10_000;
 
-/// After a lot of [`MANY`] clients the next one is taken so much later at the earliest. Where 64 come and go at a time, each
-/// of them costs 8 % less with it on one node, and 20 % less on two: fewer round trips, and fewer turns of the processes.
-/// Who changes one after the other never waits for it.
+/// After a lot of [`MANY`] clients the next one is taken so much later at the earliest: fewer round trips, and fewer turns
+/// of the processes. Where 64 come and go at a time, each of them costs 10 % less on one node and 22 % less on two. Who
+/// changes one after the other never waits for it.
 pub(super) const TICK: Duration = Duration::from_millis(2);
 
 /// So many clients in a lot are many.
