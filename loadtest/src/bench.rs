@@ -70,7 +70,7 @@ const SET: &[Section] = &[
             row(
                 "groups-apart",
                 "10,000 groups of one, about 100 in a message",
-                "fanout --floor --pin --clients 10000 --groups 100 --apart --messages 1500",
+                "fanout --floor --pin --clients 10000 --groups 100 --apart --messages 2000",
             ),
             row("uid-5000", "one uid of 5,000, 256 in flight", "unicast --floor --pin --clients 5000 --messages 60000"),
         ],
@@ -160,7 +160,7 @@ const SET: &[Section] = &[
             row(
                 "redis-groups-apart",
                 "10,000 groups of one, about 100 in a message, Redis",
-                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 100 --apart --messages 1500",
+                "fanout --redis-spawn --nodes 1 --floor --pin --clients 10000 --groups 100 --apart --messages 2000",
             ),
         ],
     },

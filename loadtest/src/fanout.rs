@@ -8,6 +8,9 @@ use crate::report::Report;
 use crate::scenario::{RunArgs, Scenario};
 use crate::target::Door;
 
+/// The most groups that a command takes.
+const MOST_GROUPS: usize = 10_000;
+
 /// Options of `fanout`.
 #[derive(Debug, Args)]
 pub(crate) struct FanoutArgs {
@@ -49,10 +52,15 @@ impl FanoutArgs {
         };
         let Self { clients, groups, messages, publishers, run, .. } = self;
         let door = run.sitting.target.door()?;
-        if self.apart && (door == Door::Php || run.raw_redis) {
-            return Err(
-                "--apart: not with --door php or --raw-redis: many groups are named in a command, in JSON".into()
-            );
+        if self.apart && run.raw_redis {
+            return Err("--apart: not with --raw-redis, where a message has one channel".into());
+        }
+        let together = clients.div_ceil((*groups).max(1));
+        if self.apart && together > MOST_GROUPS {
+            return Err(format!(
+                "--apart: a command names {MOST_GROUPS} groups at most, not {together}: more --groups"
+            )
+            .into());
         }
         let door = match door {
             Door::Http => "",
@@ -62,7 +70,7 @@ impl FanoutArgs {
         };
         let (into, kind) = if self.apart {
             let kind = Kind::Apart { topics: u32::try_from(*groups)?, clients: u32::try_from(*clients)? };
-            (format!("groups of one, {} in a message", clients.div_ceil(*groups)), kind)
+            (format!("groups of one, {together} in a message"), kind)
         } else {
             (format!("{groups} group(s)"), Kind::Group)
         };

@@ -75,15 +75,9 @@ impl Kind {
 
     /// Appends its fields: to whom, and the message.
     fn fields(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
-        let (field, letter) = self.names();
+        let (field, _) = self.names();
         let form = if plan.binary { "binary" } else { "message" };
-        let to = match self {
-            Self::Group | Self::Uid => format!("\"{letter}{}\"", header.topic),
-            Self::Apart { topics, clients } => {
-                let groups = (header.topic..clients).step_by(topics as usize);
-                format!("[{}]", groups.map(|group| format!("\"{letter}{group}\"")).collect::<Vec<_>>().join(","))
-            }
-        };
+        let to = self.targets(header.topic);
         out.extend_from_slice(format!("\"{field}\":{to},\"{form}\":\"").as_bytes());
         if plan.binary {
             let mut bytes = Vec::with_capacity(plan.size);
@@ -93,6 +87,18 @@ impl Kind {
             plan.payload(out, header);
         }
         out.push(b'"');
+    }
+
+    /// What a topic is to a command, as JSON: a name, or a list of them.
+    fn targets(self, topic: u32) -> String {
+        let (_, letter) = self.names();
+        match self {
+            Self::Group | Self::Uid => format!("\"{letter}{topic}\""),
+            Self::Apart { topics, clients } => {
+                let groups = (topic..clients).step_by(topics as usize);
+                format!("[{}]", groups.map(|group| format!("\"{letter}{group}\"")).collect::<Vec<_>>().join(","))
+            }
+        }
     }
 
     /// The channel of a topic that is one target.
@@ -182,12 +188,11 @@ impl Wire {
                 }
             }
             Self::Php(_, kind) => {
-                let (_, letter) = kind.names();
+                let to = kind.targets(first.topic);
                 let (command, ext) = match kind {
-                    Kind::Group | Kind::Apart { .. } => {
-                        (22, format!("{{\"group\":[\"{letter}{}\"],\"exclude\":null}}", first.topic))
-                    }
-                    Kind::Uid => (14, format!("[\"{letter}{}\"]", first.topic)),
+                    Kind::Group => (22, format!("{{\"group\":[{to}],\"exclude\":null}}")),
+                    Kind::Apart { .. } => (22, format!("{{\"group\":{to},\"exclude\":null}}")),
+                    Kind::Uid => (14, format!("[{to}]")),
                 };
                 for header in headers {
                     body.clear();

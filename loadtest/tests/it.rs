@@ -109,7 +109,11 @@ impl Gateway {
         let mut command = Command::new(moongate());
         command.env("MOONGATE_LISTEN", "127.0.0.1:0").env("MOONGATE_API_LISTEN", "127.0.0.1:0");
         command.env("MOONGATE_LAN_LISTEN", "off").env("MOONGATE_REGISTER_LISTEN", "off");
-        command.env("MOONGATE_LOG_FORMAT", "json").stdout(Stdio::null()).stderr(Stdio::piped());
+        command
+            .env("MOONGATE_LOG", "info")
+            .env("MOONGATE_LOG_FORMAT", "json")
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut log = BufReader::new(child.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut said = String::new();
@@ -207,7 +211,7 @@ fn tasks_arrive_once_in_whatever_order() {
 
 #[test]
 fn a_message_reaches_each_client_in_a_group_of_its_own() {
-    for door in ["", " --redis-spawn --nodes 2"] {
+    for door in ["", " --redis-spawn --nodes 2", " --door php"] {
         let report =
             against_moongate(&format!("fanout --clients 20 --groups 3 --apart --messages 30 --warmup 0{door}"));
         let round = &report["servers"][0]["rounds"][0];

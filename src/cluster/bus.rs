@@ -2,7 +2,7 @@
 //!
 //! **Hearing.** One connection of its own subscribes to what this node must hear, and to nothing else. One task owns it:
 //! it takes the topics that have changed, asks the hub which hold, and sends the difference. What was sent counts as
-//! confirmed when the `PING` behind it was answered. When the connection ends, or the node does not hear its own heartbeat
+//! confirmed when the `PING` behind it was answered. Changes wait for each other for 2 ms, or until somebody waits for one. When the connection ends, or the node does not hear its own heartbeat
 //! through it any more, a fresh one takes its place and subscribes to all there is; publish/subscribe replays nothing, so
 //! the time between is a gap, and is counted with its length.
 //!
@@ -19,8 +19,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
-use futures_util::future::join_all;
+use futures_util::future::join3;
 use parking_lot::Mutex;
 use serde_json::value::RawValue;
 use tokio::sync::broadcast::error::{RecvError, TryRecvError};
@@ -527,8 +526,10 @@ impl Ears<'_> {
         let mut topics: Vec<Topic> = hub.holds(&Topic::All).then_some(Topic::All).into_iter().collect();
         hub.for_each_uid(|uid, _| topics.push(Topic::Uid(uid.clone())));
         hub.for_each_group(|group, _| topics.push(Topic::Group(group.clone())));
-        self.subscribe(&topics).await?;
-        self.connection.barrier().await
+        self.connection.barrier().await?;
+        self.change(&[], &topics).await?;
+        self.held.extend(topics);
+        Ok(())
     }
 
     /// Follows the hub in what has changed.
@@ -536,15 +537,7 @@ impl Ears<'_> {
         let (held, not): (Vec<Topic>, Vec<Topic>) = changed.into_iter().partition(|topic| hub.holds(topic));
         let come: Vec<Topic> = held.into_iter().filter(|topic| !self.held.contains(topic)).collect();
         let gone: Vec<Topic> = not.into_iter().filter(|topic| self.held.contains(topic)).collect();
-        if come.is_empty() && gone.is_empty() {
-            return Ok(());
-        }
-        // What is handed over before the first answer is awaited leaves in one write.
-        let unsubscribe = gone.chunks(CHANNELS).map(|gone| self.connection.unsubscribe(self.names(gone)).boxed());
-        let subscribe = come.chunks(CHANNELS).map(|come| self.connection.subscribe(self.names(come)).boxed());
-        let barrier = std::iter::once(self.connection.barrier().boxed());
-        let done = join_all(unsubscribe.chain(subscribe).chain(barrier)).await;
-        done.into_iter().collect::<Result<(), _>>()?;
+        self.change(&gone, &come).await?;
         for topic in &gone {
             self.held.remove(topic);
         }
@@ -552,12 +545,25 @@ impl Ears<'_> {
         Ok(())
     }
 
-    async fn subscribe(&mut self, topics: &[Topic]) -> Result<(), RedisError> {
-        for topics in topics.chunks(CHANNELS) {
-            self.connection.subscribe(self.names(topics)).await?;
-            self.held.extend(topics.iter().cloned());
+    /// Hears these no more, and those from now on; returns when the server knows. Each piece has a barrier of its own, so
+    /// that many take no longer for an answer than few, and what makes up a piece is handed over at once: small ones leave
+    /// in one write.
+    async fn change(&self, gone: &[Topic], come: &[Topic]) -> Result<(), RedisError> {
+        let (mut gone, mut come) = (gone.chunks(CHANNELS), come.chunks(CHANNELS));
+        loop {
+            let (gone, come) = (gone.next().unwrap_or_default(), come.next().unwrap_or_default());
+            if gone.is_empty() && come.is_empty() {
+                return Ok(());
+            }
+            let unsubscribed = async {
+                // Of none it would be of all.
+                if gone.is_empty() { Ok(()) } else { self.connection.unsubscribe(self.names(gone)).await }
+            };
+            let subscribed =
+                async { if come.is_empty() { Ok(()) } else { self.connection.subscribe(self.names(come)).await } };
+            let (unsubscribed, subscribed, known) = join3(unsubscribed, subscribed, self.connection.barrier()).await;
+            unsubscribed.and(subscribed).and(known)?;
         }
-        Ok(())
     }
 
     fn names(&self, topics: &[Topic]) -> Vec<String> {

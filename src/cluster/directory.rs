@@ -5,7 +5,8 @@
 //! So a client is in the index before anything else names it and as long as anything does, wherever a crash cuts the
 //! pipeline; whoever sweeps after this node finds all of it. Every write may be repeated. When Redis does not answer, the
 //! same lot is written again after the lease is confirmed; what changes meanwhile is the next one. When Redis may have
-//! lost data, all that the hub holds is written, and all that stands in our index and is not held is removed.
+//! lost data, all that the hub holds is written, and all that stands in our index and is not held is removed. Where many
+//! wait for what changes, it is written at most every 2 ms.
 //!
 //! **Reading.** Queries are answered from Redis alone, never by asking nodes: they need no node to be well.
 
@@ -35,12 +36,13 @@ const CLIENTS: usize = 500;
 /// Sets beyond this size are read in pieces.
 const WHOLE: u64 = 10_000;
 
-/// After a lot of [`MANY`] clients the next one is taken so much later at the earliest: fewer round trips, and fewer turns
-/// of the processes. Where 64 come and go at a time, each of them costs 10 % less on one node and 22 % less on two. Who
-/// changes one after the other never waits for it.
+/// After a lot for which [`MANY`] waited the next one is taken so much later at the earliest (tokio makes 2 to 3 ms of it):
+/// fewer round trips, and fewer turns of the processes. Where 64 come and go at a time, and Redis and nodes share a
+/// processor, each costs 10 % less on one node and 22 % less on two; ANALYSIS.md has the others, and what it costs.
 pub(super) const TICK: Duration = Duration::from_millis(2);
 
-/// So many clients in a lot are many.
+/// So many callers and newcomers who wait are many. One who asks for one thing after the other is one in each shard at the
+/// most, and is not held up by what it has changed itself.
 const MANY: usize = 8;
 
 /// Between two looks at what is stuck.
@@ -150,12 +152,12 @@ impl Directory {
         let mut not_before = Instant::now();
         loop {
             if stuck.is_none() {
+                sleep_until(not_before).await;
                 tokio::select! {
                     () = changed.notified() => {}
                     () = self.wake.notified() => {}
                     () = sleep(PATIENCE) => {}
                 }
-                sleep_until(not_before).await;
             }
             let Some(connection) = self.connection() else {
                 if self.shared.link.is_up() {
@@ -209,7 +211,7 @@ impl Directory {
                 Some(lot) => lot,
                 None => match self.take().await {
                     Some(lot) => {
-                        if lot.changes.len() >= MANY {
+                        if lot.waiting >= MANY && lot.waiting > self.hub.shards() {
                             not_before = Instant::now() + TICK;
                         }
                         lot
@@ -298,9 +300,11 @@ impl Directory {
     async fn take(&self) -> Option<Untold> {
         let mut lot = None;
         for shard in 0..self.hub.shards() {
-            if let Ok(Some(Untold { changes, noted })) = self.hub.at_shard(shard, crate::hub::Shard::take_untold).await
+            if let Ok(Some(Untold { changes, noted, waiting })) =
+                self.hub.at_shard(shard, crate::hub::Shard::take_untold).await
             {
                 let lot: &mut Untold = lot.get_or_insert_default();
+                lot.waiting += waiting;
                 lot.changes.extend(changes);
                 lot.noted.extend(noted);
             }
@@ -338,7 +342,7 @@ impl Directory {
         }
         noted.extend(self.bound_again(&lot, &noted, stuck));
         self.shared.metrics.directory_compared.inc();
-        Ok(Untold { changes: lot.into_iter().collect(), noted })
+        Ok(Untold { changes: lot.into_iter().collect(), noted, waiting: 0 })
     }
 
     /// Whose uid Redis has lost is told to be bound again, with a newer `seq`: others may have been told meanwhile that it is

@@ -113,6 +113,8 @@ pub struct Untold {
     pub changes: Vec<(ClientId, Change)>,
     /// What applications are to be told.
     pub noted: Vec<Noted>,
+    /// How many wait for it to be told.
+    pub waiting: usize,
 }
 
 impl Change {
@@ -322,9 +324,10 @@ impl Journal {
     /// Takes all that is not told.
     pub(super) fn take<'a>(&mut self, now: impl Fn(ClientId) -> Option<Now<'a>>) -> Untold {
         let pending = std::mem::take(&mut self.pending);
+        let waiting = self.next.waiting.len();
         self.begin();
         let changes = pending.into_iter().filter_map(|(id, pending)| Some((id, pending.change(now(id))?)));
-        Untold { changes: changes.collect(), noted: std::mem::take(&mut self.noted) }
+        Untold { changes: changes.collect(), noted: std::mem::take(&mut self.noted), waiting }
     }
 
     /// What was to be told is told in another way: those who wait for it wait for that.
@@ -414,5 +417,28 @@ impl Pending {
             groups: now.groups.to_vec(),
             session: self.session.then(|| now.session.cloned().unwrap_or_default()),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::LanAddress;
+
+    #[test]
+    fn one_who_waits_for_the_changes_of_many_is_one() {
+        let mut journal = Journal::new(Arc::default());
+        let lan = LanAddress { ip: std::net::Ipv4Addr::LOCALHOST, port: 2900 };
+        let ids: Vec<ClientId> = (0..32).map(|connection| ClientId { lan, connection }).collect();
+        for id in &ids {
+            journal.unbound(*id, &"u".parse().unwrap());
+        }
+        let receipt = journal.receipt(ids.into());
+        let arrival = Arrival { peer: ([127, 0, 0, 1], 1).into(), port: 1, connected_at: 0 };
+        let untold = journal.take(|_| Some(Now { arrival, uid: None, groups: &[], session: None }));
+        assert_eq!((untold.changes.len(), untold.waiting), (32, 1));
+        // The next lot is another one's.
+        assert_eq!(journal.take(|_| None).waiting, 0);
+        drop(receipt);
     }
 }

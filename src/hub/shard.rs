@@ -638,7 +638,7 @@ impl Shard {
 
     /// Takes all there is, as if nothing had been told ever; and what was to be taken back.
     pub fn take_everything(&mut self) -> Untold {
-        let Untold { changes, noted } = self.take_untold().unwrap_or_default();
+        let Untold { changes, noted, waiting } = self.take_untold().unwrap_or_default();
         let mut changes: HashMap<ClientId, Change> = changes.into_iter().collect();
         let ids: Vec<ClientId> = self.all().filter(|client| !client.is_guest).map(|client| client.id).collect();
         for id in ids {
@@ -648,7 +648,7 @@ impl Shard {
             }
             changes.insert(id, everything);
         }
-        Untold { changes: changes.into_iter().collect(), noted }
+        Untold { changes: changes.into_iter().collect(), noted, waiting }
     }
 
     /// Whether everybody knows all of it.

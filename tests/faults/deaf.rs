@@ -65,6 +65,31 @@ async fn a_half_open_subscriber_is_noticed_in_three_seconds_repaired_and_counted
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn while_tens_of_thousands_of_groups_come_and_go_through_a_slow_redis_the_node_goes_on_hearing() {
+    const CLIENTS: usize = 40;
+    let redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let node = node(&proxy.url(), &[]).await;
+    let witness = Ear::member(&node, "witness", &["room"]).await;
+    let mut clients = Vec::new();
+    for number in 0..CLIENTS {
+        let client = node.connect().await;
+        let groups: Vec<String> = (0..1000).map(|group| format!("a-group-of-{number}-{group}")).collect();
+        node.done("joinGroup", json!({"client_id": client.id, "group": groups})).await;
+        clients.push(client);
+    }
+    assert!(node.metric("moongate_subscriptions_confirmed").await > CLIENTS as f64 * 1000.0);
+    // All that is to be said of them takes longer than Redis may take for one answer.
+    proxy.slow(Duration::from_millis(150));
+    drop(clients);
+    let gone = async || node.metric("moongate_subscriptions_confirmed").await < 100.0;
+    within(Duration::from_mins(1), "nobody listens to them any more", gone).await;
+    proxy.pass();
+    assert_eq!(node.metric("moongate_bus_gaps_total").await, 0.0);
+    all_are_reached_through(&node, &[witness], "still here").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deaf_node_that_cannot_be_repaired_is_not_ready_until_it_is() {
     let redis = Redis::start().await;
     let (proxy, node, subscriber) = with_an_older_subscriber(&redis).await;
