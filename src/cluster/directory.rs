@@ -41,8 +41,8 @@ const WHOLE: u64 = 10_000;
 /// processor, each costs 10 % less on one node and 22 % less on two; ANALYSIS.md has the others, and what it costs.
 pub(super) const TICK: Duration = Duration::from_millis(2);
 
-/// So many callers and newcomers who wait are many. One who asks for one thing after the other is one in each shard at the
-/// most, and is not held up by what it has changed itself.
+/// So many who wait are many: callers, newcomers, and clients that were let go. One who asks for one thing after the other
+/// is one in each shard at the most, and is not held up by what it has changed itself, unless it closes many clients.
 const MANY: usize = 8;
 
 /// Between two looks at what is stuck.

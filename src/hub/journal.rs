@@ -113,7 +113,7 @@ pub struct Untold {
     pub changes: Vec<(ClientId, Change)>,
     /// What applications are to be told.
     pub noted: Vec<Noted>,
-    /// How many wait for it to be told.
+    /// How many wait for it to be told: who asked for it, and who was let go.
     pub waiting: usize,
 }
 
@@ -324,7 +324,7 @@ impl Journal {
     /// Takes all that is not told.
     pub(super) fn take<'a>(&mut self, now: impl Fn(ClientId) -> Option<Now<'a>>) -> Untold {
         let pending = std::mem::take(&mut self.pending);
-        let waiting = self.next.waiting.len();
+        let waiting = self.next.waiting.len() + self.next.departing.len();
         self.begin();
         let changes = pending.into_iter().filter_map(|(id, pending)| Some((id, pending.change(now(id))?)));
         Untold { changes: changes.collect(), noted: std::mem::take(&mut self.noted), waiting }
