@@ -15,6 +15,7 @@
     reason = "all of this is a test"
 )]
 
+mod access;
 mod browser;
 mod clients;
 mod cluster;
