@@ -20,6 +20,7 @@ mod browser;
 mod clients;
 mod cluster;
 mod commands;
+mod conformance;
 #[cfg(target_os = "linux")]
 mod counts;
 mod ctl;
