@@ -35,13 +35,14 @@ test-all: lint test ## And what is heavier: faults, jemalloc, the documentation,
 	@scripts/check-deploy
 	@scripts/check-examples
 
-lint: ## Format, clippy with warnings denied, licenses and sources
+lint: ## Format, clippy with warnings denied, licenses, sources and unused dependencies
 	cargo fmt --all --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	@# Replies that poison a connection are kept out in one place: see there.
 	@! grep -rl 'fred::' src | grep -v '^src/cluster/redis.rs$$'
-	@scripts/install-cargo-deny
+	@scripts/install-lint-tools
 	cargo deny --offline check licenses bans sources
+	cargo machete
 
 bench: ## The load tester's standard set, on one node and on two, beside the kernel's floor: loadtest/RESULTS.md
 	cargo build --profile dist --locked --workspace --features moongate/jemalloc

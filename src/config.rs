@@ -5,6 +5,7 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -13,6 +14,7 @@ use jiff::tz::TimeZone;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
+use crate::access::{Origins, Proxies, Tokens};
 use crate::event::Kinds;
 use crate::id::LanAddress;
 use crate::message::Protocol;
@@ -98,8 +100,17 @@ settings! {
     ping_interval "PING_INTERVAL",
     ping_not_response_limit "PING_NOT_RESPONSE_LIMIT",
     ping_data "PING_DATA",
+    auth "AUTH",
+    jwt_secret "JWT_SECRET" secret,
+    jwt_public_key "JWT_PUBLIC_KEY" secret,
+    allowed_origins "ALLOWED_ORIGINS",
+    trusted_proxies "TRUSTED_PROXIES",
+    unauthed_timeout "UNAUTHED_TIMEOUT",
     handshake_timeout "HANDSHAKE_TIMEOUT",
     max_message_size "MAX_MESSAGE_SIZE",
+    max_connections "MAX_CONNECTIONS",
+    max_connections_per_ip "MAX_CONNECTIONS_PER_IP",
+    max_messages_per_second "MAX_MESSAGES_PER_SECOND",
     send_buffer "SEND_BUFFER",
     slow_consumer "SLOW_CONSUMER",
     drain "DRAIN",
@@ -319,10 +330,24 @@ pub struct ClientConfig {
     pub ping_not_response_limit_is_set: bool,
     /// What a heartbeat sends; empty: a WebSocket ping.
     pub ping_data: String,
+    /// Reads connection tokens; none: they mean nothing.
+    pub tokens: Option<Tokens>,
+    /// Which pages may connect; none: all.
+    pub origins: Option<Origins>,
+    /// Whose word on where a client comes from is believed.
+    pub proxies: Proxies,
+    /// A client that is not bound to a uid so long after its handshake is closed.
+    pub unauthed_timeout: Option<Duration>,
     /// For TLS and the request head.
     pub handshake_timeout: Duration,
     /// Largest message from a client, bytes.
     pub max_message_size: usize,
+    /// Most clients of this node.
+    pub max_connections: Option<NonZeroU32>,
+    /// Most clients of this node from one address.
+    pub max_connections_per_ip: Option<NonZeroU32>,
+    /// Most messages of one client in a second.
+    pub max_messages_per_second: Option<NonZeroU32>,
     /// Unsent bytes per client.
     pub send_buffer: usize,
     /// What happens beyond.
@@ -461,6 +486,7 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn config(mut self, mut raw: Raw, time_zone: TimeZone) -> Config {
         let php = self.php(&mut raw);
+        let tokens = self.tokens(&mut raw);
         let positive = "takes a size above zero, such as 64KiB or 1MiB";
         let duration = "takes a duration, such as 10s, 500ms or 2m";
         let (api_listen, token) = self.api(raw.api_listen, raw.api_token);
@@ -488,7 +514,7 @@ impl Reader<'_> {
             let range = Duration::from_secs(2)..=Duration::from_hours(1);
             parse_duration(text).filter(|ttl| range.contains(ttl))
         });
-        let streams = [
+        let streams: Vec<StreamListener> = [
             (Protocol::Text, "MOONGATE_TEXT_LISTEN", raw.text_listen),
             (Protocol::Frame, "MOONGATE_FRAME_LISTEN", raw.frame_listen),
             (Protocol::Tcp, "MOONGATE_TCP_LISTEN", raw.tcp_listen),
@@ -500,6 +526,21 @@ impl Reader<'_> {
             Some(StreamListener { protocol, variable, listen })
         })
         .collect();
+        let most = "takes a number above zero, or off";
+        let takes = "takes a duration above zero, such as 10s, or off";
+        let unauthed_timeout = self.take("UNAUTHED_TIMEOUT", raw.unauthed_timeout, takes, "off", |text| match text {
+            "off" => Some(None),
+            time => parse_duration(time).filter(|time| !time.is_zero()).map(Some),
+        });
+        if let Some(listener) = streams.first().filter(|_| tokens.as_ref().is_some_and(Tokens::is_needed))
+            && unauthed_timeout.is_none()
+            && !self.is_refused("UNAUTHED_TIMEOUT")
+        {
+            self.errors.push(format!(
+                "MOONGATE_UNAUTHED_TIMEOUT: is needed where MOONGATE_AUTH is required and {} is set, whose clients bring no token",
+                listener.variable
+            ));
+        }
         let ping_not_response_limit_is_set =
             raw.ping_not_response_limit.as_ref().is_some_and(|limit| !limit.is_empty());
         let webhook = self.webhook(
@@ -558,6 +599,22 @@ impl Reader<'_> {
                 ),
                 ping_not_response_limit_is_set,
                 ping_data: raw.ping_data.unwrap_or_default(),
+                tokens,
+                origins: self.take(
+                    "ALLOWED_ORIGINS",
+                    raw.allowed_origins,
+                    "takes origins such as https://chat.example.com:8443, with commas between",
+                    "",
+                    |text| if text.is_empty() { Some(None) } else { parse(text).map(Some) },
+                ),
+                proxies: self.take(
+                    "TRUSTED_PROXIES",
+                    raw.trusted_proxies,
+                    "takes addresses and networks such as 10.0.0.0/8, with commas between",
+                    "",
+                    parse,
+                ),
+                unauthed_timeout,
                 handshake_timeout: self.take(
                     "HANDSHAKE_TIMEOUT",
                     raw.handshake_timeout,
@@ -566,6 +623,21 @@ impl Reader<'_> {
                     |text| parse_duration(text).filter(|timeout| !timeout.is_zero()),
                 ),
                 max_message_size: self.take("MAX_MESSAGE_SIZE", raw.max_message_size, positive, "1MiB", positive_size),
+                max_connections: self.take("MAX_CONNECTIONS", raw.max_connections, most, "off", parse_most),
+                max_connections_per_ip: self.take(
+                    "MAX_CONNECTIONS_PER_IP",
+                    raw.max_connections_per_ip,
+                    most,
+                    "off",
+                    parse_most,
+                ),
+                max_messages_per_second: self.take(
+                    "MAX_MESSAGES_PER_SECOND",
+                    raw.max_messages_per_second,
+                    most,
+                    "off",
+                    parse_most,
+                ),
                 send_buffer: self.take("SEND_BUFFER", raw.send_buffer, positive, "1MiB", positive_size),
                 slow_consumer: self.take("SLOW_CONSUMER", raw.slow_consumer, "takes close or drop", "close", |text| {
                     match text {
@@ -605,6 +677,52 @@ impl Reader<'_> {
     fn api(&mut self, listen: Option<String>, secret: Option<String>) -> (SocketAddr, Option<SecretString>) {
         let listen = self.take("API_LISTEN", listen, ADDRESS, "127.0.0.1:7273", parse);
         (listen, self.take("API_TOKEN", secret, "takes 1 to 256 visible ASCII characters", "", token))
+    }
+
+    fn tokens(&mut self, raw: &mut Raw) -> Option<Tokens> {
+        let takes = "takes none, optional or required";
+        let need = self.take("AUTH", raw.auth.take(), takes, "none", |text| match text {
+            "none" => Some(None),
+            "optional" => Some(Some(false)),
+            "required" => Some(Some(true)),
+            _ => None,
+        });
+        let (secret, public) = (filled(raw.jwt_secret.take()), filled(raw.jwt_public_key.take()));
+        let key = match (secret, public) {
+            (Some(_), Some(_)) => {
+                self.errors
+                    .push("MOONGATE_JWT_SECRET: one key is taken, and MOONGATE_JWT_PUBLIC_KEY is another".into());
+                return None;
+            }
+            (Some(secret), None) => Some(Tokens::of_secret(secret.as_bytes())),
+            (None, Some(key)) => Some(self.public_key(&key)?),
+            (None, None) => None,
+        };
+        match (need, key) {
+            (Some(is_needed), Some(tokens)) => Some(if is_needed { tokens.needed() } else { tokens }),
+            (Some(_), None) => {
+                self.missing("JWT_SECRET", "takes a secret, or MOONGATE_JWT_PUBLIC_KEY a key, as MOONGATE_AUTH is set")
+            }
+            (None, Some(_)) if !self.is_refused("AUTH") => {
+                self.missing("AUTH", "takes optional or required, as a key for tokens is set")
+            }
+            (None, _) => None,
+        }
+    }
+
+    fn public_key(&mut self, text: &str) -> Option<Tokens> {
+        let takes = "takes an RSA, P-256 or Ed25519 public key in PEM, or the path of one, which begins with / or .";
+        let is_path = text.starts_with(['/', '.']);
+        let pem = if is_path { std::fs::read_to_string(text) } else { Ok(text.to_owned()) };
+        let key = pem.map(|pem| Tokens::of_public_key(&pem));
+        let why = match key {
+            Ok(Some(tokens)) => return Some(tokens),
+            Ok(None) if is_path => format!("what is in {text} is none, {takes}"),
+            Ok(None) => format!("got <hidden>, {takes}"),
+            Err(error) => format!("{text}: {error}"),
+        };
+        self.errors.push(format!("MOONGATE_JWT_PUBLIC_KEY: {why}"));
+        None
     }
 
     fn php(&mut self, raw: &mut Raw) -> PhpConfig {
@@ -783,6 +901,12 @@ fn parse_duration(text: &str) -> Option<Duration> {
         _ => return None,
     };
     (milliseconds <= 86_400_000).then(|| Duration::from_millis(milliseconds))
+}
+
+/// A number above zero, or `off`.
+#[allow(clippy::option_option)] // off is a value here
+fn parse_most(text: &str) -> Option<Option<NonZeroU32>> {
+    if text == "off" { Some(None) } else { parse(text).map(Some) }
 }
 
 /// `64KiB`, `1MiB`, plain bytes; below 1 GiB, and above zero.
@@ -973,6 +1097,67 @@ mod tests {
                 r"MOONGATE_WHATEVER_THIS_IS_MEANT_TO_BE: is not a setting",
             ]
         );
+    }
+
+    #[test]
+    fn tokens_need_one_key_and_a_key_is_for_tokens() {
+        let pem = rcgen::KeyPair::generate().unwrap();
+        let (public, private) = (pem.public_key_pem(), pem.serialize_pem());
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), &public).unwrap();
+        let path = file.path().to_str().unwrap();
+        for key in
+            [("MOONGATE_JWT_SECRET", "s"), ("MOONGATE_JWT_PUBLIC_KEY", &public), ("MOONGATE_JWT_PUBLIC_KEY", path)]
+        {
+            for (auth, is_needed) in [("optional", false), ("required", true)] {
+                let config = read(&[("MOONGATE_AUTH", auth), key]).unwrap();
+                assert_eq!(config.clients.tokens.unwrap().is_needed(), is_needed);
+            }
+        }
+        assert!(read(&[("MOONGATE_AUTH", "none")]).unwrap().clients.tokens.is_none());
+        for (settings, words) in [
+            (&[("MOONGATE_AUTH", "yes")][..], r#"MOONGATE_AUTH: got "yes", takes none, optional or required"#),
+            (&[("MOONGATE_AUTH", "required")], "MOONGATE_JWT_SECRET: is not set"),
+            (&[("MOONGATE_JWT_SECRET", "s")], "MOONGATE_AUTH: is not set"),
+            (&[("MOONGATE_AUTH", "none"), ("MOONGATE_JWT_PUBLIC_KEY", &public)], "MOONGATE_AUTH: is not set"),
+            (
+                &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_SECRET", "s"), ("MOONGATE_JWT_PUBLIC_KEY", &public)],
+                "MOONGATE_JWT_SECRET: one key is taken",
+            ),
+            (
+                &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_PUBLIC_KEY", &private)],
+                "MOONGATE_JWT_PUBLIC_KEY: got <hidden>, takes an RSA, P-256 or Ed25519 public key",
+            ),
+            (
+                &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_PUBLIC_KEY", "./nowhere.pem")],
+                "MOONGATE_JWT_PUBLIC_KEY: ./nowhere.pem: No such file",
+            ),
+            (
+                &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_SECRET", "s"), ("MOONGATE_TCP_LISTEN", "127.0.0.1:0")],
+                "MOONGATE_UNAUTHED_TIMEOUT: is needed",
+            ),
+        ] {
+            let errors = read(settings).unwrap_err();
+            assert!(errors.len() == 1 && errors[0].starts_with(words), "{words}: {errors:?}");
+        }
+    }
+
+    #[test]
+    fn limits_are_numbers_above_zero_or_off() {
+        let clients =
+            read(&[("MOONGATE_MAX_CONNECTIONS", "5"), ("MOONGATE_MAX_CONNECTIONS_PER_IP", "off")]).unwrap().clients;
+        assert_eq!((clients.max_connections, clients.max_connections_per_ip), (NonZeroU32::new(5), None));
+        for (name, value, takes) in [
+            ("MAX_CONNECTIONS", "0", "takes a number above zero, or off"),
+            ("MAX_CONNECTIONS_PER_IP", "many", "takes a number above zero, or off"),
+            ("MAX_MESSAGES_PER_SECOND", "-1", "takes a number above zero, or off"),
+            ("UNAUTHED_TIMEOUT", "0s", "takes a duration above zero"),
+            ("ALLOWED_ORIGINS", "chat.example", "takes origins such as"),
+            ("TRUSTED_PROXIES", "proxy", "takes addresses and networks"),
+        ] {
+            let errors = read(&[(&format!("MOONGATE_{name}"), value)]).unwrap_err();
+            assert!(errors[0].starts_with(&format!("MOONGATE_{name}: got {value:?}, {takes}")), "{errors:?}");
+        }
     }
 
     #[test]

@@ -12,6 +12,7 @@
 //! | [`ctl`] | the caller's side of the API: one command from the shell, its answer for a script or a reader | runs a node |
 //! | [`config`] | every setting, its default, its check; the only reader of the environment | binds a port |
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
+//! | [`access`] | who may connect: tokens, origins, proxies, how many | does I/O |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
 //! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
 //! | [`webhook`] | the application's own address: it is asked who is let in, told what clients do, and may answer with commands | touches a client |
@@ -100,6 +101,7 @@
 //! - Outside input cannot panic: `unwrap`, `expect`, `panic` and indexing are denied outside tests.
 
 mod accept;
+pub mod access;
 pub mod client;
 pub mod cluster;
 pub mod command;

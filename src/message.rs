@@ -184,6 +184,10 @@ impl Close {
     pub const SLOW: Self = Self::new(1013, "slow consumer");
     /// No PHP worker is connected, and without one no client is served.
     pub const NO_WORKER: Self = Self::new(1013, "no worker is connected");
+    /// `UNAUTHED_TIMEOUT` is over.
+    pub const UNBOUND: Self = Self::new(1008, "not bound in time");
+    /// `MAX_MESSAGES_PER_SECOND`.
+    pub const TOO_MANY: Self = Self::new(1008, "too many messages");
     /// RFC 6455 violated.
     pub const PROTOCOL: Self = Self::new(1002, "protocol error");
     /// A text message is not UTF-8.

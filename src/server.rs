@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep, sleep_until, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::access::{Access, Limits};
 use crate::cluster::{CannotListen, Cluster, Refused};
 use crate::config::{Config, RegisterListen, StreamListener, WebhookConfig};
 use crate::edge::tls::{Certificates, TlsError};
@@ -246,10 +247,17 @@ impl Server {
             gateway: Arc::clone(&gateway),
             webhook,
             certificates,
+            access: Access {
+                tokens: config.clients.tokens.clone(),
+                origins: config.clients.origins.clone(),
+                proxies: config.clients.proxies.clone(),
+                limits: Limits::new(config.clients.max_connections, config.clients.max_connections_per_ip),
+            },
             handshake_timeout: config.clients.handshake_timeout,
             connection: ConnectionSettings {
                 max_message_size: config.clients.max_message_size,
                 pong_counts: config.clients.ping_data.is_empty(),
+                max_messages_per_second: config.clients.max_messages_per_second,
             },
             connections: connections.clone(),
             handshakes: TaskTracker::new(),
@@ -263,6 +271,10 @@ impl Server {
         }
         // The loops have it, and end with it.
         drop(edge);
+        let (closing, at_end) = (Arc::clone(&gateway), closed.clone());
+        services.spawn(async move {
+            at_end.run_until_cancelled(closing.close_unbound()).await;
+        });
         let php = Arc::new(php::Door::new(Arc::clone(&gateway), entrance, workers, config.php.clone()));
         let (serving, at_end) = (Arc::clone(&php), closed.clone());
         services.spawn(async move {

@@ -267,8 +267,12 @@ pub(super) struct Address {
 impl Address {
     /// Reads `MOONGATE_REDIS_URL`, which the settings have checked.
     pub(super) fn read(url: &SecretString) -> Result<Self, ConnectError> {
-        let mut config = Config::from_url(url.expose_secret())
-            .map_err(|_| ConnectError::Unfit("the URL cannot be read".to_owned()))?;
+        let mut config = Config::from_url(url.expose_secret()).map_err(|error| {
+            // Else its words may hold a part of the URL, and so of a password.
+            let is_of_tls = *error.kind() == ErrorKind::Tls;
+            let words = || format!("this machine's certificates cannot be read: {}", error.details());
+            ConnectError::Unfit(if is_of_tls { words() } else { "the URL cannot be read".to_owned() })
+        })?;
         config.version = RespVersion::RESP3;
         config.fail_fast = true;
         // fred 10.1.0 says `HELLO 3 AUTH <user> <password>` as an inline command, and quotes nothing.
@@ -545,6 +549,9 @@ fn words(error: &Error) -> String {
     let details = error.details();
     if details.starts_with("Decode Error") {
         return "what answers there is no Redis".to_owned();
+    }
+    if let Some((_, why)) = details.split_once("error: InvalidCertificate(") {
+        return format!("its certificate is not accepted: {}", why.trim_end_matches([' ', '}', ')']));
     }
     let message = ["message: \"", "error: \""].iter().find_map(|before| details.split_once(before)?.1.split_once('"'));
     message.map_or(details, |(message, _)| message).to_owned()

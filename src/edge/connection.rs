@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -12,8 +13,9 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
+use crate::access::Rate;
 use crate::client::{Arrival, Client, LetGo};
 use crate::gateway::{Admission, Gateway};
 use crate::hub::Stopped;
@@ -67,8 +69,9 @@ pub(super) async fn begin(
 }
 
 /// Brings what a client says to whoever listens. What is not taken at once is waited for before more is read.
-#[derive(Default)]
 pub(super) struct Saying {
+    /// How much it may say; none: as it likes.
+    rate: Option<Box<Rate>>,
     /// What one read has brought beyond that; each with whether it is binary.
     waiting: VecDeque<(Bytes, bool)>,
     taking: Option<BoxFuture<'static, ()>>,
@@ -77,7 +80,23 @@ pub(super) struct Saying {
 }
 
 impl Saying {
+    pub(super) fn new(per_second: Option<NonZeroU32>) -> Self {
+        let rate = per_second.map(|per_second| Box::new(Rate::new(per_second, Instant::now())));
+        Self { rate, waiting: VecDeque::new(), taking: None, end: None }
+    }
+
+    /// One more of what it may do so many times in a second. Beyond that it is its end, behind what it has said.
+    pub(super) fn count(&mut self) {
+        if self.rate.as_mut().is_some_and(|rate| !rate.take(Instant::now())) {
+            self.end = Some(Close::TOO_MANY);
+        }
+    }
+
     pub(super) fn say(&mut self, gateway: &Gateway, client: &Client, message: Bytes, is_binary: bool) {
+        self.count();
+        if self.end.is_some() {
+            return;
+        }
         client.note_heard();
         gateway.received();
         if !gateway.hears() {

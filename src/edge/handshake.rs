@@ -1,5 +1,6 @@
 //! The WebSocket handshake (RFC 6455, section 4.2) over hyper, on any path.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::IpAddr;
@@ -8,8 +9,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use hyper::body::Incoming;
 use hyper::header::{
-    AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHORIZATION,
-    RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE,
+    AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, ORIGIN, PROXY_AUTHORIZATION,
+    RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
 };
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
@@ -19,20 +20,31 @@ use percent_encoding::percent_decode_str;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 
-use super::Edge;
+use super::{Edge, LetIn};
 use crate::accept::{MAX_HEAD, MAX_HEADERS};
+use crate::access::{Full, Grant, Place, TokenError};
 use crate::client::Client;
 use crate::event;
-use crate::gateway::Admission;
 use crate::id::ClientId;
 use crate::webhook::NotAdmitted;
 
 type Body = axum::body::Body;
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
 /// A handshake that is answered with 101.
 struct Agreed {
     upgrade: OnUpgrade,
-    admission: Option<Box<Admission>>,
+    let_in: LetIn,
+}
+
+/// A request that is served.
+struct Good {
+    accept: HeaderValue,
+    /// Where it comes from, by the word of proxies that are believed.
+    ip: IpAddr,
+    grant: Option<Grant>,
+    place: Option<Box<Place>>,
 }
 
 impl Edge {
@@ -43,7 +55,7 @@ impl Edge {
         client: &Client,
         is_guest: bool,
         stream: S,
-    ) -> Option<(S, Bytes, Option<Box<Admission>>)>
+    ) -> Option<(S, Bytes, LetIn)>
     where
         S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
@@ -63,9 +75,9 @@ impl Edge {
             self.refuse("http");
             return None;
         }
-        let Agreed { upgrade, admission } = agreed.lock().take()?;
+        let Agreed { upgrade, let_in } = agreed.lock().take()?;
         let parts = upgrade.await.ok()?.downcast::<TokioIo<S>>().ok()?;
-        Some((parts.io.into_inner(), parts.read_buf, admission))
+        Some((parts.io.into_inner(), parts.read_buf, let_in))
     }
 
     /// What is wrong is answered at once, even to one who does not wait for it; a guest's good request is told of first.
@@ -78,14 +90,14 @@ impl Edge {
     ) -> impl Future<Output = Response<Body>> {
         let checked = self.check(&request, client);
         async move {
-            let accept = match checked {
-                Ok(accept) => accept,
+            let Good { accept, ip, grant, place } = match checked {
+                Ok(good) => good,
                 Err(refusal) => return refusal,
             };
             if is_guest && !self.gateway.shook_hands(client, &head(&request)).await {
                 return self.no_worker();
             }
-            let admission = match self.admit(client, |ip| described(&request, ip)).await {
+            let admission = match self.admit(client, ip, |ip| described(&request, ip), grant).await {
                 Ok(admission) => admission,
                 Err(NotAdmitted::Refused(status)) => {
                     return refusal(status, &[], "the application does not let this client in\n");
@@ -95,7 +107,8 @@ impl Edge {
                     return refusal(StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, "1")], words);
                 }
             };
-            *agreed.lock() = Some(Agreed { upgrade: hyper::upgrade::on(&mut request), admission });
+            let let_in = LetIn { admission, place };
+            *agreed.lock() = Some(Agreed { upgrade: hyper::upgrade::on(&mut request), let_in });
             let mut response = Response::new(Body::empty());
             *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
             let headers = response.headers_mut();
@@ -106,9 +119,9 @@ impl Edge {
         }
     }
 
-    /// The `Sec-WebSocket-Accept` of a request that is served, or the answer to one that is not.
+    /// A request that is served, or the answer to one that is not. The place comes last: nothing else takes one.
     #[allow(clippy::result_large_err)] // both are answers
-    fn check(&self, request: &Request<Incoming>, client: &Client) -> Result<HeaderValue, Response<Body>> {
+    fn check(&self, request: &Request<Incoming>, client: &Client) -> Result<Good, Response<Body>> {
         if self.refusing.is_cancelled() {
             return Err(self.not_now("draining", "this node is stopping; connect again\n"));
         }
@@ -124,7 +137,42 @@ impl Edge {
                 if status == StatusCode::UPGRADE_REQUIRED { &[(UPGRADE, "websocket"), version] } else { &[] };
             refusal(status, headers, words)
         })?;
-        if self.gateway.lacks_listener() { Err(self.no_worker()) } else { Ok(accept) }
+        if self.gateway.lacks_listener() {
+            return Err(self.no_worker());
+        }
+        let (access, headers) = (&self.access, request.headers());
+        if let (Some(origins), Some(origin)) = (&access.origins, headers.get(ORIGIN))
+            && !origins.allow(origin.as_bytes())
+        {
+            self.refuse("origin");
+            return Err(refusal(StatusCode::FORBIDDEN, &[], "pages of this origin may not connect\n"));
+        }
+        let grant = self.grant(request).map_err(|error| {
+            self.refuse("token");
+            let mut refusal = refusal(StatusCode::UNAUTHORIZED, &[(WWW_AUTHENTICATE, "Bearer")], "");
+            *refusal.body_mut() = Body::from(format!("{error}\n"));
+            refusal
+        })?;
+        let forwarded_for = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
+        let ip = access.proxies.client(client.arrival().peer.ip(), forwarded_for);
+        let place = self.place(ip).map_err(|full| match full {
+            Full::ForAll => {
+                let words = "this node has as many clients as it may; connect again\n";
+                refusal(StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, "1")], words)
+            }
+            Full::ForAddress => refusal(StatusCode::TOO_MANY_REQUESTS, &[], "too many connections from this address\n"),
+        })?;
+        Ok(Good { accept, ip, grant, place })
+    }
+
+    /// What a client's token gives it, if tokens mean anything here.
+    fn grant(&self, request: &Request<Incoming>) -> Result<Option<Grant>, TokenError> {
+        let Some(tokens) = &self.access.tokens else { return Ok(None) };
+        let grant = tokens.grant(token(request).as_deref())?;
+        match grant.as_ref().and_then(|grant| self.gateway.refuses(grant)) {
+            Some(why) => Err(TokenError::Unfit(why)),
+            None => Ok(grant),
+        }
     }
 
     fn no_worker(&self) -> Response<Body> {
@@ -135,6 +183,20 @@ impl Edge {
         self.refuse(reason);
         refusal(StatusCode::SERVICE_UNAVAILABLE, &[(RETRY_AFTER, "1")], words)
     }
+}
+
+/// The token that a request brings, if it does: RFC 6750, 2.1, or in the query, as browsers cannot set the header.
+fn token(request: &Request<Incoming>) -> Option<Cow<'_, str>> {
+    let bearer = |value: &HeaderValue| {
+        let (scheme, token) = value.as_bytes().split_at_checked(7)?;
+        // What is no text is no good token, but one that is brought.
+        scheme.eq_ignore_ascii_case(b"bearer ").then(|| String::from_utf8_lossy(token).trim().to_owned().into())
+    };
+    let query = || {
+        let query = request.uri().query().unwrap_or_default();
+        form_urlencoded::parse(query.as_bytes()).find(|(name, value)| name == "token" && !value.is_empty())
+    };
+    request.headers().get(AUTHORIZATION).and_then(bearer).or_else(|| query().map(|(_, token)| token))
 }
 
 /// What applications are told of a request: nothing that would let them in elsewhere.

@@ -10,6 +10,7 @@ pub mod tls;
 mod websocket;
 
 use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::accept::{AcceptFailures, keep_alive};
+use crate::access::{Access, Full, Grant, Place};
 use crate::client::{Client, Handshaking};
 use crate::event::{Kind, Request};
 use crate::gateway::{Admission, Gateway};
@@ -37,6 +39,8 @@ pub struct Edge {
     pub webhook: Option<Arc<Webhook>>,
     /// wss, when set.
     pub certificates: Option<Arc<Certificates>>,
+    /// Who may connect.
+    pub access: Access,
     /// For TLS and the request head.
     pub handshake_timeout: Duration,
     /// What a connection may do.
@@ -58,6 +62,17 @@ pub struct ConnectionSettings {
     pub max_message_size: usize,
     /// A pong is a sign of life: the heartbeat sends WebSocket pings.
     pub pong_counts: bool,
+    /// Most messages in a second.
+    pub max_messages_per_second: Option<NonZeroU32>,
+}
+
+/// A client that is let in, and its place.
+#[derive(Default)]
+struct LetIn {
+    /// None where there is nothing to know.
+    admission: Option<Box<Admission>>,
+    /// None where places are not counted. To be kept as long as the client is there.
+    place: Option<Box<Place>>,
 }
 
 impl Edge {
@@ -102,8 +117,8 @@ impl Edge {
                 None
             }),
         };
-        if let Some((ahead, admission)) = shaken {
-            websocket::spawn(self, client, is_guest, &ahead, admission);
+        if let Some((ahead, let_in)) = shaken {
+            websocket::spawn(self, client, is_guest, &ahead, let_in);
             return;
         }
         if is_guest {
@@ -114,21 +129,17 @@ impl Edge {
     }
 
     /// TLS and the request; what came behind it, when the connection is a WebSocket now.
-    async fn handshake(
-        self: &Arc<Self>,
-        client: &Arc<Client>,
-        is_guest: bool,
-    ) -> Option<(Bytes, Option<Box<Admission>>)> {
+    async fn handshake(self: &Arc<Self>, client: &Arc<Client>, is_guest: bool) -> Option<(Bytes, LetIn)> {
         let socket = Handshaking(Arc::clone(client));
         let Some(certificates) = &self.certificates else {
-            let (_, ahead, admission) = self.http_handshake(client, is_guest, socket).await?;
-            return Some((ahead, admission));
+            let (_, ahead, let_in) = self.http_handshake(client, is_guest, socket).await?;
+            return Some((ahead, let_in));
         };
         match certificates.accept(socket).await {
             Ok(stream) => {
-                let (stream, ahead, admission) = self.http_handshake(client, is_guest, stream).await?;
+                let (stream, ahead, let_in) = self.http_handshake(client, is_guest, stream).await?;
                 client.speak_tls(stream.into_inner().1);
-                Some((ahead, admission))
+                Some((ahead, let_in))
             }
             Err(error) => {
                 tracing::debug!(%error, "TLS handshake failed");
@@ -146,35 +157,50 @@ impl Edge {
             self.refuse("not_ready");
         } else if self.gateway.lacks_listener() {
             self.refuse("no_worker");
-        } else if keep_alive(&SockRef::from(&arrived.0)).is_ok() {
+        } else if let Ok(place) = self.place(arrived.1.ip())
+            && keep_alive(&SockRef::from(&arrived.0)).is_ok()
+        {
             let client = connection::client(&self.gateway, protocol, arrived, port);
             if client.id() == ClientId::NOBODY {
                 self.refuse("not_ready");
             } else {
-                stream::spawn(self, client);
+                stream::spawn(self, client, place);
             }
         }
     }
 
-    /// Has a client let in, by the application if that is to be asked; none where nobody wants to know how it came.
+    /// A place for one more client from this address.
+    fn place(&self, ip: IpAddr) -> Result<Option<Box<Place>>, Full> {
+        let place = self.access.limits.take(ip).inspect_err(|full| {
+            self.refuse(match full {
+                Full::ForAll => "connections",
+                Full::ForAddress => "connections_per_ip",
+            });
+        });
+        place.map(|place| place.map(Box::new))
+    }
+
+    /// Has a client let in, by the application if that is to be asked; none where there is nothing to know.
     async fn admit(
         &self,
         client: &Client,
+        ip: IpAddr,
         request: impl FnOnce(IpAddr) -> Request,
+        grant: Option<Grant>,
     ) -> Result<Option<Box<Admission>>, NotAdmitted> {
+        let mut admission = Admission { grant, ..Admission::default() };
         let events = self.gateway.hub().events();
-        if !events.has(Kind::Connect) {
+        if events.has(Kind::Connect) {
+            let request = Arc::new(request(ip));
+            if let Some(webhook) = self.webhook.as_ref().filter(|_| events.is_for_webhook(Kind::Connect)) {
+                let consent = webhook.ask(client.id(), Arc::clone(&request)).await;
+                admission.consent = Some(consent.inspect_err(|_| self.refuse("webhook"))?);
+            }
+            admission.request = Some(request);
+        } else if admission.grant.is_none() {
             return Ok(None);
         }
-        let request = Arc::new(request(client.arrival().peer.ip().to_canonical()));
-        let webhook = self.webhook.as_ref().filter(|_| events.is_for_webhook(Kind::Connect));
-        let consent = match webhook {
-            Some(webhook) => {
-                Some(webhook.ask(client.id(), Arc::clone(&request)).await.inspect_err(|_| self.refuse("webhook"))?)
-            }
-            None => None,
-        };
-        Ok(Some(Box::new(Admission { request, consent })))
+        Ok(Some(Box::new(admission)))
     }
 
     fn refuse(&self, reason: &'static str) {

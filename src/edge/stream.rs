@@ -12,6 +12,7 @@ use tokio::time::timeout;
 
 use super::Edge;
 use super::connection::{self, CLOSE_TIME, End, Saying};
+use crate::access::Place;
 use crate::client::Client;
 use crate::event::Request;
 use crate::gateway::Gateway;
@@ -28,24 +29,26 @@ thread_local! {
 }
 
 /// Takes a client over as its socket was accepted.
-pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>) {
-    edge.connections.spawn(own(Arc::clone(edge), client));
+pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>, place: Option<Box<Place>>) {
+    edge.connections.spawn(own(Arc::clone(edge), client, place));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
-async fn own(edge: Arc<Edge>, client: Arc<Client>) {
-    let Ok(admission) = Box::pin(edge.admit(&client, Request::bare)).await else {
+async fn own(edge: Arc<Edge>, client: Arc<Client>, _place: Option<Box<Place>>) {
+    let ip = client.arrival().peer.ip().to_canonical();
+    let Ok(admission) = Box::pin(edge.admit(&client, ip, Request::bare, None)).await else {
         // There is no way to say why.
         client.destroy();
         return client.release();
     };
-    let (gateway, most) = (Arc::clone(&edge.gateway), edge.connection.max_message_size);
+    let (gateway, settings) = (Arc::clone(&edge.gateway), edge.connection);
     drop(edge);
     if !connection::begin(&gateway, &client, false, admission).await {
         return;
     }
-    let mut cutter = Cutter { protocol: client.protocol(), most, unfinished: BytesMut::new() };
-    let mut saying = Saying::default();
+    let (protocol, most) = (client.protocol(), settings.max_message_size);
+    let mut cutter = Cutter { protocol, most, unfinished: BytesMut::new() };
+    let mut saying = Saying::new(settings.max_messages_per_second);
     let talk = std::future::poll_fn(|cx| {
         SCRATCH.with_borrow_mut(|scratch| poll_talk(cx, &gateway, &client, &mut cutter, &mut saying, scratch))
     });

@@ -16,9 +16,9 @@ use tokio_tungstenite::tungstenite::protocol::{Role, WebSocketConfig};
 use tokio_tungstenite::tungstenite::{self, Message as Frame};
 
 use super::connection::{self, CLOSE_TIME, End, Saying};
-use super::{ConnectionSettings, Edge};
+use super::{ConnectionSettings, Edge, LetIn};
 use crate::client::Client;
-use crate::gateway::{Admission, Gateway};
+use crate::gateway::Gateway;
 use crate::message::Close;
 
 /// tungstenite's read buffer. It is kept for the whole life of a connection and clients mostly say short things:
@@ -29,15 +29,9 @@ const READ_BUFFER: usize = 512;
 const READ_BATCH: usize = 64;
 
 /// Takes a client over after its handshake; `ahead` came behind the request.
-pub(super) fn spawn(
-    edge: &Arc<Edge>,
-    client: Arc<Client>,
-    is_guest: bool,
-    ahead: &Bytes,
-    admission: Option<Box<Admission>>,
-) {
+pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>, is_guest: bool, ahead: &Bytes, let_in: LetIn) {
     let (gateway, ahead) = (Arc::clone(&edge.gateway), ahead.to_vec());
-    edge.connections.spawn(own(gateway, client, is_guest, edge.connection, ahead, admission));
+    edge.connections.spawn(own(gateway, client, is_guest, edge.connection, ahead, let_in));
 }
 
 /// The life of a client, from the hub's first word of it to the last.
@@ -47,7 +41,7 @@ async fn own(
     is_guest: bool,
     settings: ConnectionSettings,
     ahead: Vec<u8>,
-    admission: Option<Box<Admission>>,
+    LetIn { admission, place: _place }: LetIn,
 ) {
     if !connection::begin(&gateway, &client, is_guest, admission).await {
         return;
@@ -60,7 +54,7 @@ async fn own(
     let stream = WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, Some(config));
     let mut socket = Box::pin(stream).await;
 
-    let mut saying = Saying::default();
+    let mut saying = Saying::new(settings.max_messages_per_second);
     let talk = std::future::poll_fn(|cx| poll_talk(cx, &gateway, &client, settings, &mut socket, &mut saying));
     let end = connection::talk(&client, talk).await;
     let goodbye = matches!(end, End::Peer(_));
@@ -128,7 +122,9 @@ fn poll_talk(
             Ok(Frame::Text(text)) => saying.say(gateway, client, text.into(), false),
             Ok(Frame::Binary(bytes)) => saying.say(gateway, client, bytes, true),
             Ok(Frame::Pong(_)) if settings.pong_counts => client.note_heard(),
-            Ok(Frame::Ping(_) | Frame::Pong(_) | Frame::Frame(_)) => {}
+            // Each is answered: that is work, too.
+            Ok(Frame::Ping(_)) => saying.count(),
+            Ok(Frame::Pong(_) | Frame::Frame(_)) => {}
             Ok(Frame::Close(frame)) => {
                 let close = frame.map_or(Close::new(1005, ""), |frame| Close {
                     code: frame.code.into(),

@@ -11,6 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::part::{Job, Part};
 use super::{ASK_TIME, Failure, Gateway, Limits};
+use crate::access::Grant;
 use crate::command::{Batch, Command, MAX_BATCH, ParseError, Reply, Value};
 use crate::hub::{Shard, Single};
 use crate::id::{ClientId, Group, Uid};
@@ -33,6 +34,14 @@ pub(super) enum Change {
 }
 
 impl Change {
+    /// What a token gives.
+    pub(super) fn granted(grant: Grant) -> Vec<Self> {
+        let Grant { uid, groups, session } = grant;
+        let bind = uid.map(|uid| Self::Bind { uid, single: false });
+        let join = groups.map(|groups| Self::Join(groups.0));
+        [session.map(Self::SetSession), bind, join].into_iter().flatten().collect()
+    }
+
     /// A command as a change of one client; as it was, if it is none.
     #[allow(clippy::result_large_err)] // not an error: the command goes on
     pub(super) fn of(command: Command) -> Result<(ClientId, Self), Command> {

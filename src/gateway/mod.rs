@@ -11,6 +11,7 @@ mod heard;
 mod listing;
 mod part;
 mod queue;
+mod unbound;
 
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -20,19 +21,22 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, timeout_at};
 
+use crate::access::Grant;
 use crate::client::{Client, Departed, SendLimit};
 use crate::cluster::{Answer, Channel, Cluster, Php, Readiness, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
 use crate::event::{Consent, Kind, Request};
-use crate::hub::{Event, Hub, Listener, Stopped, Target, TooManyGroups, Topic, Whom};
+use crate::hub::{Event, Hub, Listener, Shard, Stopped, Target, TooManyGroups, Topic, Whom};
 use crate::id::{ClientId, ConnectionIds, LanAddress, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
+use change::Change;
 use part::{Done, Job, Part};
+use unbound::Unbound;
 
 pub use change::BatchFailure;
 pub(crate) use queue::Queue;
@@ -99,11 +103,14 @@ impl From<TooManyGroups> for Failure {
 }
 
 /// A client that is let in.
+#[derive(Default)]
 pub(crate) struct Admission {
-    /// What it has come with.
-    pub(crate) request: Arc<Request>,
+    /// What it has come with, where that is told.
+    pub(crate) request: Option<Arc<Request>>,
     /// The application's word, if it was asked.
     pub(crate) consent: Option<Consent>,
+    /// What its token gives it.
+    pub(crate) grant: Option<Grant>,
 }
 
 /// Carries out commands; owns what a node knows of its clients.
@@ -123,6 +130,8 @@ pub struct Gateway {
     /// Redis has the order.
     single_binds: tokio::sync::Mutex<()>,
     queue: Queue,
+    /// None: clients need no uid.
+    unbound: Option<Unbound>,
     metrics: Arc<Metrics>,
 }
 
@@ -162,6 +171,7 @@ impl Gateway {
             leave_max_group: config.leave_max_group,
             single_binds: tokio::sync::Mutex::default(),
             queue,
+            unbound: config.unauthed_timeout.map(Unbound::new),
             metrics,
         }
     }
@@ -228,6 +238,15 @@ impl Gateway {
         self.limits.groups
     }
 
+    /// What a token gives that no client may have.
+    pub(crate) fn refuses(&self, grant: &Grant) -> Option<String> {
+        if grant.groups.as_ref().is_some_and(|groups| groups.0.len() > self.limits.groups) {
+            return Some(format!("groups: a client may be in {} at most", self.limits.groups));
+        }
+        let check = grant.session.as_ref().and_then(|session| self.limits.check(session).err());
+        check.map(|failure| failure.to_string())
+    }
+
     /// Refuses a session that is too large.
     pub(crate) fn check_session(&self, session: &Session) -> Result<(), Failure> {
         self.limits.check(session)
@@ -248,22 +267,37 @@ impl Gateway {
     ) -> Result<(), Stopped> {
         self.metrics.connections.inc();
         let id = client.id();
-        let (request, consent) = admission.map(|admission| (admission.request, admission.consent)).unzip();
+        let Admission { request, consent, grant } = admission.map(|admission| *admission).unwrap_or_default();
         let is_there = if is_guest {
             self.hub.begin_at_client(id, move |shard| shard.welcome(id, request)).await?.one().await?
         } else {
             self.hub.insert(Arc::clone(&client), false, request).await?;
             true
         };
+        // Before it is known to be there no command can name it: nothing comes before this.
+        let uid = grant.as_ref().and_then(|grant| grant.uid.clone());
+        if let Some(grant) = grant {
+            let (changes, limits) = (Change::granted(grant), self.limits);
+            let granting = move |shard: &mut Shard| {
+                for change in &changes {
+                    // It fits, or it had not been let in; and a client that has gone needs nothing.
+                    drop(change.apply(shard, id, limits));
+                }
+            };
+            self.hub.begin_at_client(id, granting).await?.one().await?;
+        }
         // A guest may have been let go while the application was asked.
-        if let (Some(consent), true) = (consent.flatten(), is_there) {
+        if let (Some(consent), true) = (consent, is_there) {
             consent.used();
+        }
+        if let (Some(unbound), None) = (&self.unbound, &uid) {
+            unbound.watch(id);
         }
         if self.cluster.as_ref().is_some_and(Cluster::has_redis) {
             let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt([id])).await?.one().await?;
             drop(tokio::time::timeout(ASK_TIME, receipt.wait()).await);
         }
-        let filling = Filling { client_id: id, uid: None, group: None, session: None };
+        let filling = Filling { client_id: id, uid: uid.as_ref(), group: None, session: None };
         let init = self.init.as_ref().and_then(|template| template.render(filling, true).ok());
         client.open(init.map(|text| Message::text(&text)).as_ref());
         Ok(())
@@ -587,6 +621,12 @@ fn kind(close: &Close) -> &'static str {
     }
     if *close == Close::NO_WORKER {
         return "no_worker";
+    }
+    if *close == Close::UNBOUND {
+        return "unbound";
+    }
+    if *close == Close::TOO_MANY {
+        return "too_many";
     }
     match close.code {
         1006 if *close == Close::NODE => "node",

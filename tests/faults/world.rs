@@ -27,6 +27,11 @@ const NODE_TTL: &str = "3s";
 /// What a group is told of a client that has gone.
 pub const LEAVE: &str = r#"{"type":"close","uname":"{session.uname}"}"#;
 
+/// How long something is to last: the short time, or the long one in `make chaos`.
+pub fn chaos(short: Duration, long: Duration) -> Duration {
+    if std::env::var_os("CHAOS").is_some() { long } else { short }
+}
+
 /// Asks again and again until the answer is yes, for as long as it may take.
 pub async fn within<F: Future<Output = bool>>(time: Duration, what: &str, mut ask: impl FnMut() -> F) {
     let asked = tokio::time::timeout(time, async {
@@ -113,6 +118,11 @@ impl Process {
 
     pub fn log(&self) -> String {
         log(&self.directory)
+    }
+
+    /// The process.
+    pub fn id(&self) -> u32 {
+        self.child.lock().id()
     }
 
     /// As a crash would.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::SinkExt as _;
 use serde_json::json;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
@@ -14,7 +14,7 @@ const KEY: &str = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
 const UPGRADE: &str = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n";
 
 /// A WebSocket by hand: the socket behind the handshake, and what was already read behind it.
-async fn raw_websocket(node: &Node, behind: &[u8]) -> TcpStream {
+pub(crate) async fn raw_websocket(node: &Node, behind: &[u8]) -> TcpStream {
     let mut socket = TcpStream::connect(node.clients).await.unwrap();
     let request = format!("GET /any/path?x=1 HTTP/1.1\r\nHost: x\r\n{UPGRADE}{KEY}\r\n");
     socket.write_all(&[request.as_bytes(), behind].concat()).await.unwrap();
@@ -27,7 +27,7 @@ async fn raw_websocket(node: &Node, behind: &[u8]) -> TcpStream {
 }
 
 /// One server frame: first byte and payload.
-async fn frame(socket: &mut TcpStream) -> (u8, Vec<u8>) {
+pub(crate) async fn frame(socket: &mut (impl AsyncRead + Unpin)) -> (u8, Vec<u8>) {
     soon("a frame", async {
         let first = socket.read_u8().await.unwrap();
         let length = match socket.read_u8().await.unwrap() {

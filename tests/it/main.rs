@@ -15,10 +15,12 @@
     reason = "all of this is a test"
 )]
 
+mod access;
 mod browser;
 mod clients;
 mod cluster;
 mod commands;
+mod conformance;
 #[cfg(target_os = "linux")]
 mod counts;
 mod ctl;

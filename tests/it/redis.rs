@@ -235,7 +235,7 @@ impl Drop for Redis {
 
 /// A free port of loopback that stays ours while the socket is there. Linux lets two sockets with `SO_REUSEADDR` share an
 /// address while at most one of them listens, and gives a port that is taken by either to nobody who asks for any.
-fn reserve_a_port() -> io::Result<(Socket, SocketAddr)> {
+pub(crate) fn reserve_a_port() -> io::Result<(Socket, SocketAddr)> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
     socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;

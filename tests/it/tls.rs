@@ -20,6 +20,8 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::harness::{Client, eventually, soon};
 use crate::php::peer;
 use crate::process::{Process, hears, run};
+use crate::redis::{Redis, reserve_a_port};
+use crate::world;
 
 type TlsClient = Client<TlsStream<TcpStream>>;
 
@@ -524,4 +526,42 @@ async fn phps_workers_hear_of_a_client_before_its_tls_handshake_and_it_of_them_a
     assert_eq!(client.text().await, "bye");
     assert_eq!(client.closed().await.0, 4000);
     assert_eq!(worker.event().await.command, peer::ON_CLOSE);
+}
+
+// --- rediss:// ---
+
+#[tokio::test(flavor = "multi_thread")]
+async fn redis_is_reached_over_tls_if_it_shows_a_certificate_that_this_machine_trusts() {
+    let (authority, stranger) = (Authority::new(), Authority::new());
+    let issued = authority.issue();
+    authority.write(&issued.cert, &issued.key);
+    let root = |name: &str, authority: &Authority| {
+        let path = authority.directory.path().join(name);
+        let pem = BASE64_STANDARD.encode(&authority.root);
+        std::fs::write(&path, format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n")).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let (trusted, foreign) = (root("ca.crt", &authority), root("ca.crt", &stranger));
+    let (_reserved, address) = reserve_a_port().unwrap();
+    let port = address.port().to_string();
+    let (cert, key) = (authority.cert_file(), authority.key_file());
+    let [cert, key] = [&cert, &key].map(|path| path.to_str().unwrap());
+    let tls = ["--tls-port", &port, "--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no"];
+    let redis =
+        Redis::start_with(&[&tls[..], &["--tls-ca-cert-file", &trusted, "--requirepass", "secret"]].concat()).await;
+    let url = format!("rediss://:secret@localhost:{port}");
+
+    let trusting = [("SSL_CERT_FILE", &*trusted)];
+    let (a, b) = (world::Process::ready(&url, &trusting).await, world::Process::ready(&url, &trusting).await);
+    let mut client = a.connect().await;
+    assert_eq!(b.ask("bindUid", json!({"client_id": client.id, "uid": "u"})).await, true);
+    assert_eq!(redis.command(&["PUBLISH", "mg:uid:u", "over TLS"]).await.int(), 1);
+    assert_eq!(client.text().await, "over TLS");
+
+    for (ca, word) in
+        [(&*foreign, "its certificate is not accepted: "), ("/nowhere.crt", "certificates cannot be read")]
+    {
+        let checked = run(&["check"], &[("MOONGATE_REDIS_URL", &url), ("SSL_CERT_FILE", ca)]);
+        assert!(checked.stderr.contains(word) && !checked.stderr.contains("secret"), "{}", checked.stderr);
+    }
 }

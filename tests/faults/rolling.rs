@@ -1,0 +1,180 @@
+//! Nodes that are replaced one after the other, as a rolling update does it, while everyone goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt as _;
+use parking_lot::Mutex;
+use serde_json::{Value, json};
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+use tokio_tungstenite::tungstenite::Message;
+
+use crate::model::Dice;
+use crate::receiver::Receiver;
+use crate::redis::{Redis, reserve_a_port};
+use crate::world::{Process, within};
+
+const CLIENTS: usize = 100;
+const DRAIN: &str = "3s";
+
+/// What the clients have seen.
+#[derive(Default)]
+struct Seen {
+    /// Ids of all that were welcomed.
+    ids: BTreeSet<String>,
+    /// From a close to the next welcome.
+    away: Vec<Duration>,
+    closes: BTreeMap<u16, usize>,
+    /// Who is bound at present, by name.
+    bound: BTreeSet<String>,
+}
+
+/// A page that connects again whenever it is closed, to one node or the other, and binds itself as the application would.
+async fn page(name: String, nodes: [(SocketAddr, SocketAddr); 2], seen: Arc<Mutex<Seen>>, over: Arc<AtomicBool>) {
+    let mut dice = Dice(name.bytes().map(u64::from).sum());
+    let http = reqwest::Client::builder().timeout(Duration::from_secs(5)).no_proxy().build().unwrap();
+    let mut left: Option<Instant> = None;
+    while !over.load(Ordering::Relaxed) {
+        let (clients, _) = nodes[dice.roll(2)];
+        // One that is not there, or stops, refuses: the next try may meet the other.
+        let Ok((mut socket, _)) = tokio_tungstenite::connect_async(format!("ws://{clients}/")).await else {
+            sleep(Duration::from_millis(10 + dice.roll(40) as u64)).await;
+            continue;
+        };
+        let Some(Ok(Message::Text(init))) = socket.next().await else { continue };
+        let init: Value = serde_json::from_str(init.as_str()).unwrap();
+        let id = init["client_id"].as_str().unwrap().to_owned();
+        {
+            let mut seen = seen.lock();
+            seen.ids.insert(id.clone());
+            seen.away.extend(left.map(|left| left.elapsed()));
+        }
+        // Any node will do, and one that is not there is no answer.
+        let bind = json!({"commands": [
+            {"op": "bindUid", "client_id": id, "uid": name},
+            {"op": "joinGroup", "client_id": id, "group": "room"},
+        ]});
+        let mut is_bound = false;
+        let code = loop {
+            if !is_bound {
+                let (_, api) = nodes[dice.roll(2)];
+                let asked = http.post(format!("http://{api}/api/batch")).body(bind.to_string()).send().await;
+                let answer = if let Ok(asked) = asked { asked.text().await.unwrap_or_default() } else { String::new() };
+                let answer: Value = serde_json::from_str(&answer).unwrap_or_default();
+                is_bound = answer["results"][1]["result"] == true;
+                if is_bound {
+                    seen.lock().bound.insert(name.clone());
+                }
+            }
+            let wait = if is_bound { Duration::from_millis(100) } else { Duration::from_millis(10) };
+            match tokio::time::timeout(wait, socket.next()).await {
+                Ok(Some(Ok(Message::Close(frame)))) => break frame.map_or(1005, |frame| frame.code.into()),
+                Ok(Some(Ok(_))) => {}
+                Ok(Some(Err(_)) | None) => break 1006,
+                Err(_) if over.load(Ordering::Relaxed) => break 1000,
+                Err(_) => {}
+            }
+        };
+        drop(socket);
+        left = Some(Instant::now());
+        let mut seen = seen.lock();
+        seen.bound.remove(&name);
+        *seen.closes.entry(code).or_default() += 1;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_or_event_is_lost() {
+    let redis = Redis::start().await;
+    let receiver = Receiver::start().await;
+    let ports: Vec<_> = (0..4).map(|_| reserve_a_port().unwrap()).collect();
+    let nodes = [(ports[0].1, ports[1].1), (ports[2].1, ports[3].1)];
+    let (url, hook) = (redis.url(), receiver.url());
+    let start = async |(clients, api): (SocketAddr, SocketAddr)| {
+        let (clients, api) = (clients.to_string(), api.to_string());
+        let settings = [
+            ("MOONGATE_LISTEN", &*clients),
+            ("MOONGATE_API_LISTEN", &*api),
+            ("MOONGATE_DRAIN", DRAIN),
+            ("MOONGATE_EVENTS", "stream"),
+            ("MOONGATE_WEBHOOK_URL", &*hook),
+        ];
+        Process::ready(&url, &settings).await
+    };
+    let mut running = [Some(start(nodes[0]).await), Some(start(nodes[1]).await)];
+    let (seen, over) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
+    let mut pages = JoinSet::new();
+    for number in 0..CLIENTS {
+        pages.spawn(page(format!("page-{number}"), nodes, Arc::clone(&seen), Arc::clone(&over)));
+    }
+    let all_are_bound = async || seen.lock().bound.len() == CLIENTS;
+    within(Duration::from_secs(20), "all are there", all_are_bound).await;
+    // Tasks, all the time.
+    let tasks = tokio::spawn({
+        let over = Arc::clone(&over);
+        let mut redis = redis.connection().await;
+        async move {
+            let mut number = 0;
+            while !over.load(Ordering::Relaxed) {
+                let payload = json!({"number": number}).to_string();
+                let id = format!("t{number}");
+                redis.command(&["XADD", "mg:tasks", "*", "webhook", &payload, "id", &id]).await;
+                number += 1;
+                sleep(Duration::from_millis(10)).await;
+            }
+            number
+        }
+    });
+    for round in 0..2 {
+        for place in 0..2 {
+            running[place].take().unwrap().stop().await;
+            running[place] = Some(start(nodes[place]).await);
+            within(Duration::from_secs(10), &format!("all are back in round {round}"), all_are_bound).await;
+        }
+    }
+    over.store(true, Ordering::Relaxed);
+    let tasks = tasks.await.unwrap();
+    while let Some(ended) = pages.join_next().await {
+        ended.unwrap();
+    }
+    let (ids, mut away, closes) = {
+        let seen = seen.lock();
+        (seen.ids.clone(), seen.away.clone(), seen.closes.clone())
+    };
+    away.sort_unstable();
+    let (median, longest) = (away[away.len() / 2], away[away.len() - 1]);
+    eprintln!(
+        "{} connections of {CLIENTS} pages, closed with {closes:?}; away for {median:?}, at most {longest:?}; {tasks} tasks",
+        ids.len()
+    );
+    // Each was told to come back, and was back within the drain.
+    assert_eq!(closes.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1000, 1012]));
+    assert!(longest < Duration::from_secs(3), "{longest:?}");
+
+    let done = || -> BTreeSet<u64> {
+        let numbers = receiver.accepted().into_iter().filter_map(|event| event["payload"]["number"].as_u64());
+        numbers.collect()
+    };
+    within(Duration::from_secs(40), "every task is done", async || done().len() == tasks).await;
+    // Of each client the stream has a beginning and an end.
+    let told = async |name: &str| -> BTreeMap<String, usize> {
+        let mut told = BTreeMap::new();
+        for entry in redis.command(&["XRANGE", "mg:events", "-", "+"]).await.list() {
+            let fields: Vec<String> =
+                entry.list().remove(1).list().into_iter().map(crate::redis::Reply::string).collect();
+            let field = |name: &str| fields.chunks(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
+            if field("event").as_deref() == Some(name) {
+                *told.entry(field("client_id").unwrap()).or_default() += 1;
+            }
+        }
+        told
+    };
+    let all_once: BTreeMap<String, usize> = ids.iter().map(|id| (id.clone(), 1)).collect();
+    within(Duration::from_secs(10), "every end is told", async || told("close").await.len() == ids.len()).await;
+    assert_eq!((told("connect").await, told("close").await), (all_once.clone(), all_once));
+    within(Duration::from_secs(10), "nobody is left", async || redis.keys("mg:client:*").await.is_empty()).await;
+}
