@@ -2,7 +2,7 @@
 //!
 //! **Hearing.** One connection of its own subscribes to what this node must hear, and to nothing else. One task owns it:
 //! it takes the topics that have changed, asks the hub which hold, and sends the difference. What was sent counts as
-//! confirmed when the `PING` behind it was answered. Changes wait for each other for 2 ms, or until somebody waits for one. When the connection ends, or the node does not hear its own heartbeat
+//! confirmed when the `CLIENT INFO` behind it was answered, and counts as many. Changes wait for each other for 2 ms, or until somebody waits for one. When the connection ends, or the node does not hear its own heartbeat
 //! through it any more, a fresh one takes its place and subscribes to all there is; publish/subscribe replays nothing, so
 //! the time between is a gap, and is counted with its length.
 //!
@@ -47,6 +47,9 @@ pub(super) const BEAT: Duration = Duration::from_millis(700);
 
 /// Three missed heartbeats, while Redis takes them: deaf. Counted from the first of them.
 const DEAF: Duration = Duration::from_millis(1500);
+
+/// Channels that every node hears.
+const CONTROL: usize = 3;
 
 /// Channels in one `SUBSCRIBE`.
 const CHANNELS: usize = 1000;
@@ -358,7 +361,12 @@ impl Bus {
 
         let topics = &hub.others().topics;
         let (changes, _) = topics.take();
-        ears.subscribe_to_all(hub, identity.lan).await.map_err(|error| error.to_string())?;
+        ears.subscribe_to_all(hub, identity.lan).await.map_err(|error| {
+            if matches!(error, RedisError::Refused { .. }) {
+                tracing::error!(%error, "this node cannot hear what it must");
+            }
+            error.to_string()
+        })?;
         self.heard_as.lock().clone_from(&identity.run);
         self.is_hearing(changes, &ears, gap);
         self.has_heard_itself();
@@ -521,15 +529,27 @@ struct Ears<'a> {
 impl Ears<'_> {
     async fn subscribe_to_all(&mut self, hub: &Hub, lan: LanAddress) -> Result<(), RedisError> {
         let control = [Channel::Command, Channel::Ask, Channel::Node(lan)].map(|channel| self.keys.channel(&channel));
+        debug_assert_eq!(control.len(), CONTROL);
         self.connection.subscribe(control.to_vec()).await?;
         self.connection.subscribe_to_pattern(self.keys.client_pattern(lan)).await?;
         let mut topics: Vec<Topic> = hub.holds(&Topic::All).then_some(Topic::All).into_iter().collect();
         hub.for_each_uid(|uid, _| topics.push(Topic::Uid(uid.clone())));
         hub.for_each_group(|group, _| topics.push(Topic::Group(group.clone())));
-        self.connection.barrier().await?;
-        self.change(&[], &topics).await?;
-        self.held.extend(topics);
-        Ok(())
+        let known = self.connection.barrier().await?;
+        self.check(known)?;
+        self.change(&[], &topics).await
+    }
+
+    /// Whether the server took all of it.
+    fn check(&self, (channels, patterns): (usize, usize)) -> Result<(), RedisError> {
+        let expected = CONTROL + self.held.len();
+        if (channels, patterns) == (expected, 1) {
+            return Ok(());
+        }
+        let error = format!(
+            "of {expected} channels and 1 pattern it took {channels} and {patterns}; what may the user hear (ACL)?"
+        );
+        Err(RedisError::Refused { command: "SUBSCRIBE", error })
     }
 
     /// Follows the hub in what has changed.
@@ -537,18 +557,13 @@ impl Ears<'_> {
         let (held, not): (Vec<Topic>, Vec<Topic>) = changed.into_iter().partition(|topic| hub.holds(topic));
         let come: Vec<Topic> = held.into_iter().filter(|topic| !self.held.contains(topic)).collect();
         let gone: Vec<Topic> = not.into_iter().filter(|topic| self.held.contains(topic)).collect();
-        self.change(&gone, &come).await?;
-        for topic in &gone {
-            self.held.remove(topic);
-        }
-        self.held.extend(come);
-        Ok(())
+        self.change(&gone, &come).await
     }
 
     /// Hears these no more, and those from now on; returns when the server knows. Each piece has a barrier of its own, so
     /// that many take no longer for an answer than few, and what makes up a piece is handed over at once: small ones leave
     /// in one write.
-    async fn change(&self, gone: &[Topic], come: &[Topic]) -> Result<(), RedisError> {
+    async fn change(&mut self, gone: &[Topic], come: &[Topic]) -> Result<(), RedisError> {
         let (mut gone, mut come) = (gone.chunks(CHANNELS), come.chunks(CHANNELS));
         loop {
             let (gone, come) = (gone.next().unwrap_or_default(), come.next().unwrap_or_default());
@@ -562,7 +577,12 @@ impl Ears<'_> {
             let subscribed =
                 async { if come.is_empty() { Ok(()) } else { self.connection.subscribe(self.names(come)).await } };
             let (unsubscribed, subscribed, known) = join3(unsubscribed, subscribed, self.connection.barrier()).await;
-            unsubscribed.and(subscribed).and(known)?;
+            unsubscribed.and(subscribed)?;
+            for topic in gone {
+                self.held.remove(topic);
+            }
+            self.held.extend(come.iter().cloned());
+            self.check(known?)?;
         }
     }
 

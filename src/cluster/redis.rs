@@ -19,8 +19,8 @@ use fred::bytes_utils::Str;
 use fred::clients::Client;
 use fred::error::{Error, ErrorKind};
 use fred::interfaces::{
-    ClientLike as _, EventInterface as _, HashesInterface as _, KeysInterface as _, PubsubInterface as _,
-    SetsInterface as _,
+    ClientInterface as _, ClientLike as _, EventInterface as _, HashesInterface as _, KeysInterface as _,
+    PubsubInterface as _, SetsInterface as _,
 };
 pub(super) use fred::types::Message as Published;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, TcpConfig};
@@ -512,9 +512,15 @@ impl Connection {
         in_time("PSUBSCRIBE", Box::pin(self.client.psubscribe(pattern))).await
     }
 
-    /// Returns when the server has done what was sent before. A subscription that it refused comes to light here, too.
-    pub(super) async fn barrier(&self) -> Result<(), RedisError> {
-        in_time("PING", Box::pin(self.client.ping::<String>(None))).await.map(drop)
+    /// Returns when the server has done what was sent before: to how many channels and patterns this connection is
+    /// subscribed by then. A subscription that is refused, as by an ACL, shows nowhere else.
+    pub(super) async fn barrier(&self) -> Result<(usize, usize), RedisError> {
+        let info: String = in_time("CLIENT INFO", Box::pin(self.client.client_info())).await?;
+        let count = |name: &str| {
+            let field = info.split_ascii_whitespace().find_map(|field| field.strip_prefix(name));
+            field.and_then(|count| count.parse().ok()).unwrap_or_default()
+        };
+        Ok((count("sub="), count("psub=")))
     }
 }
 

@@ -16,6 +16,7 @@
 )]
 
 mod access;
+mod acl;
 mod browser;
 mod clients;
 mod cluster;

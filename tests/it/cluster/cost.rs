@@ -44,7 +44,7 @@ impl Monitor {
                 || of_tasks
                 || of_nodes
                 || of_node
-                || ["PING", "HLEN", "PUBSUB"].contains(&&*name)
+                || ["CLIENT", "HLEN", "PUBSUB"].contains(&&*name)
             {
                 continue;
             }
