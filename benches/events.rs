@@ -25,9 +25,13 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::Response;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixStream};
+use tokio::net::{TcpListener, TcpStream, UnixStream};
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
+
+#[path = "../tests/it/port.rs"]
+mod port;
+use port::reserve_a_port;
 
 /// Clients that talk.
 const CLIENTS: u64 = 50;
@@ -83,7 +87,7 @@ async fn round(told: &str, events: u64) -> (Duration, Duration) {
     redis.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]).arg(&socket);
     let _redis = Process::start(&mut redis);
     let (heard, receiver) = receiver().await;
-    let [(_clients, clients), (_api, api)] = [reserve_port(), reserve_port()];
+    let [(_clients, clients), (_api, api)] = [reserve_a_port().unwrap(), reserve_a_port().unwrap()];
     let node = Process::start(
         Command::new(env!("CARGO_BIN_EXE_moongate"))
             .env("MOONGATE_REDIS_URL", format!("redis+unix://{}", socket.display()))
@@ -124,15 +128,6 @@ async fn round(told: &str, events: u64) -> (Duration, Duration) {
         drop(talker.await.unwrap());
     }
     spent
-}
-
-/// An address for the node: as long as the socket is there, the kernel gives its port to nobody who takes any.
-fn reserve_port() -> (TcpSocket, SocketAddr) {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_reuseaddr(true).unwrap();
-    socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
-    let address = socket.local_addr().unwrap();
-    (socket, address)
 }
 
 async fn connection(socket: &Path) -> UnixStream {

@@ -9,6 +9,9 @@ use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+#[path = "../tests/it/port.rs"]
+mod port;
+
 /// What is ended with the benchmark.
 struct Running(Child);
 
@@ -107,22 +110,14 @@ fn unix_ms() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis().try_into().unwrap()
 }
 
-/// A port for Redis: as long as the socket is there, the kernel gives it to nobody who takes any.
-fn reserve_port() -> (socket2::Socket, u16) {
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
-    let port = socket.local_addr().unwrap().as_socket().unwrap().port();
-    (socket, port)
-}
-
 fn send(text: &str) -> String {
     format!(r#"{{"op":"sendToUid","uid":"probe","message":"{text}"}}"#)
 }
 
 fn main() {
     let only_once = std::env::args().any(|argument| argument == "--test");
-    let (_reserved, port) = reserve_port();
+    let (_reserved, address) = port::reserve_a_port().unwrap();
+    let port = address.port();
     let mut server = Command::new("redis-server");
     server.args(["--bind", "127.0.0.1", "--port", &port.to_string(), "--save", "", "--appendonly", "no"]);
     let redis_server = Running::of(server);

@@ -18,6 +18,8 @@
 #[path = "it/harness.rs"]
 #[allow(dead_code, unused_imports, unused_macros, reason = "tests/it uses the rest")]
 mod harness;
+#[path = "it/port.rs"]
+mod port;
 #[path = "it/redis.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod redis;

@@ -77,7 +77,8 @@ impl Kind {
     fn fields(self, out: &mut Vec<u8>, header: Header, plan: &Plan) {
         let (field, _) = self.names();
         let form = if plan.binary { "binary" } else { "message" };
-        let to = self.targets(header.topic);
+        let names = self.targets(header.topic);
+        let to = if let Self::Apart { .. } = self { format!("[{names}]") } else { names };
         out.extend_from_slice(format!("\"{field}\":{to},\"{form}\":\"").as_bytes());
         if plan.binary {
             let mut bytes = Vec::with_capacity(plan.size);
@@ -89,14 +90,14 @@ impl Kind {
         out.push(b'"');
     }
 
-    /// What a topic is to a command, as JSON: a name, or a list of them.
+    /// The names of a topic, in JSON, with commas between.
     fn targets(self, topic: u32) -> String {
         let (_, letter) = self.names();
         match self {
             Self::Group | Self::Uid => format!("\"{letter}{topic}\""),
             Self::Apart { topics, clients } => {
                 let groups = (topic..clients).step_by(topics as usize);
-                format!("[{}]", groups.map(|group| format!("\"{letter}{group}\"")).collect::<Vec<_>>().join(","))
+                groups.map(|group| format!("\"{letter}{group}\"")).collect::<Vec<_>>().join(",")
             }
         }
     }
@@ -188,11 +189,10 @@ impl Wire {
                 }
             }
             Self::Php(_, kind) => {
-                let to = kind.targets(first.topic);
+                let names = kind.targets(first.topic);
                 let (command, ext) = match kind {
-                    Kind::Group => (22, format!("{{\"group\":[{to}],\"exclude\":null}}")),
-                    Kind::Apart { .. } => (22, format!("{{\"group\":{to},\"exclude\":null}}")),
-                    Kind::Uid => (14, format!("[{to}]")),
+                    Kind::Group | Kind::Apart { .. } => (22, format!("{{\"group\":[{names}],\"exclude\":null}}")),
+                    Kind::Uid => (14, format!("[{names}]")),
                 };
                 for header in headers {
                     body.clear();

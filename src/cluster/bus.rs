@@ -2,9 +2,10 @@
 //!
 //! **Hearing.** One connection of its own subscribes to what this node must hear, and to nothing else. One task owns it:
 //! it takes the topics that have changed, asks the hub which hold, and sends the difference. What was sent counts as
-//! confirmed when the `CLIENT INFO` behind it was answered, and counts as many. Changes wait for each other for 2 ms, or until somebody waits for one. When the connection ends, or the node does not hear its own heartbeat
-//! through it any more, a fresh one takes its place and subscribes to all there is; publish/subscribe replays nothing, so
-//! the time between is a gap, and is counted with its length.
+//! confirmed when the `CLIENT INFO` behind it was answered, and counts as many. Changes wait for each other for 2 ms, or
+//! until somebody waits for one. When the connection ends, or the node does not hear its own heartbeat through it any
+//! more, a fresh one takes its place and subscribes to all there is; publish/subscribe replays nothing, so the time
+//! between is a gap, and is counted with its length.
 //!
 //! **Yielding.** What comes is moved from the library's ring into [`Inbox`] at once, by a task that does nothing else;
 //! heartbeats and answers are taken out on the way, so that neither waits behind a delivery. An inbox that is full loses
@@ -528,8 +529,8 @@ struct Ears<'a> {
 
 impl Ears<'_> {
     async fn subscribe_to_all(&mut self, hub: &Hub, lan: LanAddress) -> Result<(), RedisError> {
-        let control = [Channel::Command, Channel::Ask, Channel::Node(lan)].map(|channel| self.keys.channel(&channel));
-        debug_assert_eq!(control.len(), CONTROL);
+        let control: [Channel; CONTROL] = [Channel::Command, Channel::Ask, Channel::Node(lan)];
+        let control = control.map(|channel| self.keys.channel(&channel));
         self.connection.subscribe(control.to_vec()).await?;
         self.connection.subscribe_to_pattern(self.keys.client_pattern(lan)).await?;
         let mut topics: Vec<Topic> = hub.holds(&Topic::All).then_some(Topic::All).into_iter().collect();

@@ -88,7 +88,7 @@ impl Saying {
     /// One more of what it may do so many times in a second. Beyond that it is its end, behind what it has said.
     pub(super) fn count(&mut self) {
         if self.rate.as_mut().is_some_and(|rate| !rate.take(Instant::now())) {
-            self.end = Some(Close::TOO_MANY);
+            self.end(Close::TOO_MANY);
         }
     }
 

@@ -97,7 +97,7 @@ impl Edge {
             if is_guest && !self.gateway.shook_hands(client, &head(&request)).await {
                 return self.no_worker();
             }
-            let admission = match self.admit(client, ip, |ip| described(&request, ip), grant).await {
+            let admission = match self.admit(client, || described(&request, ip), grant).await {
                 Ok(admission) => admission,
                 Err(NotAdmitted::Refused(status)) => {
                     return refusal(status, &[], "the application does not let this client in\n");
@@ -149,9 +149,7 @@ impl Edge {
         }
         let grant = self.grant(request).map_err(|error| {
             self.refuse("token");
-            let mut refusal = refusal(StatusCode::UNAUTHORIZED, &[(WWW_AUTHENTICATE, "Bearer")], "");
-            *refusal.body_mut() = Body::from(format!("{error}\n"));
-            refusal
+            refusal(StatusCode::UNAUTHORIZED, &[(WWW_AUTHENTICATE, "Bearer")], format!("{error}\n"))
         })?;
         let forwarded_for = headers.get_all(X_FORWARDED_FOR).iter().map(HeaderValue::as_bytes);
         let ip = access.proxies.client(client.arrival().peer.ip(), forwarded_for);
@@ -238,8 +236,8 @@ fn head(request: &Request<Incoming>) -> Vec<u8> {
     head
 }
 
-fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: &'static str) -> Response<Body> {
-    let mut response = Response::new(Body::from(words));
+fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: impl Into<Body>) -> Response<Body> {
+    let mut response = Response::new(words.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
     response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));

@@ -67,7 +67,6 @@ pub struct ConnectionSettings {
 }
 
 /// A client that is let in, and its place.
-#[derive(Default)]
 struct LetIn {
     /// None where there is nothing to know.
     admission: Option<Box<Admission>>,
@@ -184,14 +183,13 @@ impl Edge {
     async fn admit(
         &self,
         client: &Client,
-        ip: IpAddr,
-        request: impl FnOnce(IpAddr) -> Request,
+        request: impl FnOnce() -> Request,
         grant: Option<Grant>,
     ) -> Result<Option<Box<Admission>>, NotAdmitted> {
         let mut admission = Admission { grant, ..Admission::default() };
         let events = self.gateway.hub().events();
         if events.has(Kind::Connect) {
-            let request = Arc::new(request(ip));
+            let request = Arc::new(request());
             if let Some(webhook) = self.webhook.as_ref().filter(|_| events.is_for_webhook(Kind::Connect)) {
                 let consent = webhook.ask(client.id(), Arc::clone(&request)).await;
                 admission.consent = Some(consent.inspect_err(|_| self.refuse("webhook"))?);

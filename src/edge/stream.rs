@@ -36,7 +36,7 @@ pub(super) fn spawn(edge: &Arc<Edge>, client: Arc<Client>, place: Option<Box<Pla
 /// The life of a client, from the hub's first word of it to the last.
 async fn own(edge: Arc<Edge>, client: Arc<Client>, _place: Option<Box<Place>>) {
     let ip = client.arrival().peer.ip().to_canonical();
-    let Ok(admission) = Box::pin(edge.admit(&client, ip, Request::bare, None)).await else {
+    let Ok(admission) = Box::pin(edge.admit(&client, || Request::bare(ip), None)).await else {
         // There is no way to say why.
         client.destroy();
         return client.release();

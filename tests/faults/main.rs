@@ -22,6 +22,8 @@ mod harness;
 #[path = "../it/php/peer.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod peer;
+#[path = "../it/port.rs"]
+mod port;
 #[path = "../it/proxy.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod proxy;

@@ -14,8 +14,9 @@ use tokio::time::{sleep, timeout};
 use crate::harness::{Node, eventually};
 use crate::model::Dice;
 use crate::peer::{Browser, inner_address};
+use crate::port::reserve_a_port;
 use crate::proxy::{Direction, Proxy};
-use crate::redis::{Redis, reserve_a_port};
+use crate::redis::Redis;
 use crate::world::{Ear, Process, all_open, chaos, node, within};
 
 fn bytes(dice: &mut Dice, most: usize) -> Vec<u8> {

@@ -14,8 +14,9 @@ use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::model::Dice;
+use crate::port::reserve_a_port;
 use crate::receiver::Receiver;
-use crate::redis::{Redis, reserve_a_port};
+use crate::redis::Redis;
 use crate::world::{Process, within};
 
 const CLIENTS: usize = 100;

@@ -90,7 +90,7 @@ async fn each_user_may_do_what_it_needs_and_nothing_beyond() {
         refused(&mut worker, command).await;
     }
 
-    // A node that dies: another one looks after its connections and its keys.
+    // What would harm others, or Redis itself.
     let mut node = as_user(&redis, "moongate").await;
     for command in [&["FLUSHALL"][..], &["CONFIG", "GET", "*"], &["SET", "other", "x"], &["KEYS", "*"], &["SHUTDOWN"]] {
         refused(&mut node, command).await;

@@ -42,11 +42,23 @@ pub(crate) async fn frame(socket: &mut (impl AsyncRead + Unpin)) -> (u8, Vec<u8>
     .await
 }
 
-/// A masked client frame.
-fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
-    assert!(payload.len() < 126);
-    let mut frame = vec![first, 0x80 | u8::try_from(payload.len()).unwrap(), 1, 2, 3, 4];
-    frame.extend(payload.iter().zip([1, 2, 3, 4].into_iter().cycle()).map(|(byte, mask)| byte ^ mask));
+/// A masked client frame, its length as short as it can be said.
+pub(crate) fn masked(first: u8, payload: &[u8]) -> Vec<u8> {
+    let mut frame = vec![first];
+    match payload.len() {
+        short @ 0..126 => frame.push(0x80 | short as u8),
+        middle @ 126..0x1_0000 => {
+            frame.push(0xfe);
+            frame.extend((middle as u16).to_be_bytes());
+        }
+        long => {
+            frame.push(0xff);
+            frame.extend((long as u64).to_be_bytes());
+        }
+    }
+    let mask = [1, 2, 3, 4];
+    frame.extend(mask);
+    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
     frame
 }
 

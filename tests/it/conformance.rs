@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::io::AsyncWriteExt as _;
 
-use crate::clients::{frame, raw_websocket};
+use crate::clients::{frame, masked, raw_websocket};
 use crate::harness::{Node, eventually, soon};
 use crate::receiver::Receiver;
 
@@ -23,28 +23,8 @@ const CLOSE: u8 = 8;
 const PING: u8 = 9;
 const PONG: u8 = 10;
 
-/// A masked frame of any length.
-fn of(first: u8, payload: &[u8]) -> Vec<u8> {
-    let mut frame = vec![first];
-    match payload.len() {
-        short @ 0..126 => frame.push(0x80 | short as u8),
-        middle @ 126..0x1_0000 => {
-            frame.push(0xfe);
-            frame.extend((middle as u16).to_be_bytes());
-        }
-        long => {
-            frame.push(0xff);
-            frame.extend((long as u64).to_be_bytes());
-        }
-    }
-    let mask = [0x37, 0xfa, 0x21, 0x3d];
-    frame.extend(mask);
-    frame.extend(payload.iter().zip(mask.iter().cycle()).map(|(byte, mask)| byte ^ mask));
-    frame
-}
-
 fn close(code: u16, reason: &[u8]) -> Vec<u8> {
-    of(FIN | CLOSE, &[&code.to_be_bytes(), reason].concat())
+    masked(FIN | CLOSE, &[&code.to_be_bytes(), reason].concat())
 }
 
 /// What a client does and what comes of it.
@@ -63,7 +43,7 @@ struct Case {
 impl Case {
     /// What is good, and then the client goes.
     fn good(name: impl Into<String>, frames: &[Vec<u8>]) -> Self {
-        Self { code: Some(1000), ..Self::ending(name, &[frames, &[close(1000, b"")]].concat(), 1000) }
+        Self::ending(name, &[frames, &[close(1000, b"")]].concat(), 1000)
     }
 
     /// What ends the connection.
@@ -164,7 +144,7 @@ async fn messages_of_all_sizes_1() {
     for size in [0, 1, 125, 126, 127, 128, 65_535, 65_536, 200_000] {
         let text = "*".repeat(size);
         let case =
-            |opcode| Case::good(format!("1: {size} bytes, opcode {opcode}"), &[of(FIN | opcode, text.as_bytes())]);
+            |opcode| Case::good(format!("1: {size} bytes, opcode {opcode}"), &[masked(FIN | opcode, text.as_bytes())]);
         cases.push(case(TEXT).told(text.clone()));
         cases.push(case(BINARY).told_binary(text.as_bytes()));
         cases.push(case(TEXT).told(text.clone()).chopped(997));
@@ -175,7 +155,7 @@ async fn messages_of_all_sizes_1() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pings_and_pongs_2() {
-    let ping = |payload: &[u8]| of(FIN | PING, payload);
+    let ping = |payload: &[u8]| masked(FIN | PING, payload);
     let mut cases = Vec::new();
     for payload in [&b""[..], b"Hello, world!", &[0x00, 0xff, 0xfe, 0xfd, 0x00], &[b'*'; 125]] {
         let case = || Case::good(format!("2.1-4: ping of {}", payload.len()), &[ping(payload)]).ponged(payload);
@@ -183,7 +163,7 @@ async fn pings_and_pongs_2() {
         cases.push(case().chopped(1));
     }
     cases.push(Case::ending("2.5: a ping of 126", &[ping(&[b'*'; 126])], 1002));
-    let pong = |payload: &[u8]| of(FIN | PONG, payload);
+    let pong = |payload: &[u8]| masked(FIN | PONG, payload);
     cases.push(Case::good("2.7-8: pongs that nobody asked for", &[pong(b""), pong(b"unsolicited")]));
     cases.push(Case::good("2.9: and a ping behind", &[pong(b"unsolicited"), ping(b"p")]).ponged(b"p"));
     let pings: Vec<_> = (0..10_u8).map(|number| ping(&[number])).collect();
@@ -196,11 +176,11 @@ async fn pings_and_pongs_2() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn reserved_bits_and_opcodes_3_4() {
-    let (hello, ping) = (of(FIN | TEXT, b"hello"), of(FIN | PING, b""));
+    let (hello, ping) = (masked(FIN | TEXT, b"hello"), masked(FIN | PING, b""));
     let mut cases = Vec::new();
     for bits in 1..8_u8 {
         for opcode in [TEXT, BINARY, PING, CLOSE] {
-            let bad = of(FIN | bits << 4 | opcode, b"");
+            let bad = masked(FIN | bits << 4 | opcode, b"");
             let case = |size| {
                 Case::ending(format!("3: bits {bits}, opcode {opcode}"), &[hello.clone(), bad.clone()], 1002)
                     .told("hello")
@@ -211,7 +191,7 @@ async fn reserved_bits_and_opcodes_3_4() {
     }
     for opcode in [3, 4, 5, 6, 7, 11, 12, 13, 14, 15_u8] {
         for payload in [&b""[..], b"reserved"] {
-            let frames = [hello.clone(), of(FIN | opcode, payload), ping.clone()];
+            let frames = [hello.clone(), masked(FIN | opcode, payload), ping.clone()];
             let case = |size| Case::ending(format!("4: opcode {opcode}"), &frames, 1002).told("hello").chopped(size);
             cases.extend([case(usize::MAX), case(1)]);
         }
@@ -222,20 +202,20 @@ async fn reserved_bits_and_opcodes_3_4() {
 #[tokio::test(flavor = "multi_thread")]
 async fn fragments_5() {
     let (first, next, last) = (
-        |payload: &[u8]| of(TEXT, payload),
-        |payload: &[u8]| of(CONTINUATION, payload),
-        |payload: &[u8]| of(FIN | CONTINUATION, payload),
+        |payload: &[u8]| masked(TEXT, payload),
+        |payload: &[u8]| masked(CONTINUATION, payload),
+        |payload: &[u8]| masked(FIN | CONTINUATION, payload),
     );
-    let ping = of(FIN | PING, b"ping");
+    let ping = masked(FIN | PING, b"ping");
     let mut cases = Vec::new();
     for (name, frames) in [
-        ("5.1: a ping in fragments", vec![of(PING, b"a"), last(b"b")]),
-        ("5.2: a pong in fragments", vec![of(PONG, b"a"), last(b"b")]),
-        ("5.9: the end of nothing", vec![last(b"x"), of(FIN | TEXT, b"y")]),
-        ("5.12: a middle of nothing", vec![next(b"x"), of(FIN | TEXT, b"y")]),
-        ("5.18: a second beginning", vec![first(b"a"), of(FIN | TEXT, b"b")]),
-        ("5.18: of another kind", vec![first(b"a"), of(FIN | BINARY, b"b")]),
-        ("a close in fragments", vec![of(CLOSE, &[3]), last(&[232])]),
+        ("5.1: a ping in fragments", vec![masked(PING, b"a"), last(b"b")]),
+        ("5.2: a pong in fragments", vec![masked(PONG, b"a"), last(b"b")]),
+        ("5.9: the end of nothing", vec![last(b"x"), masked(FIN | TEXT, b"y")]),
+        ("5.12: a middle of nothing", vec![next(b"x"), masked(FIN | TEXT, b"y")]),
+        ("5.18: a second beginning", vec![first(b"a"), masked(FIN | TEXT, b"b")]),
+        ("5.18: of another kind", vec![first(b"a"), masked(FIN | BINARY, b"b")]),
+        ("a close in fragments", vec![masked(CLOSE, &[3]), last(&[232])]),
     ] {
         cases.push(Case::ending(name, &frames, 1002));
         cases.push(Case::ending(name, &frames, 1002).chopped(1));
@@ -270,7 +250,7 @@ async fn fragments_5() {
     // 9.3 and 9.4: a large message in fragments of one size.
     for size in [64, 1024, 65_536] {
         let payload = vec![0xfe; 1 << 20];
-        let mut frames: Vec<Vec<u8>> = payload.chunks(size).map(|part| of(CONTINUATION, part)).collect();
+        let mut frames: Vec<Vec<u8>> = payload.chunks(size).map(|part| masked(CONTINUATION, part)).collect();
         frames[0][0] = BINARY;
         frames.last_mut().unwrap()[0] |= FIN;
         cases.push(Case::good(format!("9.4: 1 MiB in fragments of {size}"), &frames).told_binary(&payload));
@@ -334,9 +314,9 @@ async fn text_is_utf_8_6() {
         b"\xed\xa0\x80\xed\xb0\x80",
     ];
     // Whole, and each byte in a fragment of its own.
-    let whole = |bytes: &[u8]| vec![of(FIN | TEXT, bytes)];
+    let whole = |bytes: &[u8]| vec![masked(FIN | TEXT, bytes)];
     let in_fragments = |bytes: &[u8]| {
-        let mut frames: Vec<Vec<u8>> = bytes.chunks(1).map(|byte| of(CONTINUATION, byte)).collect();
+        let mut frames: Vec<Vec<u8>> = bytes.chunks(1).map(|byte| masked(CONTINUATION, byte)).collect();
         frames[0][0] = TEXT;
         frames.last_mut().unwrap()[0] |= FIN;
         frames
@@ -351,26 +331,34 @@ async fn text_is_utf_8_6() {
     for bytes in bad {
         cases.push(Case::ending(format!("6: {bytes:x?}"), &whole(bytes), 1007));
         cases.push(Case::ending(format!("6: {bytes:x?} in fragments"), &in_fragments(bytes), 1007));
-        cases.push(Case::good(format!("6: {bytes:x?} as bytes"), &[of(FIN | BINARY, bytes)]).told_binary(bytes));
+        cases.push(Case::good(format!("6: {bytes:x?} as bytes"), &[masked(FIN | BINARY, bytes)]).told_binary(bytes));
     }
     all(cases).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn closes_7() {
-    let text = of(FIN | TEXT, b"Hello World!");
+    let text = masked(FIN | TEXT, b"Hello World!");
     let bye = close(1000, b"");
     let mut cases = vec![
         Case::good("7.1.1: a message before it", std::slice::from_ref(&text)).told("Hello World!"),
         Case::ending("7.1.2: twice", &[bye.clone(), bye.clone()], 1000),
-        Case::ending("7.1.3: a ping behind it", &[bye.clone(), of(FIN | PING, b"")], 1000),
+        Case::ending("7.1.3: a ping behind it", &[bye.clone(), masked(FIN | PING, b"")], 1000),
         Case::ending("7.1.4: a message behind it", &[bye.clone(), text.clone()], 1000),
-        Case::ending("7.1.5: between fragments", &[of(TEXT, b"a"), bye.clone(), of(FIN | CONTINUATION, b"b")], 1000),
-        Case::ending("7.1.6: behind a large one", &[of(FIN | TEXT, &[b'*'; 262_144]), text.clone(), bye.clone()], 1000)
-            .told("*".repeat(262_144))
-            .told("Hello World!"),
-        Case { code: None, ..Case::ending("7.3.1: empty", &[of(FIN | CLOSE, b"")], 1000) },
-        Case::ending("7.3.2: of one byte", &[of(FIN | CLOSE, b"a")], 1002),
+        Case::ending(
+            "7.1.5: between fragments",
+            &[masked(TEXT, b"a"), bye.clone(), masked(FIN | CONTINUATION, b"b")],
+            1000,
+        ),
+        Case::ending(
+            "7.1.6: behind a large one",
+            &[masked(FIN | TEXT, &[b'*'; 262_144]), text.clone(), bye.clone()],
+            1000,
+        )
+        .told("*".repeat(262_144))
+        .told("Hello World!"),
+        Case { code: None, ..Case::ending("7.3.1: empty", &[masked(FIN | CLOSE, b"")], 1000) },
+        Case::ending("7.3.2: of one byte", &[masked(FIN | CLOSE, b"a")], 1002),
         Case::ending("7.3.4: with a reason", &[close(1000, b"Hello World!")], 1000),
         Case::ending("7.3.5: the longest", &[close(1000, &[b'*'; 123])], 1000),
         Case::ending("7.3.6: and one more", &[close(1000, &[b'*'; 124])], 1002),

@@ -7,9 +7,10 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use futures_util::SinkExt as _;
 use serde_json::{Value, json};
+use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest as _;
-use tokio_tungstenite::tungstenite::{Error, Message};
 
+use crate::access::refused;
 use crate::harness::{Client, Node, eventually, soon};
 use crate::receiver::Receiver;
 use crate::redis::{Redis, Reply};
@@ -198,14 +199,6 @@ async fn a_request_is_signed_over_its_time_and_the_very_bytes_of_its_body() {
     aws_lc_rs::hmac::verify(&key, &signed, &digest).expect("the signature is right");
 }
 
-/// The status of a handshake that is refused.
-async fn refused(node: &Node) -> u16 {
-    match soon("a handshake", tokio_tungstenite::connect_async(node.ws_url("/"))).await {
-        Err(Error::Http(response)) => response.status().as_u16(),
-        other => panic!("not refused, but {other:?}"),
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn the_webhook_decides_who_is_let_in_and_its_commands_run_once_the_client_is_there() {
     let (redis, receiver) = (Redis::start().await, Receiver::start().await);
@@ -232,16 +225,16 @@ async fn the_webhook_decides_who_is_let_in_and_its_commands_run_once_the_client_
     assert_eq!(node.ask("getUidByClientId", json!({"client_id": client.id})).await, "7");
     for status in [401, 403] {
         receiver.answers(move |_| (status, json!({})));
-        assert_eq!(refused(&node).await, status);
+        assert_eq!(refused(&node, "/", &[]).await.0, status);
     }
     for status in [400, 404, 500, 503] {
         receiver.answers(move |_| (status, json!({})));
-        assert_eq!(refused(&node).await, 503, "{status}");
+        assert_eq!(refused(&node, "/", &[]).await.0, 503, "{status}");
     }
     receiver.answers_late(|_| std::future::pending());
-    assert_eq!(refused(&node).await, 503, "silence");
+    assert_eq!(refused(&node, "/", &[]).await.0, 503, "silence");
     receiver.leave().await;
-    assert_eq!(refused(&node).await, 503, "nobody there");
+    assert_eq!(refused(&node, "/", &[]).await.0, 503, "nobody there");
     // Without a handshake there is no status, but no way in either.
     let mut text = tokio::net::TcpStream::connect(node.streams[0].1).await.unwrap();
     let mut rest = [0; 100];
@@ -263,7 +256,7 @@ async fn clients_are_let_in_without_an_answer_where_the_settings_say_so() {
     ];
     let node = Node::start_with(&settings).await;
     receiver.answers(|_| (403, json!({})));
-    assert_eq!(refused(&node).await, 403, "an answer counts");
+    assert_eq!(refused(&node, "/", &[]).await.0, 403, "an answer counts");
     receiver.leave().await;
     node.connect().await.heard_nothing(&node).await;
 }

@@ -32,6 +32,7 @@ mod http;
 mod model;
 mod page;
 mod php;
+mod port;
 mod process;
 mod proxy;
 mod receiver;

@@ -4,19 +4,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use parking_lot::Mutex;
-use socket2::{Domain, Socket, Type};
+use socket2::Socket;
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::harness::{eventually, soon};
+use crate::port::reserve_a_port;
 
 /// A `redis-server` on a unix socket and on a loopback port, with a directory of its own; killed, waited for and wiped
 /// when dropped. It keeps its addresses whatever happens to the process.
@@ -231,16 +232,6 @@ impl Drop for Redis {
     fn drop(&mut self) {
         self.stop();
     }
-}
-
-/// A free port of loopback that stays ours while the socket is there. Linux lets two sockets with `SO_REUSEADDR` share an
-/// address while at most one of them listens, and gives a port that is taken by either to nobody who asks for any.
-pub(crate) fn reserve_a_port() -> io::Result<(Socket, SocketAddr)> {
-    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-    socket.set_reuse_address(true)?;
-    socket.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into())?;
-    let address = socket.local_addr()?.as_socket().unwrap();
-    Ok((socket, address))
 }
 
 /// The second net: where a test is killed and nothing is dropped, the kernel ends what it started.

@@ -19,8 +19,9 @@ use tokio_tungstenite::tungstenite::Message;
 
 use crate::harness::{Client, eventually, soon};
 use crate::php::peer;
+use crate::port::reserve_a_port;
 use crate::process::{Process, hears, run};
-use crate::redis::{Redis, reserve_a_port};
+use crate::redis::Redis;
 use crate::world;
 
 type TlsClient = Client<TlsStream<TcpStream>>;
@@ -535,13 +536,13 @@ async fn redis_is_reached_over_tls_if_it_shows_a_certificate_that_this_machine_t
     let (authority, stranger) = (Authority::new(), Authority::new());
     let issued = authority.issue();
     authority.write(&issued.cert, &issued.key);
-    let root = |name: &str, authority: &Authority| {
-        let path = authority.directory.path().join(name);
+    let root = |authority: &Authority| {
+        let path = authority.directory.path().join("ca.crt");
         let pem = BASE64_STANDARD.encode(&authority.root);
         std::fs::write(&path, format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n")).unwrap();
         path.to_str().unwrap().to_owned()
     };
-    let (trusted, foreign) = (root("ca.crt", &authority), root("ca.crt", &stranger));
+    let (trusted, foreign) = (root(&authority), root(&stranger));
     let (_reserved, address) = reserve_a_port().unwrap();
     let port = address.port().to_string();
     let (cert, key) = (authority.cert_file(), authority.key_file());
