@@ -183,9 +183,16 @@ const SET: &[Section] = &[
     },
     Section {
         title: "Latency under a given load",
-        words: "From the scheduled time of each message. Two nodes stand beside bare Redis.",
+        words: "From the scheduled time of each message. Two nodes stand beside bare Redis; a gateway one of whose clients never \
+                reads stands beside one without it.",
         rows: &[
             row("rate", "50 messages a second to 1,000 clients", "fanout --floor --rate 50 --messages 400"),
+            row(
+                "slow",
+                "20 messages a second to 5,000 clients",
+                "fanout --slow 1 --env MOONGATE_SLOW_CONSUMER=drop --env MOONGATE_SEND_BUFFER=64KiB --clients 5000 --size 1024 --rate 20 \
+                 --messages 400",
+            ),
             row(
                 "latency",
                 "1,000 messages a second to a uid each, Redis",
@@ -208,18 +215,26 @@ const SET: &[Section] = &[
     },
     Section {
         title: "Everyone is cut off, and comes back",
-        words: "All connections of two nodes at once, each with a uid and a group; 256 at a time come back.",
-        rows: &[row("storm", "5,000 clients", "storm --redis-spawn --nodes 2")],
+        words: "All connections of two nodes at once, each with a uid and a group; 256 at a time come back, and meanwhile 100 \
+                newcomers a second find their way in.",
+        rows: &[
+            row("storm", "5,000 clients", "storm --redis-spawn --nodes 2 --newcomers 100 --floor"),
+            row(
+                "storm-10000",
+                "10,000 clients",
+                "storm --redis-spawn --nodes 2 --newcomers 100 --clients 10000 --repeat 2",
+            ),
+        ],
     },
     Section {
         title: "Connections that only are there",
         words: "Each bound to a uid and in a group. The kernel's 4–5 KB for a socket are not in it.",
         rows: &[
-            row("idle", "alone", "idle --clients 10000"),
+            row("idle", "alone", "idle --clients 10000 --floor"),
             row(
                 "idle-heartbeats",
                 "heartbeats of 25 s",
-                "idle --clients 9500 --env MOONGATE_PING_INTERVAL=25s --seconds 50",
+                "idle --clients 9500 --floor --env MOONGATE_PING_INTERVAL=25s --seconds 50",
             ),
             row("idle-tls", "over TLS", "idle --tls --clients 5000"),
             row("idle-redis", "with Redis", "idle --redis-spawn --clients 9500"),
@@ -319,10 +334,10 @@ impl BenchArgs {
 /// client of each server under test.
 fn fit(row: &Row, limit: u64) -> (Vec<String>, String) {
     let mut words: Vec<String> = row.line.split_whitespace().map(str::to_owned).collect();
+    // there one server comes after the other
     let idle = row.line.starts_with("idle");
     let others = words.iter().filter(|word| match &***word {
-        "--floor" | "--raw-redis" | "1,2" => true,
-        "--tls" => !idle,
+        "--floor" | "--raw-redis" | "--slow" | "1,2" | "--tls" => !idle,
         _ => false,
     });
     let most = limit.saturating_sub(512) / (1 + others.count() as u64);

@@ -10,16 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use clap::{Args, value_parser};
+use hdrhistogram::Histogram;
 use mio::event::Event;
 use mio::{Events, Interest, Poll, Token};
 use socket2::Socket;
 
 use crate::clients::{self, Connected, Stats};
 use crate::progress::Watch;
-use crate::publish::{Kind, Outcome, TICK, Wire};
+use crate::publish::{Outcome, TICK, Wire};
 use crate::report::{Contestant, Report, Round, Unit};
-use crate::scenario::{Server, SittingArgs, Turn};
-use crate::target::Target;
+use crate::scenario::{SittingArgs, Turn};
+use crate::server::Server;
 use crate::{Result, frame, process, socket};
 
 /// Options of `churn`.
@@ -62,6 +63,8 @@ pub(crate) struct Crowd {
     stayed: Vec<Stayed>,
     /// Numbers of clients that did not get in, and when they try again.
     again: VecDeque<(Instant, u64)>,
+    /// From connecting to the server's first message.
+    greeted: Histogram<u64>,
 }
 
 /// A client that was bound, and stays.
@@ -143,7 +146,8 @@ impl ChurnArgs {
         let nodes = clusters.iter().map(|cluster| cluster.nodes.into()).max().filter(|_| *each_node).unwrap_or(1);
         let mut sides = Vec::new();
         let mut turns = Vec::new();
-        for (number, (role, name, server)) in sitting.open(false, 2 * parallel * nodes + 64)?.into_iter().enumerate() {
+        for (number, (role, name, server)) in sitting.open(false, 0, 2 * parallel * nodes + 64)?.into_iter().enumerate()
+        {
             turns.push(Turn { contestant: Contestant::new(role, &name)?, side: number, joined: false });
             sides.push(Side::new(server, *parallel, *each_node, *groups, number as u8)?);
         }
@@ -159,18 +163,14 @@ impl ChurnArgs {
 
 impl Side {
     fn new(server: Server, parallel: usize, each_node: bool, groups: u32, number: u8) -> Result<Self> {
-        let doors = match &server {
-            Server::Gateway(target) => doors(target),
-            Server::Floor(floor) => vec![(floor.clients, Wire::Floor(floor.control))],
-            Server::Raw(_) => return Err("Redis alone has no clients to bind".into()),
-        };
+        let doors = server.doors()?;
         let parallel = if each_node { parallel * doors.len() } else { parallel };
         Ok(Self { crowd: Crowd::new(&doors, parallel, groups, number, 0)?, server })
     }
 
     /// Runs some cycles and measures.
     fn round(&mut self, cycles: u64, deadline: Duration) -> Result<(Round, Stats)> {
-        let others = self.online()?;
+        let others = self.server.listed()?;
         let (server, own, thread) = (self.server.spent()?, process::own_cpu()?, process::own_thread_cpu()?);
         let stretch = Stretch { cycles, rate: None, stay: None, over: &AtomicBool::new(false), deadline };
         let (mut outcome, stats) = self.crowd.run(&stretch)?;
@@ -178,7 +178,7 @@ impl Side {
         // for what the server does behind the last goodbye
         std::thread::sleep(Duration::from_millis(200));
         let spent = self.server.spent()?.since(&server);
-        let left = self.settled(others)?;
+        let left = self.server.settled(others, 0)?;
         if left > 0 {
             outcome.errors += left;
             outcome.first_error.get_or_insert(format!("{left} clients that left are still listed"));
@@ -186,21 +186,11 @@ impl Side {
         let round = Round::new(&outcome, &stats, spent, tester, busiest);
         Ok((round, stats))
     }
-
-    /// How many clients the gateway says it has.
-    fn online(&self) -> Result<u64> {
-        if let Server::Gateway(target) = &self.server { target.listed() } else { Ok(0) }
-    }
-
-    /// How many it lists beside `others`, once it has had time to forget who left.
-    fn settled(&self, others: u64) -> Result<u64> {
-        if let Server::Gateway(target) = &self.server { target.settled(others, 0) } else { Ok(0) }
-    }
 }
 
-/// Where the clients of each node connect, and how they are bound.
-pub(crate) fn doors(target: &Target) -> Vec<(SocketAddr, Wire)> {
-    target.nodes.iter().map(|node| (node.clients, Wire::Http(node.api.clone(), Kind::Uid))).collect()
+/// Clients at a time where so many a second come and go: a second for each is plenty.
+pub(crate) fn slots(rate: f64) -> usize {
+    (0..64).find(|slots| *slots as f64 >= rate).unwrap_or(64)
 }
 
 impl Crowd {
@@ -233,13 +223,18 @@ impl Crowd {
             });
         }
         let free = (0..slots.len()).collect();
-        let (stayed, again) = (Vec::new(), VecDeque::new());
-        Ok(Self { poll, slots, free, begun: first, groups, number, stayed, again })
+        let (stayed, again, greeted) = (Vec::new(), VecDeque::new(), clients::histogram()?);
+        Ok(Self { poll, slots, free, begun: first, groups, number, stayed, again, greeted })
     }
 
     /// Those that came to stay, so far.
     pub(crate) fn take(&mut self) -> Vec<Stayed> {
         std::mem::take(&mut self.stayed)
+    }
+
+    /// How long handshakes took, counted as times of clients that leave again.
+    pub(crate) fn handshakes(&self) -> &Histogram<u64> {
+        &self.greeted
     }
 
     /// Lets clients come, and go or stay, and waits for the last.
@@ -321,10 +316,7 @@ impl Crowd {
                 self.hear(event, stretch, outcome, stats)?;
             }
             let done = stats.delivered + if stretch.stay.is_some() { 0 } else { stats.closed };
-            // one with a rate goes on beside something else, whose bar it is
-            if stretch.rate.is_none() {
-                watch.look(began.elapsed().as_nanos() as u64, stats.delivered, done);
-            }
+            watch.look(began.elapsed().as_nanos() as u64, stats.delivered, done);
             if done > progress.0 {
                 progress = (done, Instant::now());
             } else if progress.1.elapsed() > stretch.deadline {
@@ -381,7 +373,11 @@ impl Crowd {
         let Some(slot) = self.slots.get_mut(index) else {
             return Ok(());
         };
+        let before = slot.step;
         let progress = if event.token().0 % 2 == 1 { slot.answered(event)? } else { slot.heard(event, self.groups)? };
+        if (before, slot.step) == (Step::Greeting, Step::Bound) {
+            self.greeted.saturating_record(slot.began.elapsed().as_nanos() as u64);
+        }
         match (progress, stretch.stay) {
             (Progress::Waits, _) => {}
             (Progress::Failed(why) | Progress::Bound(Some(why)), Some(_)) | (Progress::Failed(why), None) => {

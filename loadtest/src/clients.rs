@@ -78,6 +78,11 @@ impl Connected {
         let (client_id, rest, link) = (client_id.to_owned(), rest.to_owned(), Link { stream, tls: None });
         Ok(Self { link, dialect: Dialect::WebSocket, client_id, home, rest })
     }
+
+    /// Has the kernel take next to nothing for it, as nobody is going to read.
+    pub(crate) fn ignore(&self) -> Result<()> {
+        Ok(self.link.stream.set_recv_buffer_size(4096)?)
+    }
 }
 
 /// Opens connections for these clients, client `i` to `servers[home(i)]`, and waits for each one's `init` message. `side` keeps the

@@ -38,6 +38,9 @@ pub(crate) struct FanoutArgs {
     /// Connections that publish; each group keeps to one of them
     #[arg(long, default_value_t = 1)]
     publishers: usize,
+    /// Run the same against one more gateway, in turn, where so many further members never read
+    #[arg(long, default_value_t = 0, conflicts_with_all = ["apart", "raw_redis", "tls"])]
+    slow: usize,
     #[command(flatten)]
     pub(crate) run: RunArgs,
 }
@@ -50,7 +53,7 @@ impl FanoutArgs {
             (None, Some(backlog)) => (Pace::Backlog(backlog), format!("{backlog} waiting per client")),
             (None, None) => (Pace::Window(self.window), format!("window {}", self.window)),
         };
-        let Self { clients, groups, messages, publishers, run, .. } = self;
+        let Self { clients, groups, messages, publishers, slow, run, .. } = self;
         let door = run.sitting.target.door()?;
         if self.apart && run.raw_redis {
             return Err("--apart: not with --raw-redis, where a message has one channel".into());
@@ -76,6 +79,7 @@ impl FanoutArgs {
         };
         let title = format!("fanout: {clients} clients in {into}, {}, {messages} messages, {words}{door}", run.form());
         let lanes = (*publishers).min(*groups);
-        Scenario { args: run, title, kind, clients: *clients, topics: *groups, messages: *messages, pace, lanes }.run()
+        let (clients, topics, messages, slow) = (*clients, *groups, *messages, *slow);
+        Scenario { args: run, title, kind, clients, topics, slow, messages, pace, lanes }.run()
     }
 }

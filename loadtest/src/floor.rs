@@ -7,11 +7,13 @@
 //! An order is `[length of the rest: u32][op: u8][topic: u32][payload]`, numbers little-endian, and is answered by the
 //! byte `K` when its frames were written:
 //! `J` puts the client, whose number is the payload (u32), into the topic; `S` sends `[length: u32][message]…`, each as a
-//! frame of its own with one `write(2)` per member; `G` gathers these frames into one `write(2)` per member.
+//! frame of its own with one `write(2)` per member; `G` gathers these frames into one `write(2)` per member; `P` pings each
+//! member.
 
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Registry, Token};
@@ -91,6 +93,39 @@ pub(crate) fn join(control: SocketAddr, members: impl Iterator<Item = (String, u
         stream.read_exact(answers.next().ok_or("more orders than clients")?)?;
     }
     Ok(())
+}
+
+/// Has the members of the topics 0 to `topics` pinged, each once in an interval, and the topics evenly over it.
+#[derive(Debug)]
+pub(crate) struct Heartbeat {
+    control: std::net::TcpStream,
+    topics: u64,
+    interval: Duration,
+    began: Instant,
+    /// Topics pinged so far.
+    done: u64,
+}
+
+impl Heartbeat {
+    /// Begins now.
+    pub(crate) fn new(control: SocketAddr, topics: usize, interval: Duration) -> Result<Self> {
+        let control = std::net::TcpStream::connect_timeout(&control, crate::PATIENCE)?;
+        control.set_read_timeout(Some(crate::PATIENCE))?;
+        Ok(Self { control, topics: topics as u64, interval, began: Instant::now(), done: 0 })
+    }
+
+    /// Whatever is due; to be called some dozens of times a second.
+    pub(crate) fn beat(&mut self) -> Result<()> {
+        let topics = self.began.elapsed().as_nanos() * u128::from(self.topics);
+        let due = (topics / self.interval.as_nanos().max(1)) as u64;
+        let (mut out, mut answers) = (Vec::new(), vec![0; due.saturating_sub(self.done) as usize]);
+        while self.done < due {
+            order(&mut out, b'P', (self.done % self.topics) as u32, &[]);
+            self.done += 1;
+        }
+        self.control.write_all(&out)?;
+        Ok(self.control.read_exact(&mut answers)?)
+    }
 }
 
 const CLIENTS: Token = Token(usize::MAX);
@@ -326,6 +361,10 @@ impl Server {
         }
         self.frames.clear();
         self.ends.clear();
+        if op == b'P' {
+            frame::from_server(&mut self.frames, frame::PING, &[]);
+            self.ends.push(self.frames.len());
+        }
         while let Some((message, after)) = split(payload) {
             payload = after;
             let opcode = if message::is_binary(message) { frame::BINARY } else { frame::TEXT };

@@ -22,6 +22,7 @@ mod report;
 mod results;
 mod scenario;
 mod series;
+mod server;
 mod session;
 mod sheet;
 mod soak;

@@ -1,6 +1,7 @@
 //! Who works, how far it is, and how fast: some times a second, from the thread that publishes, as threads that receive
 //! have better things to do.
 
+use std::cell::Cell;
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -11,6 +12,15 @@ static BAR: LazyLock<ProgressBar> = LazyLock::new(ProgressBar::no_length);
 /// What was done before the stretch at hand.
 static BEFORE: AtomicU64 = AtomicU64::new(0);
 
+thread_local! {
+    static ASIDE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// This thread works beside another, whose bar it is.
+pub(crate) fn aside() {
+    ASIDE.set(true);
+}
+
 /// How often somebody looks, ns.
 const INTERVAL: u64 = 100_000_000;
 
@@ -18,6 +28,9 @@ const INTERVAL: u64 = 100_000_000;
 pub(crate) fn phase(name: &str, total: u64) {
     // what does not fit into the line is cut at the end
     const STYLE: &str = "[{bar:20}] {percent:>3} %, {eta} left, {pos} of {len}: {prefix}{wide_msg}";
+    if ASIDE.get() {
+        return;
+    }
     if let Ok(style) = ProgressStyle::with_template(STYLE) {
         BAR.set_style(style.progress_chars("=> "));
     }
@@ -29,6 +42,9 @@ pub(crate) fn phase(name: &str, total: u64) {
 
 /// The next stretch of a phase, of which so many steps are done.
 pub(crate) fn stretch(name: String, before: u64) {
+    if ASIDE.get() {
+        return;
+    }
     BEFORE.store(before, Ordering::Relaxed);
     BAR.set_message(name);
     BAR.set_position(before);
@@ -36,7 +52,9 @@ pub(crate) fn stretch(name: String, before: u64) {
 
 /// So many steps of the stretch are done.
 pub(crate) fn at(done: u64) {
-    BAR.set_position(BEFORE.load(Ordering::Relaxed) + done);
+    if !ASIDE.get() {
+        BAR.set_position(BEFORE.load(Ordering::Relaxed) + done);
+    }
 }
 
 /// What stands in front of every phase.

@@ -22,7 +22,7 @@ use crate::http::{self, Api};
 use crate::message::{self, Header};
 use crate::progress::Watch;
 use crate::redis::{self, Value};
-use crate::scenario::memberships;
+use crate::server::memberships;
 use crate::{Result, floor, socket};
 
 const WAKE: Token = Token(usize::MAX);

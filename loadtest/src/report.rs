@@ -32,6 +32,8 @@ pub(crate) struct Spent {
     pub(crate) nodes: Option<Cpu>,
     /// Their Redis.
     pub(crate) redis: Option<Usage>,
+    /// Resident memory of the processes, bytes, if known: what they have, and no sum of anything.
+    pub(crate) resident: Option<u64>,
 }
 
 impl Spent {
@@ -40,6 +42,7 @@ impl Spent {
         Self {
             nodes: self.nodes.zip(before.nodes).map(|(now, before)| now.since(before)),
             redis: self.redis.as_ref().zip(before.redis.as_ref()).map(|(now, before)| now.since(before)),
+            resident: self.resident,
         }
     }
 }
@@ -90,6 +93,8 @@ pub(crate) struct Round {
     redis_user_us: Option<f64>,
     /// Server and Redis, µs per delivery or cycle.
     together_cpu_us: Option<f64>,
+    /// Resident memory of the nodes together at the end of the round.
+    resident_mib: Option<f64>,
     /// Which Redis that is.
     redis_version: Option<String>,
     /// Commands that Redis carried out, by name, per message published or per cycle.
@@ -110,7 +115,7 @@ impl Round {
     /// Divides by the deliveries. Of the CPU of the `tester`, so many µs were on `one_core`.
     pub(crate) fn new(outcome: &Outcome, stats: &Stats, spent: Spent, tester: Cpu, one_core: u64) -> Self {
         let each = |micros: u64| micros as f64 / stats.delivered.max(1) as f64;
-        let Spent { nodes, redis } = spent;
+        let Spent { nodes, redis, resident } = spent;
         let redis_cpu = redis.as_ref().map(|redis| redis.cpu);
         let redis_version = redis.as_ref().and_then(|redis| redis.version.clone());
         let calls = redis.into_iter().flat_map(|redis| redis.calls);
@@ -137,6 +142,7 @@ impl Round {
             server_cpu_seconds: nodes.map(|cpu| cpu.total() as f64 / 1e6),
             redis_cpu_us: redis_cpu.map(|cpu| each(cpu.total())),
             redis_user_us: redis_cpu.map(|cpu| each(cpu.user)),
+            resident_mib: resident.map(|bytes| bytes as f64 / 1024.0 / 1024.0),
             together_cpu_us: nodes.map(|cpu| each(cpu.total() + redis_cpu.map_or(0, Cpu::total))),
             redis_version,
             redis_commands: calls.map(per_message).collect(),
@@ -230,6 +236,8 @@ pub(crate) enum Role {
     Gateway,
     /// A gateway whose clients speak TLS.
     Tls,
+    /// A gateway some of whose clients never read.
+    Slow,
     /// The bare server.
     Floor,
     /// Redis without a gateway.
@@ -403,6 +411,8 @@ pub(crate) const CPU: &str = "cpu";
 /// A figure of [`Comparison`].
 pub(crate) const P50: &str = "latency p50";
 /// A figure of [`Comparison`].
+pub(crate) const P99: &str = "latency p99";
+/// A figure of [`Comparison`].
 pub(crate) const BEYOND: &str = "p99 beyond 2 ×";
 
 /// A whole run that compared.
@@ -428,20 +438,24 @@ impl Report {
         let of = |role| servers.iter().filter(move |server| server.role == role);
         let first = of(Role::Gateway).next();
         let mut ratios = Vec::new();
-        for gateway in of(Role::Gateway).chain(of(Role::Tls)) {
+        for gateway in of(Role::Gateway).chain(of(Role::Tls)).chain(of(Role::Slow)) {
             let plain = (gateway.role == Role::Gateway).then_some(());
             let others = first.into_iter().filter(|first| !std::ptr::eq(*first, gateway));
             for other in others.chain(plain.into_iter().flat_map(|()| of(Role::Floor))) {
                 let ratio = |over: &Round, under: &Round| Some(over.together_cpu_us? / under.together_cpu_us?);
                 ratios.extend(Comparison::new(CPU, gateway, other, ratio));
             }
+            let figure = |round: &Round, figure: fn(&Latency) -> f64| round.latency_ms.as_ref().map(figure);
+            let ratio = |of| move |over: &Round, under: &Round| Some(figure(over, of)? / figure(under, of)?);
+            let p99 = |latency: &Latency| latency.p99;
+            if gateway.role == Role::Slow {
+                let others = first.into_iter();
+                ratios.extend(others.filter_map(|first| Comparison::new(P99, gateway, first, ratio(p99))));
+            }
             for raw in of(Role::Raw) {
-                let of = |round: &Round, figure: fn(&Latency) -> f64| round.latency_ms.as_ref().map(figure);
-                let ratio = |figure| move |over: &Round, under: &Round| Some(of(over, figure)? / of(under, figure)?);
-                let p99 = |latency: &Latency| latency.p99;
-                let beyond = |over: &Round, under: &Round| Some(of(over, p99)? - 2.0 * of(under, p99)?);
+                let beyond = |over: &Round, under: &Round| Some(figure(over, p99)? - 2.0 * figure(under, p99)?);
                 ratios.extend(Comparison::new(P50, gateway, raw, ratio(|latency| latency.p50)));
-                ratios.extend(Comparison::new("latency p99", gateway, raw, ratio(p99)));
+                ratios.extend(Comparison::new(P99, gateway, raw, ratio(p99)));
                 ratios.extend(Comparison::new(BEYOND, gateway, raw, beyond));
             }
         }
@@ -504,6 +518,7 @@ impl Report {
                 spread(server, 2, &|round| round.redis_cpu_us.map(|_| round.redis_commands.values().sum()))
             });
         }
+        row("server, resident, MiB", &|server| spread(server, 1, &|round| round.resident_mib));
         row(&format!("tester CPU, µs/{unit}"), &|server| spread(server, 3, &|round| Some(round.tester_cpu_us)));
         row("        on one core, %", &|server| spread(server, 0, &|round| Some(round.tester_core * 100.0)));
         let mut lines = Vec::new();
@@ -660,6 +675,7 @@ mod tests {
             server_cpu_seconds: Some(2.0),
             redis_cpu_us: None,
             redis_user_us: None,
+            resident_mib: None,
             together_cpu_us: Some(cpu),
             redis_version: None,
             redis_commands: BTreeMap::new(),
@@ -750,8 +766,8 @@ mod tests {
         let stats = Stats { delivered: 20, ..Stats::new().unwrap() };
         let cpu = |user, system| Cpu { user, system };
         let usage = |cpu, publish| Usage { version: None, cpu, calls: [("publish".to_owned(), publish)].into() };
-        let before = Spent { nodes: Some(cpu(10, 10)), redis: Some(usage(cpu(5, 5), 7)) };
-        let after = Spent { nodes: Some(cpu(30, 50)), redis: Some(usage(cpu(25, 25), 17)) };
+        let before = Spent { nodes: Some(cpu(10, 10)), redis: Some(usage(cpu(5, 5), 7)), resident: None };
+        let after = Spent { nodes: Some(cpu(30, 50)), redis: Some(usage(cpu(25, 25), 17)), resident: None };
         let round = Round::new(&outcome, &stats, after.since(&before), Cpu::default(), 0);
         assert_eq!((round.server_cpu_us, round.server_user_us), (Some(3.0), Some(1.0)));
         assert_eq!((round.redis_cpu_us, round.redis_user_us, round.together_cpu_us), (Some(2.0), Some(1.0), Some(5.0)));

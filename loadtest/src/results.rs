@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::Findings;
 use crate::bench::Section;
-use crate::report::{BEYOND, CPU, Contestant, P50, Report, Spread, Unit};
+use crate::report::{BEYOND, CPU, Contestant, P50, P99, Report, Spread, Unit};
 use crate::sheet::Sheet;
 use crate::svg::{self, Place};
 
@@ -110,10 +110,21 @@ impl Rows<'_> {
     /// Bytes and µs/s of an idle connection.
     fn idle(&self, name: &str) -> Option<(Spread, Spread)> {
         match self.find(name)?.findings.as_ref().ok()? {
-            Findings::Idle(report) => Some((
-                Spread::of([report.resident_per_connection].into_iter())?,
-                Spread::of([report.cpu_us_per_connection_second].into_iter())?,
-            )),
+            Findings::Idle(report) => {
+                let gateway = report.gateway()?;
+                Some((
+                    Spread::of([gateway.resident_per_connection].into_iter())?,
+                    Spread::of([gateway.cpu_us_per_connection_second].into_iter())?,
+                ))
+            }
+            _ => None,
+        }
+    }
+
+    /// p99 of their handshakes, storm by storm, ms.
+    fn newcomers(&self, name: &str) -> Option<Spread> {
+        match self.find(name)?.findings.as_ref().ok()? {
+            Findings::Storm(report) => report.handshake_p99(),
             _ => None,
         }
     }
@@ -181,6 +192,10 @@ impl Rows<'_> {
             Goal::new("a delivery over TLS ÷ plain", 2.0, 1.5, "×").is(self.ratio("tls-1000", CPU, "gateway plain")),
             Goal::new("to another node, 1,000/s, p50 ÷ bare Redis", 2.0, 1.5, "×").is(self.ratio("latency", P50, RAW)),
             Goal::new("the same, p99 beyond 2 × bare Redis", 1.0, None, "ms").is(self.ratio("latency", BEYOND, RAW)),
+            Goal::new("p99 beside a client that never reads ÷ without it", 1.2, None, "×")
+                .is(self.ratio("slow", P99, "gateway")),
+            Goal::new("handshake of newcomers while 10,000 come back, p99", 250.0, None, "ms")
+                .is(self.newcomers("storm-10000")),
             grown("fan-10000", "fan-1000"),
             grown("redis-uid-5000", "redis-uid-500"),
             grown("redis-groups-10000", "redis-groups-1000"),
@@ -295,7 +310,7 @@ fn cell(text: &str) -> String {
 type Figure = fn(&Report, &Contestant) -> Option<String>;
 
 /// Those of a table that compares, as far as they say something in it. CPU is per delivery or cycle.
-const COLUMNS: [(&str, Figure); 12] = [
+const COLUMNS: [(&str, Figure); 13] = [
     ("server", |_, server| (server.name() != "gateway").then(|| server.name().to_owned())),
     ("CPU, µs", |_, server| Some(server.cpu()?.words(2))),
     ("of it user", |_, server| Some(format!("{:.2}", server.user()?.median))),
@@ -306,6 +321,9 @@ const COLUMNS: [(&str, Figure); 12] = [
     ("÷ the first", |report, server| Some(bold(ratio(report, CPU, server.name(), report.servers.first()?.name())?))),
     ("p50, ms", |_, server| Some(format!("{:.3}", server.latency()?.p50))),
     ("p99, ms", |_, server| Some(format!("{:.3}", server.latency()?.p99))),
+    ("p99 ÷ the first", |report, server| {
+        Some(bold(ratio(report, P99, server.name(), report.servers.first()?.name())?))
+    }),
     ("p50 ÷ bare Redis", |report, server| Some(bold(ratio(report, P50, server.name(), RAW)?))),
     ("p99 beyond 2 × bare Redis, ms", |report, server| Some(ratio(report, BEYOND, server.name(), RAW)?.words(2))),
 ];
@@ -340,16 +358,35 @@ fn comparing(rows: &[Done]) -> String {
 /// What modes that compare nothing tell, a column for each row of the set.
 fn telling(rows: &[Done]) -> String {
     let sheets: Vec<(&Done, Sheet)> = rows.iter().filter_map(|done| Some((done, done.sheet()?))).collect();
-    let heads: Vec<&str> = sheets.iter().map(|(done, _)| &*done.words).collect();
+    let row = |sheet: &Sheet, label: &str| {
+        let row = sheet.rows.iter().find(|(other, _)| other == label);
+        row.map_or(Vec::new(), |(_, cells)| cells.clone())
+    };
+    let heads = sheets.iter().flat_map(|(done, sheet)| match row(sheet, "").as_slice() {
+        [] => vec![done.words.clone()],
+        names => names.iter().map(|name| format!("{}: {name}", done.words)).collect(),
+    });
+    let heads: Vec<String> = heads.collect();
     let mut out = format!("| | {} |\n|{}\n", heads.join(" | "), " --- |".repeat(1 + heads.len()));
-    let labels = sheets.first().map_or(&[][..], |(_, sheet)| &sheet.rows).iter().map(|(label, _)| label);
-    for label in labels.filter(|label| !label.is_empty()) {
-        let figure = |sheet: &Sheet| {
-            let row = sheet.rows.iter().find(|(other, _)| other == label);
-            row.map_or(String::new(), |(_, cells)| cell(&cells.join(", ")))
-        };
-        let cells: Vec<String> = sheets.iter().map(|(_, sheet)| figure(sheet)).collect();
+    let mut labels: Vec<&str> = Vec::new();
+    for (label, _) in sheets.iter().flat_map(|(_, sheet)| &sheet.rows) {
+        if !label.is_empty() && !labels.contains(&&**label) {
+            labels.push(label);
+        }
+    }
+    for label in labels {
+        let cells = sheets.iter().flat_map(|(_, sheet)| {
+            let mut cells = row(sheet, label);
+            cells.resize(row(sheet, "").len().max(1), String::new());
+            cells
+        });
+        let cells: Vec<String> = cells.map(|figure| cell(&figure)).collect();
         writeln!(out, "| {} | {} |", label.trim(), cells.join(" | ")).ok();
+    }
+    for (done, sheet) in &sheets {
+        for line in sheet.lines.iter().filter(|line| line.contains('÷')) {
+            write!(out, "\n{}: {}\n", done.words, cell(line)).ok();
+        }
     }
     out
 }
@@ -417,7 +454,7 @@ mod tests {
         let mut contestant = Contestant::new(role, name).unwrap();
         for _ in 0..3 {
             let nodes = Some(Cpu { user: 0, system: cpu * 1_000_000 });
-            let round = Round::new(&outcome, &stats, Spent { nodes, redis: None }, Cpu::default(), 0);
+            let round = Round::new(&outcome, &stats, Spent { nodes, redis: None, resident: None }, Cpu::default(), 0);
             contestant.add(round, &stats).unwrap();
         }
         contestant

@@ -1,22 +1,20 @@
 //! What fan-out and unicast have in common: the same clients on each gateway, on the floor, and on bare Redis, rounds in
 //! turn, and the figures of each round. Churn shares the sitting: what is opened, and whose turn it is.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
 
 use crate::clients::{self, Connected, Pool, Stats};
 use crate::floor::{self, Floor};
-use crate::http::Caller;
 use crate::message;
 use crate::output::OutputArgs;
-use crate::process::{self, Meter, Pin};
+use crate::process::{self, Pin};
 use crate::progress;
 use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
-use crate::redis::Redis;
-use crate::report::{Contestant, Report, Role, Round, Spent, Unit};
-use crate::target::{Door, Target, TargetArgs};
+use crate::report::{Contestant, Report, Role, Round, Unit};
+use crate::server::{Server, home, members, memberships};
+use crate::target::{Door, TargetArgs};
 use crate::{Result, parse_duration};
 
 /// Options of every mode that compares.
@@ -70,16 +68,6 @@ impl RunArgs {
     }
 }
 
-/// Something under test.
-pub(crate) enum Server {
-    /// A gateway and its Redis.
-    Gateway(Target),
-    /// The bare server.
-    Floor(Floor),
-    /// Only a Redis.
-    Raw(Arc<Redis>),
-}
-
 /// Who does a round when it is its turn: a side by number, and how.
 pub(crate) struct Turn {
     /// Its rounds so far.
@@ -91,10 +79,12 @@ pub(crate) struct Turn {
 }
 
 impl SittingArgs {
-    /// Starts or finds all that is to be compared. `each` is the descriptors that each needs of ours.
-    pub(crate) fn open(&self, raw: bool, each: usize) -> Result<Vec<(Role, String, Server)>> {
+    /// Starts or finds all that is to be compared, with one more gateway for `slow` clients, if there are any. `each` is the
+    /// descriptors that each needs of ours.
+    pub(crate) fn open(&self, raw: bool, slow: usize, each: usize) -> Result<Vec<(Role, String, Server)>> {
         let clusters = self.target.clusters()?;
-        process::raise_descriptors((each * (clusters.len() + usize::from(self.floor) + usize::from(raw))) as u64)?;
+        let others = usize::from(self.floor) + usize::from(raw) + usize::from(slow > 0);
+        process::raise_descriptors((each * (clusters.len() + others) + slow) as u64)?;
         let pin = if self.pin { Some(Pin::new()?) } else { None };
         pin.as_ref().map_or(Ok(()), Pin::as_server)?;
         let mut servers = Vec::new();
@@ -104,6 +94,11 @@ impl SittingArgs {
             redis = redis.or_else(|| target.redis.clone());
             let role = if cluster.tls { Role::Tls } else { Role::Gateway };
             servers.push((role, cluster.name, Server::Gateway(target)));
+        }
+        if slow > 0 {
+            let cluster = self.target.again()?;
+            let name = format!("{}, beside {slow} slow", cluster.name);
+            servers.push((Role::Slow, name, Server::Gateway(self.target.open(&cluster)?)));
         }
         if self.floor {
             servers.push((Role::Floor, "floor, plain".to_owned(), Server::Floor(Floor::spawn()?)));
@@ -154,17 +149,6 @@ impl SittingArgs {
     }
 }
 
-impl Server {
-    /// What it used so far.
-    pub(crate) fn spent(&self) -> Result<Spent> {
-        match self {
-            Self::Gateway(target) => target.spent(),
-            Self::Floor(floor) => Ok(Spent { nodes: Some(Meter { pids: vec![floor.pid()] }.cpu()?), redis: None }),
-            Self::Raw(redis) => Ok(Spent { nodes: None, redis: Some(redis.usage()?) }),
-        }
-    }
-}
-
 /// What is to be run.
 #[derive(Debug)]
 pub(crate) struct Scenario<'a> {
@@ -178,6 +162,8 @@ pub(crate) struct Scenario<'a> {
     pub(crate) clients: usize,
     /// Number of groups or uids; client `i` is in topic `i % topics`.
     pub(crate) topics: usize,
+    /// Further clients of one more gateway, who never read.
+    pub(crate) slow: usize,
     /// Messages in each round.
     pub(crate) messages: u64,
     /// When.
@@ -190,44 +176,10 @@ pub(crate) struct Scenario<'a> {
 struct Side {
     publisher: Publisher,
     pool: Pool,
+    /// Those who never read, open as long as the rest.
+    _slow: Vec<Connected>,
     // after the pool: the clients say goodbye before the server goes
     server: Server,
-}
-
-/// The commands that put clients, given as ids, into their topics.
-pub(crate) fn memberships<'a>(ids: impl Iterator<Item = (&'a str, u32)>, kind: Kind) -> Vec<String> {
-    let command = |(id, topic): (&str, u32)| match kind {
-        Kind::Group | Kind::Apart { .. } => {
-            format!("{{\"op\":\"joinGroup\",\"client_id\":\"{id}\",\"group\":\"g{topic}\"}}")
-        }
-        Kind::Uid => format!("{{\"op\":\"bindUid\",\"client_id\":\"{id}\",\"uid\":\"u{topic}\"}}"),
-    };
-    ids.map(command).collect()
-}
-
-/// Puts each client into its group and binds it to its uid, as `topics` says for its number, through the API of its node;
-/// `callers` are those of [`Target::callers`].
-pub(crate) fn enter(callers: &mut [Caller], connected: &[Connected], topics: impl Fn(usize) -> [u32; 2]) -> Result<()> {
-    for (node, caller) in callers.iter_mut().enumerate() {
-        let here = connected.iter().enumerate().filter(|(_, client)| client.home == node);
-        let commands = here.flat_map(|(number, client)| {
-            let [group, uid] = topics(number);
-            let command = |topic, kind| memberships([(&*client.client_id, topic)].into_iter(), kind);
-            [command(uid, Kind::Uid), command(group, Kind::Group)].into_iter().flatten()
-        });
-        caller.batch(&commands.collect::<Vec<String>>())?;
-    }
-    Ok(())
-}
-
-/// How many of `clients` are in each of `topics`.
-pub(crate) fn members(clients: usize, topics: usize) -> Vec<u32> {
-    (0..topics).map(|topic| (clients / topics + usize::from(topic < clients % topics)) as u32).collect()
-}
-
-/// The node of a client: those of one topic are spread over all nodes.
-pub(crate) fn home(client: usize, topics: usize, nodes: usize) -> usize {
-    (client / topics + client % topics) % nodes.max(1)
 }
 
 impl Scenario<'_> {
@@ -259,7 +211,7 @@ impl Scenario<'_> {
         let epoch = Instant::now();
         let mut sides = Vec::new();
         let mut turns = Vec::new();
-        let servers = self.args.sitting.open(self.args.raw_redis, self.clients + self.spare())?;
+        let servers = self.args.sitting.open(self.args.raw_redis, self.slow, self.clients + self.spare())?;
         for (number, (role, name, server)) in servers.into_iter().enumerate() {
             let mut turn = |name: &str, joined| -> Result<()> {
                 turns.push(Turn { contestant: Contestant::new(role, name)?, side: number, joined });
@@ -269,7 +221,8 @@ impl Scenario<'_> {
             if role == Role::Floor && burst > 1 {
                 turn("floor, joined", true)?;
             }
-            sides.push(self.side(server, 1 + number as u8, epoch)?);
+            let slow = if role == Role::Slow { self.slow } else { 0 };
+            sides.push(self.side(server, slow, 1 + number as u8, epoch)?);
         }
         let whose: Vec<usize> = turns.iter().map(|turn| turn.side).collect();
         let pinned = self.args.sitting.pin;
@@ -288,11 +241,11 @@ impl Scenario<'_> {
         self.lanes + 64
     }
 
-    fn side(&self, server: Server, number: u8, epoch: Instant) -> Result<Side> {
-        let (connected, wire) = match &server {
+    fn side(&self, server: Server, slow: usize, number: u8, epoch: Instant) -> Result<Side> {
+        let (mut connected, wire) = match &server {
             Server::Gateway(target) => {
                 let home = |client| home(client, self.topics, target.nodes.len());
-                let connected = target.connect(0..self.clients, self.spare(), home, number)?;
+                let connected = target.connect(0..self.clients + slow, self.spare(), home, number)?;
                 let group =
                     |number| if let Kind::Apart { .. } = self.kind { number as u32 } else { self.topic(number) };
                 for (node, mut caller) in target.callers()?.into_iter().enumerate() {
@@ -316,13 +269,15 @@ impl Scenario<'_> {
                 (connected, Wire::Redis(redis.address.clone(), PREFIX.to_owned(), self.kind))
             }
         };
+        let slow = connected.split_off(self.clients);
+        slow.iter().try_for_each(Connected::ignore)?;
         // the floor is driven as the gateway is
         let depth = if self.args.sitting.target.door()? == Door::Http { 1 } else { PIPELINE };
         let publisher = Publisher::new(&wire, self.lanes, depth, members(self.clients, self.topics), epoch)?;
         let clients =
             connected.into_iter().enumerate().map(|(index, client)| (client, [self.topic(index); 2])).collect();
         let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
-        Ok(Side { publisher, pool, server })
+        Ok(Side { publisher, pool, _slow: slow, server })
     }
 
     fn topic(&self, client: usize) -> u32 {
@@ -352,37 +307,5 @@ impl Side {
     fn threads(&self) -> Result<Vec<u64>> {
         let ids = self.pool.thread_ids().into_iter().chain([process::own_thread()]);
         ids.map(|id| Ok(process::thread_cpu(id)?.total())).collect()
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn clients_are_dealt_to_topics() {
-        assert_eq!(members(10, 3), [4, 3, 3]);
-        assert_eq!(members(5, 5), [1; 5]);
-        assert_eq!(members(7, 1), [7]);
-    }
-
-    #[test]
-    fn clients_of_each_topic_are_dealt_to_nodes() {
-        for (clients, topics, nodes) in [(8, 1, 2), (8, 2, 2), (12, 4, 3), (9, 9, 3)] {
-            let mut on = vec![0; nodes];
-            (0..clients).for_each(|client| on[home(client, topics, nodes)] += 1);
-            assert_eq!(on, vec![clients / nodes; nodes], "{clients} clients, {topics} topics");
-            let of_first = (0..clients).step_by(topics).map(|client| home(client, topics, nodes));
-            let used: std::collections::BTreeSet<usize> = of_first.collect();
-            assert_eq!(used.len(), nodes.min(clients / topics), "{clients} clients, {topics} topics");
-        }
-    }
-
-    #[test]
-    fn membership_commands() {
-        let commands = memberships([("ab", 3)].into_iter(), Kind::Uid);
-        assert_eq!(commands, [r#"{"op":"bindUid","client_id":"ab","uid":"u3"}"#]);
-        let commands = memberships([("ab", 3)].into_iter(), Kind::Group);
-        assert_eq!(commands, [r#"{"op":"joinGroup","client_id":"ab","group":"g3"}"#]);
     }
 }

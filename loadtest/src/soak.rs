@@ -1,6 +1,7 @@
 //! `soak`: for an hour and more, a crowd that stays and gets messages over HTTP and through Redis, visitors that come and
 //! go, and samples of what the processes use: does memory grow, and does everything still arrive once and in order?
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,18 +10,19 @@ use clap::Args;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
-use crate::churn::{Crowd, Stretch, doors};
+use crate::churn::{Crowd, Stretch, slots};
 use crate::clients::{self, Pool, Stats};
+use crate::floor::Floor;
 use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
 use crate::progress;
 use crate::publish::{Kind, Outcome, PIPELINE, Pace, Plan, Publisher, Route};
 use crate::redis::Redis;
 use crate::report::{Latency, Spent, Spread};
-use crate::scenario::{enter, home, members};
 use crate::series::{Chart, Series};
+use crate::server::{Server, home, members};
 use crate::sheet::Sheet;
-use crate::target::{Door, Target, TargetArgs};
+use crate::target::{Door, TargetArgs};
 use crate::{Result, message, parse_duration};
 
 /// Options of `soak`.
@@ -56,6 +58,9 @@ pub(crate) struct SoakArgs {
     /// Without a delivery (or a visitor's goodbye) for so long, what is missing counts as lost
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = parse_duration)]
     deadline: Duration,
+    /// Do the same with the built-in bare server, at the same time
+    #[arg(long)]
+    floor: bool,
     #[command(flatten)]
     pub(crate) output: OutputArgs,
 }
@@ -189,12 +194,16 @@ pub(crate) struct SoakReport {
     server_cpu_us: f64,
     /// The same of Redis.
     redis_cpu_us: Option<f64>,
+    /// Commands that Redis carried out, by name, for each message and each visitor.
+    redis_commands: BTreeMap<String, f64>,
     /// Share of a core that the tester's busiest thread used.
     tester_busiest_thread: f64,
     /// How late the tester itself sent, 99th percentile, ms.
     tester_lag_p99_ms: f64,
     samples: Vec<Sample>,
     charts: Vec<Chart>,
+    /// What the bare server had to do for the same.
+    floor: Option<Box<SoakReport>>,
     /// Everything delivered, once and in order, nobody cut off, nobody listed who is gone.
     pass: bool,
 }
@@ -202,7 +211,7 @@ pub(crate) struct SoakReport {
 /// What runs, and what was seen of it so far.
 struct Soak<'a> {
     args: &'a SoakArgs,
-    target: &'a Target,
+    server: &'a Server,
     publisher: Publisher,
     pool: Pool,
     /// The tester's first moment.
@@ -245,39 +254,57 @@ impl SoakArgs {
     /// Runs it.
     pub(crate) fn run(&self) -> Result<SoakReport> {
         self.check()?;
-        let Self { clients, groups, .. } = *self;
         let cluster = self.target.cluster()?.ok_or("name a gateway: --spawn, or --ws and --api with --pid")?;
         if cluster.tls && self.churn > 0.0 {
             return Err("--tls: only with --churn 0, as visitors do not speak it".into());
         }
-        // a second for each visit is plenty
-        let parallel = (0..64).find(|slots| *slots as f64 >= self.churn).unwrap_or(64);
-        let spare = 2 * parallel + 64;
-        process::raise_descriptors((clients + spare) as u64)?;
-        let epoch = Instant::now();
-        let target = self.target.open(&cluster)?;
-        if target.meter.pids.is_empty() {
-            return Err("--pid: without the server's process nothing can be measured".into());
-        }
-        let mut callers = target.callers()?;
-        let nodes = callers.len();
-        let others = target.listed()?;
+        process::raise_descriptors(((self.clients + self.spare()) * (1 + usize::from(self.floor))) as u64)?;
+        let gateway = Server::measured(self.target.open(&cluster)?)?;
+        let floor = if self.floor { Some(Server::Floor(Floor::spawn()?)) } else { None };
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            let floor = floor.as_ref().map(|floor| {
+                scope.spawn(|| {
+                    progress::aside();
+                    self.soak(floor, 1, &over)
+                })
+            });
+            let report = self.soak(&gateway, 0, &AtomicBool::new(false));
+            over.store(true, Ordering::Relaxed);
+            let floor = floor.map(|floor| floor.join().unwrap_or_else(|_| Err("the floor's thread panicked".into())));
+            let (mut report, floor) = (report?, floor.transpose()?);
+            report.pass &= floor.as_ref().is_none_or(|floor| floor.pass);
+            report.floor = floor.map(Box::new);
+            Ok(report)
+        })
+    }
+
+    /// Descriptors beside those of the clients.
+    fn spare(&self) -> usize {
+        2 * slots(self.churn) + 64
+    }
+
+    /// Does it all with one server, until it is `over`; `number` keeps source addresses of several apart.
+    fn soak(&self, server: &Server, number: u8, over: &AtomicBool) -> Result<SoakReport> {
+        let (Self { clients, groups, .. }, parallel, nodes) = (self, slots(self.churn), server.nodes());
+        let (clients, groups, epoch) = (*clients, *groups, Instant::now());
+        let others = server.listed()?;
         // topics are numbered through: the groups, then the uids
         let topics = |client: usize| [(client % groups) as u32, (groups + client) as u32];
-        let connected = target.connect(0..clients, spare, |client| home(client, groups, nodes), 1)?;
-        enter(&mut callers, &connected, topics)?;
+        let connected = server.connect(0..clients, self.spare(), |client| home(client, groups, nodes), 1 + number)?;
+        server.enter(&connected, topics)?;
         let dealt = connected.into_iter().enumerate().map(|(index, client)| (client, topics(index))).collect();
         let ways = self.target.doors()?;
-        let routes = routes(&target, &ways, groups as u32, clients as u32)?;
+        let routes = routes(server, &ways, groups as u32, clients as u32)?;
         let of_topics = [members(clients, groups), vec![1; clients]].concat();
         let publisher = Publisher::through(routes, of_topics, epoch)?;
         let pool = Pool::start(dealt, self.threads, self.size, epoch, publisher.gate())?;
-        let mut crowd = Crowd::new(&doors(&target), parallel, groups as u32, 0, (groups + clients) as u64)?;
+        let mut crowd = Crowd::new(&server.doors()?, parallel, groups as u32, number, (groups + clients) as u64)?;
 
-        let spent = target.spent()?;
+        let spent = server.spent()?;
         let mut soak = Soak {
             args: self,
-            target: &target,
+            server,
             publisher,
             pool,
             epoch,
@@ -293,19 +320,20 @@ impl SoakArgs {
             samples: Vec::new(),
         };
         let (began, threads) = (Instant::now(), soak.threads()?);
-        let over = AtomicBool::new(false);
+        let left = AtomicBool::new(false);
         let stretch =
-            Stretch { cycles: u64::MAX, rate: Some(self.churn), stay: None, over: &over, deadline: self.deadline };
+            Stretch { cycles: u64::MAX, rate: Some(self.churn), stay: None, over: &left, deadline: self.deadline };
         let (ended, visits) = std::thread::scope(|scope| {
             let visits = (parallel > 0).then(|| {
                 scope.spawn(|| {
+                    progress::aside();
                     let (outcome, stats, ended) = crowd.run_as_far_as_it_goes(&stretch)?;
                     Ok(((outcome, stats, process::own_thread_cpu()?), ended))
                 })
             });
             let going = || visits.as_ref().is_none_or(|visits| !visits.is_finished());
-            let ended = soak.run(going);
-            over.store(true, Ordering::Relaxed);
+            let ended = soak.run(going, over);
+            left.store(true, Ordering::Relaxed);
             let visits: Option<Result<(Visits, Result<()>)>> = visits
                 .map(|visits| visits.join().unwrap_or_else(|_| Err("the thread of the visitors panicked".into())));
             (ended, visits.transpose())
@@ -324,7 +352,7 @@ impl SoakArgs {
         }
         let used = soak.spent.since(&spent);
         // one that did not last may have nobody to ask any more
-        let listed = if ended_early.is_none() { Some(target.settled(others, clients as u64)?) } else { None };
+        let listed = if ended_early.is_none() { Some(server.settled(others, clients as u64)?) } else { None };
         let mut stats = soak.pool.take()?;
         if ended_early.is_some() {
             // of a stretch that was cut nobody knows what was to follow
@@ -349,14 +377,14 @@ impl SoakArgs {
 
 /// The connections for messages: one for each door and kind. Each has a share of the topics of its own, for between doors
 /// there is no order.
-fn routes(target: &Target, ways: &[Door], groups: u32, clients: u32) -> Result<Vec<Route>> {
+fn routes(server: &Server, ways: &[Door], groups: u32, clients: u32) -> Result<Vec<Route>> {
     let mut routes = Vec::new();
     for (number, door) in ways.iter().enumerate() {
         let depth = if *door == Door::Http { 1 } else { PIPELINE };
         for (kind, topics) in [(Kind::Group, 0..groups), (Kind::Uid, groups..groups + clients)] {
             let topics: Vec<u32> = share(topics, number as u32, ways.len() as u32).collect();
             if !topics.is_empty() {
-                routes.push(Route { wire: target.wire_through(*door, kind)?, depth, topics });
+                routes.push(Route { wire: server.wire_through(*door, kind)?, depth, topics });
             }
         }
     }
@@ -373,8 +401,8 @@ fn share(range: Range<u32>, number: u32, parts: u32) -> Range<u32> {
 }
 
 impl Soak<'_> {
-    /// Publishes and samples for the whole time, or until `going` says no.
-    fn run(&mut self, going: impl Fn() -> bool) -> Result<()> {
+    /// Publishes and samples for the whole time, or until it is `over`; that `going` says no ends it early.
+    fn run(&mut self, going: impl Fn() -> bool, over: &AtomicBool) -> Result<()> {
         let SoakArgs { rate, size, deadline, .. } = *self.args;
         // an interval has whole messages, and at least one
         let messages = Duration::try_from_secs_f64(rate * self.args.every.as_secs_f64())?.as_secs().max(1);
@@ -384,7 +412,7 @@ impl Soak<'_> {
         let mut from = began;
         let all = Duration::try_from_secs_f64(rate * self.args.length.as_secs_f64())?.as_secs();
         progress::phase("messages", all.max(messages));
-        while from < began + self.args.length {
+        while from < began + self.args.length && !over.load(Ordering::Relaxed) {
             if !going() {
                 return Err("the visitors no longer come and go".into());
             }
@@ -422,8 +450,8 @@ impl Soak<'_> {
     fn sample(&mut self, outcome: &Outcome, at: Duration) -> Result<u64> {
         const MIB: f64 = 1024.0 * 1024.0;
         let stats = self.pool.take()?;
-        let (meter, redis) = (&self.target.meter, self.target.redis.as_deref());
-        let spent = self.target.spent()?;
+        let (meter, redis) = (self.server.meter(), self.server.redis());
+        let spent = self.server.spent()?;
         let seconds = self.sampled.elapsed().as_secs_f64().max(1e-9);
         let used = spent.since(&self.spent);
         let percent = |cpu: Cpu| cpu.total() as f64 / 1e4 / seconds;
@@ -431,7 +459,7 @@ impl Soak<'_> {
             seconds: at.as_secs_f64(),
             resident_mib: meter.resident()? as f64 / MIB,
             redis_mib: redis.map(Redis::memory).transpose()?.map(|bytes| bytes as f64 / MIB),
-            listed: self.target.listed()?,
+            listed: self.server.listed()?,
             descriptors: meter.descriptors()?,
             threads: meter.threads()?,
             expected: outcome.expected,
@@ -485,6 +513,8 @@ impl Soak<'_> {
         let disorder = if ordered { stats.reordered } else { 0 };
         let faults = stats.duplicates + disorder + stats.misdelivered + stats.closed + errors + visitors_failed;
         let clients = args.clients as u64;
+        let actions = (published + came).max(1) as f64;
+        let calls = used.redis.iter().flat_map(|redis| &redis.calls);
         let mut report = SoakReport {
             title,
             seconds,
@@ -510,10 +540,12 @@ impl Soak<'_> {
             clients,
             server_cpu_us: each(used.nodes.unwrap_or_default()),
             redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu)),
+            redis_commands: calls.map(|(name, calls)| (name.clone(), *calls as f64 / actions)).collect(),
             tester_busiest_thread: busiest.max(thread) as f64 / 1e6 / seconds.max(1e-9),
             tester_lag_p99_ms: lag.value_at_quantile(0.99) as f64 / 1e6,
             samples,
             charts: Vec::new(),
+            floor: None,
             pass: ended_early.is_none() && stats.delivered == expected && faults == 0 && listed == Some(clients),
             ended_early,
             first_close: stats.first_close,
@@ -602,11 +634,19 @@ impl SoakReport {
         };
         let totals = self.totals().into_iter().map(|(label, figure)| format!("{label}: {figure}"));
         let memories = [memory("memory", &self.memory), memory("memory of Redis", &self.redis_memory)];
+        let commands = self.redis_commands.iter().filter(|(_, count)| **count >= 0.005);
+        let commands: Vec<String> = commands.map(|(name, count)| format!("{name} {count:.2}")).collect();
+        let commands = (!commands.is_empty())
+            .then(|| format!("Redis commands for each message and visitor: {}", commands.join(", ")));
+        let floor = self.floor.as_ref().map(|floor| {
+            let ratio = (self.server_cpu_us + self.redis_cpu_us.unwrap_or(0.0)) / floor.server_cpu_us;
+            format!("gateway ÷ floor, CPU for all: {ratio:.2} (floor: {:.3} µs/delivery)", floor.server_cpu_us)
+        });
         Sheet {
             title: self.title.clone(),
             facts: Vec::new(),
             rows: rows.into_iter().map(|(label, cells)| (label.to_owned(), cells)).collect(),
-            lines: totals.chain(memories.into_iter().flatten()).collect(),
+            lines: totals.chain(commands).chain(memories.into_iter().flatten()).chain(floor).collect(),
             notes: self.notes(),
             fault: match (self.pass, &self.ended_early) {
                 (true, _) => None,
@@ -669,6 +709,9 @@ impl SoakReport {
         }
         if !self.ordered && self.order_violations > 0 {
             notes.push("tasks run side by side and may overtake each other: order is not asked for".to_owned());
+        }
+        if let Some(floor) = self.floor.as_ref().filter(|floor| !floor.pass) {
+            notes.push(format!("the floor did not deliver all, either: {} of {}", floor.delivered, floor.expected));
         }
         if self.samples.len() < 20 {
             notes.push(

@@ -16,7 +16,6 @@ use crate::http::{self, Api, Caller};
 use crate::process::{self, Meter, Process};
 use crate::publish::{Kind, Wire};
 use crate::redis::{Address, Redis};
-use crate::report::Spent;
 use crate::{PATIENCE, Result};
 
 /// Which gateway to test.
@@ -153,6 +152,13 @@ impl TargetArgs {
         })
     }
 
+    /// How often a started gateway pings its clients, if it does.
+    pub(crate) fn heartbeat(&self) -> Result<Option<Duration>> {
+        let mut words = self.env.iter().filter_map(|pair| pair.strip_prefix("MOONGATE_PING_INTERVAL="));
+        let interval = words.next_back().map(crate::parse_duration).transpose()?;
+        Ok(interval.filter(|interval| !interval.is_zero()))
+    }
+
     fn has_redis(&self) -> bool {
         self.redis.is_some() || self.redis_spawn.is_some()
     }
@@ -199,6 +205,17 @@ impl TargetArgs {
             return Err("--nodes: this mode takes one number".into());
         }
         Ok(clusters.into_iter().next_back())
+    }
+
+    /// The only gateway, which can be started once more.
+    pub(crate) fn again(&self) -> Result<Cluster> {
+        match (&self.spawn, <[Cluster; 1]>::try_from(self.clusters()?), &self.redis) {
+            (Some(_), Ok([cluster]), None) => Ok(cluster),
+            _ => {
+                Err("--slow: only with --spawn, of one gateway, and with a Redis of its own if any, --redis-spawn"
+                    .into())
+            }
+        }
     }
 
     /// Starts or finds a Redis, if one is wanted.
@@ -347,12 +364,6 @@ impl Target {
             crate::interrupted()?;
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// What its nodes and its Redis used so far.
-    pub(crate) fn spent(&self) -> Result<Spent> {
-        let nodes = if self.meter.pids.is_empty() { None } else { Some(self.meter.cpu()?) };
-        Ok(Spent { nodes, redis: self.redis.as_deref().map(Redis::usage).transpose()? })
     }
 
     /// How to publish to it; over HTTP always by the first node.

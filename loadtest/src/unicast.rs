@@ -45,6 +45,17 @@ impl UnicastArgs {
         let title = format!("unicast: to one uid of {clients}, {}, {messages} messages, {words}{door}", run.form());
         let pace = self.rate.map_or(pace, Pace::Rate);
         let kind = Kind::Uid;
-        Scenario { args: run, title, kind, clients: *clients, topics: *clients, messages: *messages, pace, lanes }.run()
+        Scenario {
+            args: run,
+            title,
+            kind,
+            clients: *clients,
+            topics: *clients,
+            slow: 0,
+            messages: *messages,
+            pace,
+            lanes,
+        }
+        .run()
     }
 }

@@ -72,6 +72,17 @@ fn a_soak_delivers_all_and_shows_what_is_used_meanwhile() {
 }
 
 #[test]
+fn a_soak_tells_what_the_floor_needs_for_the_same_and_what_redis_did() {
+    let soak = "soak --redis-spawn --clients 40 --groups 5 --rate 200 --churn 50 --for 2s --every 200ms --floor";
+    let report = against_moongate(soak);
+    let floor = &report["floor"];
+    assert_eq!((&floor["delivered"], &floor["pass"]), (&floor["expected"], &true.into()), "{report}");
+    assert!(floor["visitors"].as_u64().unwrap() > 10 && floor["redis_commands"].as_object().unwrap().is_empty());
+    // every message is published, over HTTP as well, but those to who is on this node only
+    assert!(report["redis_commands"]["publish"].as_f64().unwrap() > 0.3, "{report}");
+}
+
+#[test]
 fn a_soak_without_redis_and_visitors() {
     let report = against_moongate("soak --clients 10 --groups 3 --rate 100 --churn 0 --for 500ms --every 100ms");
     assert_eq!((&report["delivered"], &report["visitors"]), (&report["expected"], &0.into()));
@@ -95,6 +106,21 @@ fn after_a_storm_everyone_is_back_and_listed_once() {
     }
     assert_eq!(points(&report, "storm: clients that are back"), [100, 100]);
     assert_eq!(points(&report, "storm: memory of the nodes, resident").len(), 2);
+}
+
+#[test]
+fn newcomers_get_in_during_a_storm_at_the_gateway_and_at_the_floor() {
+    let storm = "storm --redis-spawn --clients 400 --groups 7 --parallel 4 --repeat 2 --newcomers 500 --floor";
+    let report = against_moongate(storm);
+    let storms = report["storms"].as_array().unwrap();
+    let servers: Vec<&str> = storms.iter().map(|storm| storm["server"].as_str().unwrap()).collect();
+    assert_eq!(servers, ["gateway", "floor", "gateway", "floor"]);
+    for storm in storms {
+        assert_eq!((&storm["back"], &storm["delivered"], &storm["listed"]), (&400.into(), &400.into(), &400.into()));
+        let newcomers = &storm["newcomers"];
+        assert!(newcomers["came"].as_u64().unwrap() > 0 && newcomers["failed"] == 0, "{storm}");
+        assert!(newcomers["handshake_ms"]["p99"].as_f64() <= newcomers["bound_ms"]["max"].as_f64(), "{storm}");
+    }
 }
 
 /// A gateway of the test's own.
@@ -226,4 +252,32 @@ fn idle_shows_memory_over_connections() {
     assert_eq!(points(&report, "idle: memory"), [21]);
     let last = &report["charts"][0]["lines"][0]["points"][20];
     assert_eq!(last[0], 60.0, "{report}");
+}
+
+#[test]
+fn beside_idle_connections_stand_those_of_the_floor_which_pings_as_often() {
+    let idle = "idle --clients 60 --groups 5 --seconds 4 --settle 0 --floor --env MOONGATE_PING_INTERVAL=1s";
+    let report = against_moongate(idle);
+    assert_eq!(points(&report, "idle: memory"), [21, 21]);
+    let servers = report["servers"].as_array().unwrap();
+    assert_eq!((&servers[0]["name"], &servers[1]["name"]), (&"gateway".into(), &"floor".into()));
+    for server in servers {
+        assert_eq!((&server["delivered"], &server["closed"]), (&60.into(), &0.into()), "{server}");
+        assert!((120..=300).contains(&server["pings"].as_u64().unwrap()), "{server}");
+    }
+}
+
+#[test]
+fn slow_members_are_not_waited_for() {
+    let report = against_moongate("fanout --clients 20 --slow 2 --messages 200 --warmup 0 --rounds 1");
+    let [gateway, slow] = report["servers"].as_array().unwrap().as_slice() else { panic!("{report}") };
+    assert_eq!(slow["name"], "gateway, beside 2 slow");
+    for server in [gateway, slow] {
+        assert_eq!(server["rounds"][0]["delivered"], 4000, "{server}");
+        assert!(server["rounds"][0]["resident_mib"].as_f64().unwrap() > 1.0, "{server}");
+    }
+    let ratios = report["ratios"].as_array().unwrap();
+    let is_told =
+        |figure: &str| ratios.iter().any(|ratio| ratio["figure"] == figure && ratio["server"] == slow["name"]);
+    assert!(is_told("cpu") && is_told("latency p99"), "{report}");
 }
