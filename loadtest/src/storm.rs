@@ -452,7 +452,10 @@ impl StormReport {
             row("Redis CPU, µs/return", &|storm| {
                 storm.redis_cpu_us.map_or("–".to_owned(), |micros| format!("{micros:.1}"))
             });
-            row("Redis commands/return", &|storm| format!("{:.2}", storm.redis_commands.values().sum::<f64>()));
+            row("Redis commands/return", &|storm| {
+                let commands = || format!("{:.2}", storm.redis_commands.values().sum::<f64>());
+                storm.redis_cpu_us.map_or("–".to_owned(), |_| commands())
+            });
         }
         row("nodes, resident before, MiB", &|storm| format!("{:.1}", storm.resident_before_mib));
         row("        most", &|storm| format!("{:.1}", storm.resident_peak_mib));
