@@ -28,6 +28,8 @@ pub struct Redis {
     program: OsString,
     arguments: Vec<String>,
     password: Option<String>,
+    /// Of a sentinel: the file that it begins with, and then writes itself.
+    file: Option<String>,
     directory: TempDir,
     address: SocketAddr,
     /// Bound to the address and not listening: the port is given to nobody else, also while no process is there.
@@ -41,11 +43,17 @@ impl Redis {
 
     /// With more arguments, such as `["--requirepass", "secret"]` or `["--appendonly", "yes"]`; they come last and win.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
-        Self::start_program(&program, arguments).await
+        Self::start_program(&program(), arguments, None).await
     }
 
-    async fn start_program(program: &OsStr, arguments: &[&str]) -> Self {
+    /// A sentinel, which is a `redis-server`, too, with these lines in its file.
+    pub async fn start_sentinel(lines: &[&str]) -> Self {
+        let password = lines.iter().find_map(|line| line.strip_prefix("requirepass "));
+        let arguments = password.map_or_else(Vec::new, |password| vec!["--requirepass", password]);
+        Self::start_program(&program(), &arguments, Some(lines.join("\n"))).await
+    }
+
+    async fn start_program(program: &OsStr, arguments: &[&str], file: Option<String>) -> Self {
         let directory = tempfile::Builder::new().prefix("redis-").tempdir().unwrap();
         let (port, address) = reserve_a_port().unwrap();
         let password = arguments.iter().skip_while(|argument| **argument != "--requirepass").nth(1);
@@ -54,6 +62,7 @@ impl Redis {
             program: program.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             password: password.map(|&password| password.to_owned()),
+            file,
             directory,
             address,
             _port: port,
@@ -109,6 +118,13 @@ impl Redis {
         fs::create_dir_all(self.data()).unwrap();
         let log = fs::File::create(self.log()).unwrap();
         let mut command = Command::new(&self.program);
+        if let Some(lines) = &self.file {
+            let file = self.directory.path().join("sentinel.conf");
+            if !file.exists() {
+                fs::write(&file, lines).unwrap();
+            }
+            command.arg(file).arg("--sentinel");
+        }
         command.args(["--bind", "127.0.0.1", "--port", &self.address.port().to_string()]);
         command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(self.data());
         command.args(["--save", "", "--appendonly", "no"]).args(&self.arguments);
@@ -234,6 +250,10 @@ impl Drop for Redis {
     }
 }
 
+fn program() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
 /// The second net: where a test is killed and nothing is dropped, the kernel ends what it started.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "std knows no other way to say something between fork and exec")]
@@ -250,6 +270,88 @@ fn end_with_this_thread(command: &mut Command) {
 
 #[cfg(not(target_os = "linux"))]
 fn end_with_this_thread(_: &mut Command) {}
+
+/// What sentinels here call the master.
+pub const SERVICE: &str = "mymaster";
+
+/// A master, a replica of it, and three sentinels that watch them.
+pub struct Guarded {
+    /// The master, to begin with, and the replica.
+    pub servers: [Redis; 2],
+    pub sentinels: [Redis; 3],
+}
+
+impl Guarded {
+    pub async fn start() -> Self {
+        Self::start_with(&[], &[]).await
+    }
+
+    /// With more arguments for the servers, and more lines for the sentinels.
+    pub async fn start_with(arguments: &[&str], lines: &[&str]) -> Self {
+        let at_once = ["--repl-diskless-sync-delay", "0"];
+        let master = Redis::start_with(&[&at_once, arguments].concat()).await;
+        let port = master.address().port().to_string();
+        let replica = ["--replicaof", "127.0.0.1", &port];
+        let replica = Redis::start_with(&[&at_once[..], &replica, arguments].concat()).await;
+        eventually("the replica has all", async || {
+            replica.command(&["INFO", "replication"]).await.string().contains("master_link_status:up")
+        })
+        .await;
+        let watch = watch(SERVICE, master.address(), 2);
+        let lines: Vec<&str> = watch.iter().map(String::as_str).chain(lines.iter().copied()).collect();
+        let start = || Redis::start_sentinel(&lines);
+        let sentinels = <[Redis; 3]>::from(tokio::join!(start(), start(), start()));
+        let guarded = Self { servers: [master, replica], sentinels };
+        guarded.are_in_touch(2).await;
+        guarded
+    }
+
+    /// Each of the sentinels that run knows so many others, and a replica that could take over.
+    pub async fn are_in_touch(&self, others: usize) {
+        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.is_running()) {
+            eventually("a sentinel knows all", async || {
+                let fields = sentinel.command(&["SENTINEL", "MASTER", SERVICE]).await.list();
+                let field = |name: &str| {
+                    let place = fields.iter().position(|field| *field == Reply::text(name)).unwrap();
+                    fields[place + 1].clone().string()
+                };
+                let replicas = sentinel.command(&["SENTINEL", "REPLICAS", SERVICE]).await;
+                field("num-other-sentinels") == others.to_string()
+                    && field("num-slaves") == "1"
+                    && format!("{replicas:?}").contains(r#"b"master-link-status"), Text(b"ok")"#)
+            })
+            .await;
+        }
+    }
+
+    /// As `MOONGATE_REDIS_URL` takes it.
+    pub fn url(&self) -> String {
+        sentinel_url(&self.sentinels.each_ref().map(Redis::address))
+    }
+
+    /// Where the master is, as a sentinel says.
+    pub async fn master(&self) -> Option<SocketAddr> {
+        let running = self.sentinels.iter().find(|sentinel| sentinel.is_running())?;
+        let named = running.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await;
+        let parts: Vec<String> = named.list().into_iter().map(Reply::string).collect();
+        parts.join(":").parse().ok()
+    }
+}
+
+/// The lines by which a sentinel watches a master, and lets another take its place within seconds.
+pub fn watch(service: &str, master: SocketAddr, quorum: u32) -> Vec<String> {
+    vec![
+        format!("sentinel monitor {service} {} {} {quorum}", master.ip(), master.port()),
+        format!("sentinel down-after-milliseconds {service} 1000"),
+        format!("sentinel failover-timeout {service} 4000"),
+    ]
+}
+
+/// These sentinels, in this order, as `MOONGATE_REDIS_URL` takes them.
+pub fn sentinel_url(sentinels: &[SocketAddr]) -> String {
+    let others: String = sentinels[1..].iter().map(|address| format!("&node={address}")).collect();
+    format!("redis-sentinel://{}/?sentinelServiceName={SERVICE}{others}", sentinels[0])
+}
 
 /// What Redis answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -313,7 +415,12 @@ impl Connection {
 
     /// A connection to an address, such as a proxy's; nothing said yet.
     pub async fn to(address: SocketAddr) -> Self {
-        Self::over(soon("a connection to Redis", TcpStream::connect(address)).await.unwrap())
+        soon("a connection to Redis", Self::try_to(address)).await.unwrap()
+    }
+
+    /// As `to`, where nobody may listen.
+    pub async fn try_to(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::over(TcpStream::connect(address).await?))
     }
 
     /// One command and its reply.
@@ -565,6 +672,22 @@ async fn a_redis_can_be_the_replica_of_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sentinels_name_the_master_and_make_the_replica_one_when_it_is_killed() {
+    let guarded = Guarded::start().await;
+    let [master, replica] = &guarded.servers;
+    master.command(&["SET", "k", "v"]).await;
+    for sentinel in &guarded.sentinels {
+        let named = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await;
+        assert_eq!(named, Reply::List(["127.0.0.1", &master.address().port().to_string()].map(Reply::text).into()));
+    }
+    assert_eq!(guarded.master().await, Some(master.address()));
+    master.stop();
+    eventually("the replica is the master", async || guarded.master().await == Some(replica.address())).await;
+    assert_eq!(replica.command(&["ROLE"]).await.list()[0], Reply::text("master"));
+    assert_eq!(replica.command(&["GET", "k"]).await, Reply::text("v"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_left_of_a_redis_that_was_dropped() {
     let redis = Redis::start().await;
     let (process, directory) = (format!("/proc/{}", redis.pid().unwrap()), redis.directory.path().to_owned());
@@ -589,5 +712,5 @@ async fn a_redis_ends_with_the_thread_that_started_it() {
     expected = "no redis-server (no-such-server: No such file or directory (os error 2)): run scripts/install-"
 )]
 async fn where_there_is_no_redis_server_a_line_says_how_to_install_it() {
-    Redis::start_program(OsStr::new("no-such-server"), &[]).await;
+    Redis::start_program(OsStr::new("no-such-server"), &[], None).await;
 }
