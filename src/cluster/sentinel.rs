@@ -3,9 +3,12 @@
 //!
 //! Every connection to Redis is made to whom a sentinel names at that moment, and checked to be a master: what a sentinel
 //! says may be old. So sentinels are asked in turn, beginning with the one that answered last; the turn is the next one's
-//! when nobody was found where a sentinel has led us. While a connection is there, one sentinel is asked every now and
-//! then whether it still leads to the master: in a failover by hand the old one goes on answering as a master, for up to
-//! 20 s, until the sentinels make it a replica.
+//! when nobody was found where a sentinel has led us.
+//!
+//! While a connection is there, one sentinel is asked every beat whether it still leads to the master. In a failover by
+//! hand, or when the old master was only cut off from the sentinels, it goes on answering as a master for ten seconds and
+//! more, until they make it a replica: what is written to it then is lost, and what is published elsewhere is not heard.
+//! A node that no sentinel reaches any more stays where it is; `min-replicas-to-write` is what bounds that.
 //!
 //! The library's own support is not used: it asks no other sentinel where one knows no master, or a wrong one, and says
 //! nothing of why.

@@ -13,7 +13,7 @@ use tokio::task::JoinSet;
 
 use crate::harness::{Node, eventually};
 use crate::port::reserve_a_port;
-use crate::redis::{Connection, Guarded, Redis, Reply, SERVICE, sentinel_url, watch};
+use crate::redis::{Connection, Redis, Reply};
 use crate::world::{
     Ear, Expected, Process, TTL, all_are_reached_through, all_open, end, node, nodes, redis_holds, run, sum,
     throughout, within,
@@ -28,6 +28,99 @@ const SOON: Duration = Duration::from_secs(12);
 
 /// Until sentinels make a replica of a master that is one no more: they watch it for 8 s, and look every 10 s.
 const DEMOTED: Duration = Duration::from_secs(40);
+
+/// What sentinels here call the master.
+const SERVICE: &str = "mymaster";
+
+/// A master, a replica of it, and three sentinels that watch them.
+struct Guarded {
+    /// The master, to begin with, and the replica.
+    servers: [Redis; 2],
+    sentinels: [Redis; 3],
+}
+
+impl Guarded {
+    async fn start() -> Self {
+        Self::start_with(&[], &[]).await
+    }
+
+    /// With more arguments for the servers, and more lines for the sentinels.
+    async fn start_with(arguments: &[&str], lines: &[&str]) -> Self {
+        let at_once = ["--repl-diskless-sync-delay", "0"];
+        let master = Redis::start_with(&[&at_once, arguments].concat()).await;
+        let port = master.address().port().to_string();
+        let replica = ["--replicaof", "127.0.0.1", &port];
+        let replica = Redis::start_with(&[&at_once[..], &replica, arguments].concat()).await;
+        eventually("the replica has all", async || {
+            replica.command(&["INFO", "replication"]).await.string().contains("master_link_status:up")
+        })
+        .await;
+        let watch = watch(master.address(), 2);
+        let lines: Vec<&str> = watch.iter().map(String::as_str).chain(lines.iter().copied()).collect();
+        let start = || Redis::start_sentinel(&lines);
+        let sentinels = <[Redis; 3]>::from(tokio::join!(start(), start(), start()));
+        for sentinel in &sentinels {
+            eventually("a sentinel knows the others, and a replica that could take over", async || {
+                let fields = sentinel.command(&["SENTINEL", "MASTER", SERVICE]).await.list();
+                let has =
+                    |name: &str, value: &str| fields.windows(2).any(|pair| pair == [name, value].map(Reply::text));
+                let replicas = sentinel.command(&["SENTINEL", "REPLICAS", SERVICE]).await;
+                let is_linked = |fields: &[Reply]| {
+                    fields.windows(2).any(|pair| pair == ["master-link-status", "ok"].map(Reply::text))
+                };
+                has("num-other-sentinels", "2") && replicas.list().into_iter().any(|one| is_linked(&one.list()))
+            })
+            .await;
+        }
+        Self { servers: [master, replica], sentinels }
+    }
+
+    /// As `MOONGATE_REDIS_URL` takes it.
+    fn url(&self) -> String {
+        sentinel_url(&self.sentinels.each_ref().map(Redis::address))
+    }
+
+    /// Where the master is, as a sentinel says.
+    async fn master(&self) -> Option<SocketAddr> {
+        let running = self.sentinels.iter().find(|sentinel| sentinel.is_running())?;
+        let named = running.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await;
+        let parts: Vec<String> = named.list().into_iter().map(Reply::string).collect();
+        parts.join(":").parse().ok()
+    }
+}
+
+/// The lines by which a sentinel watches a master, and lets another take its place within seconds.
+fn watch(master: SocketAddr, quorum: u32) -> Vec<String> {
+    vec![
+        format!("sentinel monitor {SERVICE} {} {} {quorum}", master.ip(), master.port()),
+        format!("sentinel down-after-milliseconds {SERVICE} 1000"),
+        format!("sentinel failover-timeout {SERVICE} 4000"),
+    ]
+}
+
+/// These sentinels, in this order, as `MOONGATE_REDIS_URL` takes them.
+fn sentinel_url(sentinels: &[SocketAddr]) -> String {
+    let others: String = sentinels[1..].iter().map(|address| format!("&node={address}")).collect();
+    format!("redis-sentinel://{}/?sentinelServiceName={SERVICE}{others}", sentinels[0])
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_name_the_master_and_make_the_replica_one_when_it_is_killed() {
+    let guarded = Guarded::start().await;
+    let [master, replica] = &guarded.servers;
+    master.command(&["SET", "k", "v"]).await;
+    for sentinel in &guarded.sentinels {
+        let named = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await;
+        assert_eq!(named, Reply::List(["127.0.0.1", &master.address().port().to_string()].map(Reply::text).into()));
+    }
+    assert_eq!(guarded.master().await, Some(master.address()));
+    master.stop();
+    eventually("the replica is the master", async || guarded.master().await == Some(replica.address())).await;
+    assert_eq!(replica.command(&["ROLE"]).await.list()[0], Reply::text("master"));
+    assert_eq!(replica.command(&["GET", "k"]).await, Reply::text("v"));
+}
+
+// --- the switch ------------------------------------------------------------------------------------------------------
 
 /// What begins the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -150,8 +243,6 @@ fn are_in_order(ears: &[Ear]) {
         }
     }
 }
-
-// --- the switch ------------------------------------------------------------------------------------------------------
 
 /// Two nodes under load live through a switch, and all is as if nothing had been.
 async fn nodes_follow_the_master(switch: Switch) {
@@ -348,7 +439,7 @@ async fn a_sentinel_that_is_cut_off_from_the_others_and_names_a_dead_master_or_a
     let (_reserved, nobody) = reserve_a_port().unwrap();
     let [master, replica] = &guarded.servers;
     // It is alone, and would need nine more to change its mind.
-    let lines = watch(SERVICE, nobody, 10);
+    let lines = watch(nobody, 10);
     let stale = Redis::start_sentinel(&lines.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let url = sentinel_url(&[stale.address(), guarded.sentinels[0].address()]);
     let gate = node(&url, &[]).await;
@@ -481,7 +572,7 @@ async fn behind_sentinels_a_replica_is_a_reason_to_try_again() {
     let (master, replica) = (Redis::start().await, Redis::start().await);
     let port = master.address().port().to_string();
     assert_eq!(replica.command(&["REPLICAOF", "127.0.0.1", &port]).await, Reply::text("OK"));
-    let lines = watch(SERVICE, replica.address(), 10);
+    let lines = watch(replica.address(), 10);
     let sentinel = Redis::start_sentinel(&lines.iter().map(String::as_str).collect::<Vec<_>>()).await;
     let process = Process::start(&sentinel_url(&[sentinel.address()]), &[]).await;
     eventually("it says so", async || process.log().contains("this is a replica")).await;

@@ -271,88 +271,6 @@ fn end_with_this_thread(command: &mut Command) {
 #[cfg(not(target_os = "linux"))]
 fn end_with_this_thread(_: &mut Command) {}
 
-/// What sentinels here call the master.
-pub const SERVICE: &str = "mymaster";
-
-/// A master, a replica of it, and three sentinels that watch them.
-pub struct Guarded {
-    /// The master, to begin with, and the replica.
-    pub servers: [Redis; 2],
-    pub sentinels: [Redis; 3],
-}
-
-impl Guarded {
-    pub async fn start() -> Self {
-        Self::start_with(&[], &[]).await
-    }
-
-    /// With more arguments for the servers, and more lines for the sentinels.
-    pub async fn start_with(arguments: &[&str], lines: &[&str]) -> Self {
-        let at_once = ["--repl-diskless-sync-delay", "0"];
-        let master = Redis::start_with(&[&at_once, arguments].concat()).await;
-        let port = master.address().port().to_string();
-        let replica = ["--replicaof", "127.0.0.1", &port];
-        let replica = Redis::start_with(&[&at_once[..], &replica, arguments].concat()).await;
-        eventually("the replica has all", async || {
-            replica.command(&["INFO", "replication"]).await.string().contains("master_link_status:up")
-        })
-        .await;
-        let watch = watch(SERVICE, master.address(), 2);
-        let lines: Vec<&str> = watch.iter().map(String::as_str).chain(lines.iter().copied()).collect();
-        let start = || Redis::start_sentinel(&lines);
-        let sentinels = <[Redis; 3]>::from(tokio::join!(start(), start(), start()));
-        let guarded = Self { servers: [master, replica], sentinels };
-        guarded.are_in_touch(2).await;
-        guarded
-    }
-
-    /// Each of the sentinels that run knows so many others, and a replica that could take over.
-    pub async fn are_in_touch(&self, others: usize) {
-        for sentinel in self.sentinels.iter().filter(|sentinel| sentinel.is_running()) {
-            eventually("a sentinel knows all", async || {
-                let fields = sentinel.command(&["SENTINEL", "MASTER", SERVICE]).await.list();
-                let field = |name: &str| {
-                    let place = fields.iter().position(|field| *field == Reply::text(name)).unwrap();
-                    fields[place + 1].clone().string()
-                };
-                let replicas = sentinel.command(&["SENTINEL", "REPLICAS", SERVICE]).await;
-                field("num-other-sentinels") == others.to_string()
-                    && field("num-slaves") == "1"
-                    && format!("{replicas:?}").contains(r#"b"master-link-status"), Text(b"ok")"#)
-            })
-            .await;
-        }
-    }
-
-    /// As `MOONGATE_REDIS_URL` takes it.
-    pub fn url(&self) -> String {
-        sentinel_url(&self.sentinels.each_ref().map(Redis::address))
-    }
-
-    /// Where the master is, as a sentinel says.
-    pub async fn master(&self) -> Option<SocketAddr> {
-        let running = self.sentinels.iter().find(|sentinel| sentinel.is_running())?;
-        let named = running.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await;
-        let parts: Vec<String> = named.list().into_iter().map(Reply::string).collect();
-        parts.join(":").parse().ok()
-    }
-}
-
-/// The lines by which a sentinel watches a master, and lets another take its place within seconds.
-pub fn watch(service: &str, master: SocketAddr, quorum: u32) -> Vec<String> {
-    vec![
-        format!("sentinel monitor {service} {} {} {quorum}", master.ip(), master.port()),
-        format!("sentinel down-after-milliseconds {service} 1000"),
-        format!("sentinel failover-timeout {service} 4000"),
-    ]
-}
-
-/// These sentinels, in this order, as `MOONGATE_REDIS_URL` takes them.
-pub fn sentinel_url(sentinels: &[SocketAddr]) -> String {
-    let others: String = sentinels[1..].iter().map(|address| format!("&node={address}")).collect();
-    format!("redis-sentinel://{}/?sentinelServiceName={SERVICE}{others}", sentinels[0])
-}
-
 /// What Redis answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reply {
@@ -669,22 +587,6 @@ async fn a_redis_can_be_the_replica_of_another() {
     assert_eq!(replica.command(&["ROLE"]).await.list()[0], Reply::text("slave"));
     let Reply::Error(error) = replica.command(&["SET", "k", "v"]).await else { panic!("a replica that is written to") };
     assert!(error.starts_with("READONLY"), "{error}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn sentinels_name_the_master_and_make_the_replica_one_when_it_is_killed() {
-    let guarded = Guarded::start().await;
-    let [master, replica] = &guarded.servers;
-    master.command(&["SET", "k", "v"]).await;
-    for sentinel in &guarded.sentinels {
-        let named = sentinel.command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await;
-        assert_eq!(named, Reply::List(["127.0.0.1", &master.address().port().to_string()].map(Reply::text).into()));
-    }
-    assert_eq!(guarded.master().await, Some(master.address()));
-    master.stop();
-    eventually("the replica is the master", async || guarded.master().await == Some(replica.address())).await;
-    assert_eq!(replica.command(&["ROLE"]).await.list()[0], Reply::text("master"));
-    assert_eq!(replica.command(&["GET", "k"]).await, Reply::text("v"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
