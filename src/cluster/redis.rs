@@ -352,12 +352,17 @@ impl Address {
         let (Self::Sentinels(sentinels), Some(place)) = (self, connection.place()) else {
             return std::future::pending().await;
         };
-        loop {
+        for attempt in 0_u32.. {
             let other = sentinels.name_another(&place, &connection.metrics).await;
             // A master that answers is not left for one that does not.
             match Connection::open_to(&other.server, &connection.metrics, NO_RING, ANSWER).await {
                 Ok(_) => return,
-                Err(error) => tracing::warn!(error = %sentinels.was_wrong(&other, &error), "a sentinel is wrong"),
+                Err(error) => {
+                    let error = sentinels.was_wrong(&other, &error);
+                    if attempt.is_multiple_of(20) {
+                        tracing::warn!(%error, "a sentinel names another master, which is none");
+                    }
+                }
             }
         }
     }

@@ -35,6 +35,8 @@ pub(super) struct Sentinels {
     master: Server,
     /// Whose turn it is.
     first: AtomicUsize,
+    /// Who answered last.
+    last: AtomicUsize,
 }
 
 /// What a sentinel says.
@@ -47,7 +49,7 @@ pub(super) struct Master {
 impl Sentinels {
     /// `master` is a server that lets in whom masters do, wherever it may be.
     pub(super) fn new(service: String, all: Vec<Server>, master: Server) -> Self {
-        Self { service, all, master, first: AtomicUsize::new(0) }
+        Self { service, all, master, first: AtomicUsize::new(0), last: AtomicUsize::new(usize::MAX) }
     }
 
     /// The master's name.
@@ -106,11 +108,12 @@ impl Sentinels {
             });
             let error = match asked.await {
                 Ok(Ok(asked)) => {
-                    if !words.is_empty() {
+                    // Said once, though it be passed over each time.
+                    if self.last.swap(said_by, Ordering::Relaxed) != said_by && !words.is_empty() {
                         tracing::warn!(
                             answers = self.name(said_by),
                             others = words.join("; "),
-                            "a sentinel is of no use"
+                            "asking another sentinel"
                         );
                     }
                     self.first.store(said_by, Ordering::Relaxed);
