@@ -501,13 +501,8 @@ impl Reader<'_> {
             (Some(_), None) => self.missing("TLS_KEY", "takes a PEM file, as MOONGATE_TLS_CERT is set"),
             (None, Some(_)) => self.missing("TLS_CERT", "takes a PEM file, as MOONGATE_TLS_KEY is set"),
         };
-        let redis_url = self.take(
-            "REDIS_URL",
-            raw.redis_url,
-            "takes redis://host:port, rediss://host:port or redis+unix:///path/to/socket",
-            "",
-            redis_url,
-        );
+        let takes = redis_url_takes(raw.redis_url.as_deref().unwrap_or_default());
+        let redis_url = self.take("REDIS_URL", raw.redis_url, takes, "", redis_url);
         let prefix = self.take("PREFIX", raw.prefix, "takes 1 to 32 of A-Z a-z 0-9 _ -", "mg", prefix);
         let node_id = self.take("NODE_ID", raw.node_id, "takes 1 to 64 of A-Z a-z 0-9 . _ -", "", node_id);
         let node_ttl = self.take("NODE_TTL", raw.node_ttl, "takes a duration from 2s to 1h", "15s", |text| {
@@ -945,6 +940,10 @@ fn redis_url(text: &str) -> Option<Option<SecretString>> {
     if text.is_empty() {
         return Some(None);
     }
+    if let Some((place, query)) = of_sentinels(text) {
+        let fits = names_a_service(query) && are_sentinels(place, query);
+        return fits.then(|| Some(text.to_owned().into()));
+    }
     let after = |scheme: &str| {
         let rest = text.strip_prefix(scheme)?;
         // Passwords may contain an @ of their own; a user before them is not needed.
@@ -962,8 +961,52 @@ fn redis_url(text: &str) -> Option<Option<SecretString>> {
     fits.then(|| Some(text.to_owned().into()))
 }
 
+fn redis_url_takes(text: &str) -> &'static str {
+    match of_sentinels(text) {
+        Some((_, query)) if !names_a_service(query) => {
+            "takes the master's name among the sentinels, too: redis-sentinel://host:port?sentinelServiceName=name"
+        }
+        Some(_) => {
+            "takes redis-sentinel://host:port?sentinelServiceName=name&node=host:port, with a node= for each sentinel more"
+        }
+        None => {
+            "takes redis://host:port, rediss://host:port, redis+unix:///path/to/socket or redis-sentinel://host:port?sentinelServiceName=name"
+        }
+    }
+}
+
+/// Of a URL of sentinels, what stands before and after the question mark, without the scheme.
+fn of_sentinels(url: &str) -> Option<(&str, &str)> {
+    let rest = url.strip_prefix("redis-sentinel://").or_else(|| url.strip_prefix("rediss-sentinel://"))?;
+    Some(rest.split_once('?').unwrap_or((rest, "")))
+}
+
+fn names_a_service(query: &str) -> bool {
+    query.split('&').any(|pair| pair.strip_prefix("sentinelServiceName=").is_some_and(|name| !name.is_empty()))
+}
+
+/// Whether the first sentinel, a database and the other sentinels are written as they should.
+fn are_sentinels(place: &str, query: &str) -> bool {
+    let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
+    let (first, database) = place.split_once('/').unwrap_or((place, ""));
+    let is_host = |host: &str| !host.is_empty() && !host.contains([',', ':']);
+    let has_port =
+        |place: &str| place.split_once(':').is_some_and(|(host, port)| is_host(host) && port.parse::<u16>().is_ok());
+    let mut others = query.split('&').filter_map(|pair| pair.strip_prefix("node="));
+    (is_host(first) || has_port(first))
+        && (database.is_empty() || database.parse::<u8>().is_ok())
+        && others.all(has_port)
+}
+
 /// A URL as it may be shown.
 fn without_password(url: &str) -> String {
+    let query = url.split_once('?').map_or("", |(_, query)| query);
+    if query.to_ascii_lowercase().contains("pass") {
+        // It may contain whatever else separates the parts.
+        return url
+            .split_once("://")
+            .map_or_else(|| "<hidden>".to_owned(), |(scheme, _)| format!("{scheme}://<hidden>"));
+    }
     let Some((scheme, rest)) = url.split_once("://") else {
         return if url.contains('@') { "<hidden>".to_owned() } else { url.to_owned() };
     };
@@ -1180,6 +1223,8 @@ mod tests {
             ("redis-cluster://:hunter2@a@host:1", "redis-cluster://<hidden>@host:1"),
             ("host:6379", "host:6379"),
             (":hunter2@host", "<hidden>"),
+            ("redis-sentinel://host:1?sentinelPassword=hunter2", "redis-sentinel://<hidden>"),
+            ("redis-sentinel://:hunter2@host?sentinelPassword=hun?ter2@x&x=hunter2", "redis-sentinel://<hidden>"),
         ] {
             let errors = read(&[("MOONGATE_REDIS_URL", url)]).unwrap_err();
             assert!(errors[0].starts_with(&format!("MOONGATE_REDIS_URL: got {shown:?}, takes ")), "{errors:?}");
@@ -1189,6 +1234,37 @@ mod tests {
         let config = read(&[("MOONGATE_REDIS_URL", "redis://user:hunter2@host:1/0")]).unwrap();
         assert!(!format!("{config:?}").contains("hunter2"));
         assert_eq!(config.cluster.unwrap().prefix, "mg");
+    }
+
+    #[test]
+    fn a_url_of_sentinels_names_the_master_and_each_sentinel() {
+        for url in [
+            "redis-sentinel://host?sentinelServiceName=mymaster",
+            "redis-sentinel://host:26379/?sentinelServiceName=mymaster",
+            "rediss-sentinel://user:hunter2@host:1/3?sentinelServiceName=m&node=b:2&node=c:3&sentinelPassword=hunter2",
+        ] {
+            let config = read(&[("MOONGATE_REDIS_URL", url)]).unwrap();
+            assert_eq!(config.cluster.unwrap().redis_url.expose_secret(), url);
+        }
+        let name =
+            "takes the master's name among the sentinels, too: redis-sentinel://host:port?sentinelServiceName=name";
+        let places = "takes redis-sentinel://host:port?sentinelServiceName=name&node=host:port, with a node= for ";
+        for (url, takes) in [
+            ("redis-sentinel://host:26379", name),
+            ("redis-sentinel://host:26379/mymaster", name),
+            ("rediss-sentinel://host?sentinelServiceName=&node=b:1", name),
+            ("redis-sentinel://?sentinelServiceName=m", places),
+            ("redis-sentinel://:26379?sentinelServiceName=m", places),
+            ("redis-sentinel://a:1,b:2?sentinelServiceName=m", places),
+            ("redis-sentinel://a,b?sentinelServiceName=m", places),
+            ("redis-sentinel://a:port?sentinelServiceName=m", places),
+            ("redis-sentinel://a:1/x?sentinelServiceName=m", places),
+            ("redis-sentinel://a:1?sentinelServiceName=m&node=b", places),
+            ("redis-sentinel://a:1?sentinelServiceName=m&node=b:2&node=", places),
+        ] {
+            let errors = read(&[("MOONGATE_REDIS_URL", url)]).unwrap_err();
+            assert!(errors[0].starts_with(&format!("MOONGATE_REDIS_URL: got {url:?}, {takes}")), "{errors:?}");
+        }
     }
 
     #[test]

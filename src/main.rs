@@ -77,14 +77,14 @@ async fn check(config: &Config) -> ExitCode {
         return ExitCode::from(EXIT_SETTINGS);
     }
     let others = match &config.cluster {
-        None => "standalone",
-        Some(cluster) => {
-            if let Err(refused) = moongate::cluster::check(cluster).await {
+        None => "standalone".to_owned(),
+        Some(cluster) => match moongate::cluster::check(cluster).await {
+            Ok(found) => found,
+            Err(refused) => {
                 eprintln!("{refused}");
                 return ExitCode::from(EXIT_SETTINGS);
             }
-            "Redis answers"
-        }
+        },
     };
     println!("settings are good: clients on {}, API on {}, {others}", config.listen, config.api.listen);
     ExitCode::SUCCESS

@@ -4,6 +4,7 @@
 //! | --- | --- |
 //! | `keys` | every key and channel, one table |
 //! | `redis` | connections, commands, errors |
+//! | `sentinel` | who says where Redis is, where that may change |
 //! | `envelope` | what nodes say to each other |
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
 //! | `post` | what is said to single nodes, together where it can be |
@@ -24,6 +25,7 @@ mod members;
 mod php;
 mod post;
 mod redis;
+mod sentinel;
 mod tasks;
 
 use std::collections::HashMap;
@@ -59,7 +61,7 @@ use envelope::MAGIC;
 use keys::Keys;
 use members::Members;
 use post::Post;
-use redis::{Address, ConnectError, Connection, Link, RedisError};
+use redis::{Address, ConnectError, Connection, Link, Place, RedisError};
 
 /// Redis did not do what it was asked, or it is not known whether it did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -518,25 +520,29 @@ impl Cluster {
     }
 }
 
-/// Connects once, and checks what answers.
-pub async fn check(config: &ClusterConfig) -> Result<(), Refused> {
+/// Connects once, and checks what answers; returns what was found.
+pub async fn check(config: &ClusterConfig) -> Result<String, Refused> {
     let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
     let metrics = Arc::new(Metrics::new());
-    Connection::open(&address, &metrics, redis::NO_RING)
-        .await
-        .map(drop)
-        .map_err(|error| refused_url(Some(&address), &error))
+    let opened = Connection::open(&address, &metrics, redis::NO_RING).await;
+    let (connection, _alive) = opened.map_err(|error| refused_url(Some(&address), &error))?;
+    Ok(match (&address, connection.place()) {
+        (Address::Sentinels(sentinels), Some(place)) => {
+            format!("Redis answers: {place} is the master {}", sentinels.service())
+        }
+        _ => "Redis answers".to_owned(),
+    })
 }
 
 fn refused_url(address: Option<&Address>, error: &ConnectError) -> Refused {
-    let host = address.and_then(Address::host).map_or_else(String::new, |(host, port)| format!("{host}:{port}: "));
-    Refused { variable: "MOONGATE_REDIS_URL", why: format!("{host}{error}") }
+    let place = address.and_then(Address::place).map_or_else(String::new, |place| format!("{place}: "));
+    Refused { variable: "MOONGATE_REDIS_URL", why: format!("{place}{error}") }
 }
 
 /// This machine's address on the way to Redis; loopback when Redis is here. Without IPv4 on that way, an address that no
 /// machine has: it only tells nodes apart.
-async fn lan_ip(address: &Address) -> Ipv4Addr {
-    let Some((host, port)) = address.host() else { return Ipv4Addr::LOCALHOST };
+async fn lan_ip(redis: Option<Place>) -> Ipv4Addr {
+    let Some(Place { host, port }) = redis else { return Ipv4Addr::LOCALHOST };
     let on_the_way = async {
         let places: Vec<_> = lookup_host((host.as_str(), port)).await.ok()?.collect();
         let place = places.iter().find(|place| place.is_ipv4())?;

@@ -8,6 +8,7 @@
 //! begins with `message`, `subscribe` and the like for a pub/sub frame. Numbers, single strings, maps, sets, nested
 //! lists, and scripts whose first element is a number are safe. [`Command`] names every command that is used.
 
+use std::fmt;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use fred::interfaces::{
     PubsubInterface as _, SetsInterface as _,
 };
 pub(super) use fred::types::Message as Published;
-use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, TcpConfig};
+use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TcpConfig};
 use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
 use futures_util::future::{BoxFuture, maybe_done};
 use parking_lot::RwLock;
@@ -31,6 +32,7 @@ use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout};
 
+use super::sentinel::Sentinels;
 use crate::metrics::{Metrics, RedisCommand};
 
 /// What Redis may take for an answer; one that takes longer is given up with its connection.
@@ -96,6 +98,9 @@ pub(super) enum ConnectError {
     /// Somebody answers, but this is not a Redis for us: no use to try again without a change.
     #[error("{0}")]
     Unfit(String),
+    /// A replica answers: no use either, but where sentinels name another one in a moment.
+    #[error("this is a replica; it takes the primary")]
+    Replica,
 }
 
 /// One command. Arguments are binary-safe.
@@ -116,7 +121,7 @@ macro_rules! commands {
 impl Command {
     commands! {
         del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
-        hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" set "SET" smembers "SMEMBERS"
+        hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
         srem "SREM" sscan "SSCAN" xadd "XADD" xdel "XDEL" xgroup "XGROUP" xinfo "XINFO" xlen "XLEN" xreadgroup "XREADGROUP"
         zrange "ZRANGE" zrem "ZREM"
     }
@@ -258,10 +263,52 @@ impl Reply {
     }
 }
 
-/// Where Redis is, and how to be let in.
+/// Host and port over TCP.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    pub(super) host: String,
+    pub(super) port: u16,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { host, port } = self;
+        if host.contains(':') { write!(f, "[{host}]:{port}") } else { write!(f, "{host}:{port}") }
+    }
+}
+
+/// One server, and how to be let in.
 #[derive(Clone)]
-pub(super) struct Address {
+pub(super) struct Server {
     config: Config,
+}
+
+impl Server {
+    /// None for a unix socket.
+    pub(super) fn place(&self) -> Option<Place> {
+        place(&self.config)
+    }
+
+    /// One that lets in whom this one does.
+    pub(super) fn at(&self, place: &Place) -> Self {
+        let mut config = self.config.clone();
+        config.server = ServerConfig::new_centralized(place.host.as_str(), place.port);
+        Self { config }
+    }
+}
+
+fn place(config: &Config) -> Option<Place> {
+    let server = config.server.hosts().into_iter().next()?;
+    (!config.server.is_unix_socket()).then(|| Place { host: server.host.to_string(), port: server.port })
+}
+
+/// Where Redis is.
+#[derive(Clone)]
+pub(super) enum Address {
+    /// There, always.
+    Server(Server),
+    /// Where these say.
+    Sentinels(Arc<Sentinels>),
 }
 
 impl Address {
@@ -278,13 +325,46 @@ impl Address {
         // fred 10.1.0 says `HELLO 3 AUTH <user> <password>` as an inline command, and quotes nothing.
         config.username = config.username.map(quoted);
         config.password = config.password.map(quoted);
-        Ok(Self { config })
+        let ServerConfig::Sentinel { mut hosts, service_name, username, password } = config.server.clone() else {
+            return Ok(Self::Server(Server { config }));
+        };
+        // The library puts the first one last.
+        hosts.rotate_right(1);
+        let (username, password) = (username.map(quoted), password.map(quoted));
+        let sentinels = hosts.into_iter().map(|server| {
+            let (username, password) = (username.clone(), password.clone());
+            let server = ServerConfig::Centralized { server };
+            Server { config: Config { server, username, password, database: None, ..config.clone() } }
+        });
+        Ok(Self::Sentinels(Arc::new(Sentinels::new(service_name, sentinels.collect(), Server { config }))))
     }
 
-    /// Host and port over TCP.
-    pub(super) fn host(&self) -> Option<(String, u16)> {
-        let server = self.config.server.hosts().into_iter().next()?;
-        (!self.config.server.is_unix_socket()).then(|| (server.host.to_string(), server.port))
+    /// Where the URL says that Redis is.
+    pub(super) fn place(&self) -> Option<Place> {
+        match self {
+            Self::Server(server) => server.place(),
+            Self::Sentinels(_) => None,
+        }
+    }
+
+    /// Returns when Redis is no more where this connection leads, though it may still answer.
+    pub(super) async fn left(&self, connection: &Connection) {
+        let (Self::Sentinels(sentinels), Some(place)) = (self, connection.place()) else {
+            return std::future::pending().await;
+        };
+        for attempt in 0_u32.. {
+            let other = sentinels.name_another(&place, &connection.metrics).await;
+            // A master that answers is not left for one that does not.
+            match Connection::open_to(&other.server, &connection.metrics, NO_RING, ANSWER).await {
+                Ok(_) => return,
+                Err(error) => {
+                    let error = sentinels.was_wrong(&other, &error);
+                    if attempt.is_multiple_of(20) {
+                        tracing::warn!(%error, "a sentinel names another master, which is none");
+                    }
+                }
+            }
+        }
     }
 }
 
@@ -355,6 +435,43 @@ impl Connection {
         ring: usize,
         answer: Duration,
     ) -> Result<(Self, Alive), ConnectError> {
+        match address {
+            Address::Server(server) => Self::open_to(server, metrics, ring, answer).await,
+            Address::Sentinels(sentinels) => {
+                let master = sentinels.master(metrics).await?;
+                let opened = Self::open_to(&master.server, metrics, ring, answer).await;
+                opened.map_err(|error| sentinels.was_wrong(&master, &error))
+            }
+        }
+    }
+
+    async fn open_to(
+        server: &Server,
+        metrics: &Arc<Metrics>,
+        ring: usize,
+        answer: Duration,
+    ) -> Result<(Self, Alive), ConnectError> {
+        let (mut opened, alive) = Self::connect(server, metrics, ring, answer).await?;
+        let info = opened.call(Command { name: "INFO", args: Vec::new() }).await;
+        let info = info.map_err(|error| match &error {
+            RedisError::Refused { error, .. } if !["LOADING", "BUSY"].iter().any(|word| error.starts_with(word)) => {
+                ConnectError::Unfit(error.clone())
+            }
+            error => ConnectError::Away(error.to_string()),
+        })?;
+        let run_id = check(&info.text().unwrap_or_default())?.into();
+        let id = opened.call(Command::client("ID")).await.map_err(|error| ConnectError::Away(error.to_string()))?;
+        opened.mark = Mark { run_id, id: id.number() };
+        Ok((opened, alive))
+    }
+
+    /// Connects to whatever is there, and checks nothing.
+    pub(super) async fn connect(
+        server: &Server,
+        metrics: &Arc<Metrics>,
+        ring: usize,
+        answer: Duration,
+    ) -> Result<(Self, Alive), ConnectError> {
         let performance = PerformanceConfig {
             default_command_timeout: answer,
             broadcast_channel_capacity: ring,
@@ -369,7 +486,7 @@ impl Connection {
             tcp: TcpConfig { nodelay: Some(true), ..Default::default() },
             ..Default::default()
         };
-        let client = Client::new(address.config.clone(), Some(performance), Some(connection), None);
+        let client = Client::new(server.config.clone(), Some(performance), Some(connection), None);
         let handle = match timeout(ANSWER * 2, client.init()).await {
             Ok(Ok(handle)) => handle,
             Ok(Err(error)) => return Err(connect_error(&error)),
@@ -377,18 +494,12 @@ impl Connection {
         };
         let alive = Alive(handle);
         let mark = Mark { run_id: "".into(), id: 0 };
-        let mut opened = Self { client, mark, metrics: Arc::clone(metrics) };
-        let info = opened.call(Command { name: "INFO", args: Vec::new() }).await;
-        let info = info.map_err(|error| match &error {
-            RedisError::Refused { error, .. } if !["LOADING", "BUSY"].iter().any(|word| error.starts_with(word)) => {
-                ConnectError::Unfit(error.clone())
-            }
-            error => ConnectError::Away(error.to_string()),
-        })?;
-        let run_id = check(&info.text().unwrap_or_default())?.into();
-        let id = opened.call(Command::client("ID")).await.map_err(|error| ConnectError::Away(error.to_string()))?;
-        opened.mark = Mark { run_id, id: id.number() };
-        Ok((opened, alive))
+        Ok((Self { client, mark, metrics: Arc::clone(metrics) }, alive))
+    }
+
+    /// Where it leads; none over a unix socket.
+    pub(super) fn place(&self) -> Option<Place> {
+        place(&self.client.client_config())
     }
 
     /// Whoever sweeps after a run finds its connections by their name.
@@ -590,6 +701,11 @@ fn connect_error(error: &Error) -> ConnectError {
 /// Reads `INFO`: returns the `run_id`.
 fn check(info: &str) -> Result<String, ConnectError> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+    if field("redis_mode") == Some("sentinel") {
+        return Err(ConnectError::Unfit(
+            "this is a sentinel; a URL of sentinels begins with redis-sentinel://".to_owned(),
+        ));
+    }
     let version = field("redis_version").unwrap_or("unknown");
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
     if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < OLDEST {
@@ -600,7 +716,7 @@ fn check(info: &str) -> Result<String, ConnectError> {
         return Err(ConnectError::Unfit("this is a Redis Cluster; it takes a single Redis".to_owned()));
     }
     if field("role").is_some_and(|role| role != "master") {
-        return Err(ConnectError::Unfit("this is a replica; it takes the primary".to_owned()));
+        return Err(ConnectError::Replica);
     }
     if field("loading") == Some("1") {
         return Err(ConnectError::Away("Redis is loading its data".to_owned()));
@@ -658,11 +774,12 @@ mod tests {
         for (version, role, rest) in [
             ("6.0.16", "master", ""),
             ("5.0.7", "master", ""),
-            ("7.0.15", "slave", ""),
             ("7.0.15", "master", "cluster_enabled:1\r\n"),
+            ("7.0.15", "master", "redis_mode:sentinel\r\n"),
         ] {
             assert!(matches!(info(version, role, rest), Err(ConnectError::Unfit(_))), "{version} {role} {rest}");
         }
+        assert_eq!(info("7.0.15", "slave", ""), Err(ConnectError::Replica));
         assert!(matches!(info("7.0.15", "master", "loading:1\r\n"), Err(ConnectError::Away(_))));
         assert!(matches!(check(""), Err(ConnectError::Unfit(_))));
     }

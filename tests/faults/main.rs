@@ -44,6 +44,7 @@ mod outage;
 mod peers;
 mod php;
 mod rolling;
+mod sentinel;
 mod start;
 mod storm;
 mod tasks;

@@ -28,6 +28,8 @@ pub struct Redis {
     program: OsString,
     arguments: Vec<String>,
     password: Option<String>,
+    /// Of a sentinel: the file that it begins with, and then writes itself.
+    file: Option<String>,
     directory: TempDir,
     address: SocketAddr,
     /// Bound to the address and not listening: the port is given to nobody else, also while no process is there.
@@ -41,11 +43,17 @@ impl Redis {
 
     /// With more arguments, such as `["--requirepass", "secret"]` or `["--appendonly", "yes"]`; they come last and win.
     pub async fn start_with(arguments: &[&str]) -> Self {
-        let program = std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into());
-        Self::start_program(&program, arguments).await
+        Self::start_program(&program(), arguments, None).await
     }
 
-    async fn start_program(program: &OsStr, arguments: &[&str]) -> Self {
+    /// A sentinel, which is a `redis-server`, too, with these lines in its file.
+    pub async fn start_sentinel(lines: &[&str]) -> Self {
+        let password = lines.iter().find_map(|line| line.strip_prefix("requirepass "));
+        let arguments = password.map_or_else(Vec::new, |password| vec!["--requirepass", password]);
+        Self::start_program(&program(), &arguments, Some(lines.join("\n"))).await
+    }
+
+    async fn start_program(program: &OsStr, arguments: &[&str], file: Option<String>) -> Self {
         let directory = tempfile::Builder::new().prefix("redis-").tempdir().unwrap();
         let (port, address) = reserve_a_port().unwrap();
         let password = arguments.iter().skip_while(|argument| **argument != "--requirepass").nth(1);
@@ -54,6 +62,7 @@ impl Redis {
             program: program.to_owned(),
             arguments: arguments.iter().map(|&argument| argument.to_owned()).collect(),
             password: password.map(|&password| password.to_owned()),
+            file,
             directory,
             address,
             _port: port,
@@ -109,6 +118,13 @@ impl Redis {
         fs::create_dir_all(self.data()).unwrap();
         let log = fs::File::create(self.log()).unwrap();
         let mut command = Command::new(&self.program);
+        if let Some(lines) = &self.file {
+            let file = self.directory.path().join("sentinel.conf");
+            if !file.exists() {
+                fs::write(&file, lines).unwrap();
+            }
+            command.arg(file).arg("--sentinel");
+        }
         command.args(["--bind", "127.0.0.1", "--port", &self.address.port().to_string()]);
         command.arg("--unixsocket").arg(self.socket()).arg("--dir").arg(self.data());
         command.args(["--save", "", "--appendonly", "no"]).args(&self.arguments);
@@ -234,6 +250,10 @@ impl Drop for Redis {
     }
 }
 
+fn program() -> OsString {
+    std::env::var_os("REDIS_SERVER").unwrap_or_else(|| "redis-server".into())
+}
+
 /// The second net: where a test is killed and nothing is dropped, the kernel ends what it started.
 #[cfg(target_os = "linux")]
 #[allow(unsafe_code, reason = "std knows no other way to say something between fork and exec")]
@@ -313,7 +333,12 @@ impl Connection {
 
     /// A connection to an address, such as a proxy's; nothing said yet.
     pub async fn to(address: SocketAddr) -> Self {
-        Self::over(soon("a connection to Redis", TcpStream::connect(address)).await.unwrap())
+        soon("a connection to Redis", Self::try_to(address)).await.unwrap()
+    }
+
+    /// As `to`, where nobody may listen.
+    pub async fn try_to(address: SocketAddr) -> io::Result<Self> {
+        Ok(Self::over(TcpStream::connect(address).await?))
     }
 
     /// One command and its reply.
@@ -589,5 +614,5 @@ async fn a_redis_ends_with_the_thread_that_started_it() {
     expected = "no redis-server (no-such-server: No such file or directory (os error 2)): run scripts/install-"
 )]
 async fn where_there_is_no_redis_server_a_line_says_how_to_install_it() {
-    Redis::start_program(OsStr::new("no-such-server"), &[]).await;
+    Redis::start_program(OsStr::new("no-such-server"), &[], None).await;
 }

@@ -64,6 +64,14 @@ impl Authority {
         self.directory.path().join("tls.key")
     }
 
+    /// Its own certificate, which trusts all that it issues.
+    fn root_file(&self) -> PathBuf {
+        let path = self.directory.path().join("ca.crt");
+        let pem = BASE64_STANDARD.encode(&self.root);
+        std::fs::write(&path, format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n")).unwrap();
+        path
+    }
+
     fn write(&self, cert: &str, key: &str) {
         std::fs::write(self.cert_file(), cert).unwrap();
         std::fs::write(self.key_file(), key).unwrap();
@@ -536,12 +544,7 @@ async fn redis_is_reached_over_tls_if_it_shows_a_certificate_that_this_machine_t
     let (authority, stranger) = (Authority::new(), Authority::new());
     let issued = authority.issue();
     authority.write(&issued.cert, &issued.key);
-    let root = |authority: &Authority| {
-        let path = authority.directory.path().join("ca.crt");
-        let pem = BASE64_STANDARD.encode(&authority.root);
-        std::fs::write(&path, format!("-----BEGIN CERTIFICATE-----\n{pem}\n-----END CERTIFICATE-----\n")).unwrap();
-        path.to_str().unwrap().to_owned()
-    };
+    let root = |authority: &Authority| authority.root_file().to_str().unwrap().to_owned();
     let (trusted, foreign) = (root(&authority), root(&stranger));
     let (_reserved, address) = reserve_a_port().unwrap();
     let port = address.port().to_string();
@@ -565,4 +568,35 @@ async fn redis_is_reached_over_tls_if_it_shows_a_certificate_that_this_machine_t
         let checked = run(&["check"], &[("MOONGATE_REDIS_URL", &url), ("SSL_CERT_FILE", ca)]);
         assert!(checked.stderr.contains(word) && !checked.stderr.contains("secret"), "{}", checked.stderr);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
+    let authority = Authority::new();
+    let issued = authority.issue();
+    authority.write(&issued.cert, &issued.key);
+    let (cert, key, ca) = (authority.cert_file(), authority.key_file(), authority.root_file());
+    let [cert, key, ca] = [&cert, &key, &ca].map(|path| path.to_str().unwrap());
+    let (_reserved, address) = reserve_a_port().unwrap();
+    let port = address.port().to_string();
+    let tls = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no", "--tls-ca-cert-file", ca];
+    let redis = Redis::start_with(&[&tls[..], &["--tls-port", &port]].concat()).await;
+    let (_reserved, address) = reserve_a_port().unwrap();
+    // The certificate is of a name, so the sentinel is to say the name, and no address.
+    let mut lines = vec![
+        "sentinel resolve-hostnames yes".to_owned(),
+        "sentinel announce-hostnames yes".to_owned(),
+        format!("sentinel monitor mymaster localhost {port} 1"),
+        "tls-replication yes".to_owned(),
+        format!("tls-port {}", address.port()),
+    ];
+    lines.extend(tls.chunks(2).map(|pair| format!("{} {}", pair[0].trim_start_matches('-'), pair[1])));
+    let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
+    let _sentinel = Redis::start_sentinel(&lines).await;
+    let url = format!("rediss-sentinel://localhost:{}?sentinelServiceName=mymaster", address.port());
+    let node = world::Process::ready(&url, &[("SSL_CERT_FILE", ca)]).await;
+    let mut client = node.connect().await;
+    assert_eq!(node.ask("bindUid", json!({"client_id": client.id, "uid": "u"})).await, true);
+    assert_eq!(redis.command(&["PUBLISH", "mg:uid:u", "over TLS"]).await.int(), 1);
+    assert_eq!(client.text().await, "over TLS");
 }

@@ -150,7 +150,7 @@ impl Members {
             };
             let (connection, alive) = match connected {
                 Ok(connected) => connected,
-                Err(error @ ConnectError::Unfit(_)) if !has_entered => {
+                Err(error @ (ConnectError::Unfit(_) | ConnectError::Replica)) if !has_entered => {
                     return Some(super::refused_url(Some(&self.address), &error));
                 }
                 Err(error) => {
@@ -162,7 +162,7 @@ impl Members {
                 }
             };
             if self.shared.identity().lan.ip.is_unspecified() {
-                let ip = super::lan_ip(&self.address).await;
+                let ip = super::lan_ip(connection.place()).await;
                 self.change_identity(|identity| identity.lan.ip = ip);
             }
             let entered = async {
@@ -358,17 +358,24 @@ impl Members {
         self.shared.metrics.redis_up.set(1);
         self.directory.may_write(Some(Instant::now() + self.ttl));
         self.shared.member.send_replace(true);
-        tracing::info!(node = %identity.node_id, lan = %format_args!("{}:{}", identity.lan.ip, identity.lan.port), "in touch with Redis");
+        tracing::info!(
+            node = %identity.node_id,
+            lan = %format_args!("{}:{}", identity.lan.ip, identity.lan.port),
+            redis = connection.place().map(tracing::field::display),
+            "in touch with Redis"
+        );
     }
 
     /// Stays until the connection ends; says why.
     async fn stay(self: &Arc<Self>, connection: &Connection, mut alive: Alive) -> &'static str {
         let mut beats = interval(BEAT);
         beats.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut left = Box::pin(self.address.left(connection));
         loop {
             tokio::select! {
                 biased;
                 () = alive.ended() => return "it was closed",
+                () = &mut left => return "the sentinels name another master",
                 () = self.stop.cancelled() => return "this node stops",
                 _ = beats.tick() => {}
             }
