@@ -98,17 +98,17 @@ async fn finish(client: &Client) {
 }
 
 /// Cuts what a client says into messages.
-struct Cutter {
-    protocol: Protocol,
+pub(super) struct Cutter {
+    pub(super) protocol: Protocol,
     /// The largest message, bytes.
-    most: usize,
+    pub(super) most: usize,
     /// The beginning of a message whose end has not come.
-    unfinished: BytesMut,
+    pub(super) unfinished: BytesMut,
 }
 
 impl Cutter {
     /// Takes what one read brought, and yields each message that it completes.
-    fn cut(&mut self, mut read: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Close> {
+    pub(super) fn cut(&mut self, mut read: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Close> {
         match self.protocol {
             Protocol::WebSocket | Protocol::Tcp => each(read),
             Protocol::Text => {
@@ -182,6 +182,10 @@ mod tests {
     fn what_is_too_big_or_no_frame_ends_it() {
         assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\n"]).0.len(), 1);
         assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\r", b"\n"]).0.len(), 1);
+        // Of what ends a line one byte is no part of the message; more count, wherever reads cut it.
+        for reads in [&[&b"0123456789abcdef\r\r\n"[..]][..], &[b"0123456789abcdef\r\r", b"\n"]] {
+            assert_eq!(cut(Protocol::Text, reads), (vec![], Err(Close::TOO_BIG)));
+        }
         assert_eq!(cut(Protocol::Text, &[b"ok\n0123456789abcdefg"]), (vec![b"ok".to_vec()], Err(Close::TOO_BIG)));
         assert_eq!(cut(Protocol::Frame, &[&[0, 0, 0, 4, 0, 0, 0, 5, b'x']]).0, [&b""[..], b"x"]);
         assert_eq!(cut(Protocol::Frame, &[&21_u32.to_be_bytes()]).1, Err(Close::TOO_BIG));
