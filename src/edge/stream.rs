@@ -115,15 +115,14 @@ impl Cutter {
                 while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
                     let (line, rest) = read.split_at(end);
                     self.unfinished.extend_from_slice(line);
+                    self.is_small_line()?;
                     let trailing = self.unfinished.iter().rev().take_while(|byte| **byte == b'\r').count();
                     self.unfinished.truncate(self.unfinished.len() - trailing);
-                    self.is_small(self.unfinished.len())?;
                     each(&std::mem::take(&mut self.unfinished));
                     read = rest.get(1..).unwrap_or_default();
                 }
                 self.unfinished.extend_from_slice(read);
-                // The last byte may belong to the line's end.
-                self.is_small(self.unfinished.len() - usize::from(self.unfinished.ends_with(b"\r")))?;
+                self.is_small_line()?;
             }
             Protocol::Frame => {
                 self.unfinished.extend_from_slice(read);
@@ -147,6 +146,11 @@ impl Cutter {
             }
         }
         Ok(())
+    }
+
+    /// The last byte may belong to the line's end. Only one: where more do, it must not matter whether the newline has come.
+    fn is_small_line(&self) -> Result<(), Close> {
+        self.is_small(self.unfinished.len() - usize::from(self.unfinished.ends_with(b"\r")))
     }
 
     fn is_small(&self, length: usize) -> Result<(), Close> {
