@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn no_handshake_does_harm() {
-        feed_corpus("handshake", 3000, handshake);
+        feed_corpus("handshake", 1000, handshake);
     }
 
     #[test]
@@ -274,7 +274,7 @@ mod tests {
 
     #[test]
     fn no_stream_does_harm() {
-        feed_corpus("stream", 20_000, stream);
+        feed_corpus("stream", 10_000, stream);
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
 
     #[test]
     fn no_request_to_the_api_does_harm() {
-        feed_corpus("api", 20_000, api);
+        feed_corpus("api", 10_000, api);
     }
 
     #[test]
@@ -294,7 +294,7 @@ mod tests {
 
     #[test]
     fn nothing_on_the_bus_does_harm() {
-        feed_corpus("bus", 20_000, bus);
+        feed_corpus("bus", 10_000, bus);
     }
 
     #[test]
