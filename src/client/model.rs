@@ -73,6 +73,7 @@ enum Owner {
     IsDone,
 }
 
+#[allow(clippy::struct_excessive_bools)] // each is a fact of its own
 struct Run {
     client: Arc<Client>,
     peer: Socket,

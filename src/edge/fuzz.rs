@@ -97,7 +97,11 @@ fn where_from(headers: &HeaderMap) -> IpAddr {
 /// What comes on a connection of `text`, `frame` or `tcp`: the first byte says which, the second how much one read brings.
 pub(crate) fn stream(bytes: &[u8]) {
     let Some((&[which, piece], said)) = bytes.split_first_chunk() else { return };
-    let protocol = [Protocol::Text, Protocol::Frame, Protocol::Tcp][usize::from(which % 3)];
+    let protocol = match which % 3 {
+        0 => Protocol::Text,
+        1 => Protocol::Frame,
+        _ => Protocol::Tcp,
+    };
     let (messages, end) = cut(protocol, std::iter::once(said));
     if protocol == Protocol::Tcp {
         return assert_eq!((messages, end), (vec![said.to_vec()], Ok(())));

@@ -159,6 +159,9 @@ impl Heard {
     }
 }
 
+/// What a client has, by names.
+type Had = (Option<Uid>, BTreeSet<Group>);
+
 struct World {
     hub: Hub,
     clock: AtomicU64,
@@ -167,7 +170,7 @@ struct World {
     clients: Vec<Arc<Client>>,
     said: Mutex<Vec<Said>>,
     /// What stands for Redis.
-    index: Mutex<HashMap<ClientId, (Option<Uid>, BTreeSet<Group>)>>,
+    index: Mutex<HashMap<ClientId, Had>>,
     /// Of whom that was ever told.
     known: Mutex<HashSet<ClientId>>,
     departed: Mutex<Vec<Departed>>,
@@ -626,7 +629,7 @@ impl From<Result<(), String>> for Verdict {
     }
 }
 
-fn had(departed: &Departed) -> (Option<Uid>, BTreeSet<Group>) {
+fn had(departed: &Departed) -> Had {
     (departed.uid.clone(), departed.groups.iter().cloned().collect())
 }
 
