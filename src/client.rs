@@ -12,6 +12,9 @@
 //!
 //! The owning task (`edge`) reads the socket; nobody else does. The mutex is never held across an await.
 
+#[cfg(test)]
+pub(crate) mod model;
+
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io::{self, Read, Write};

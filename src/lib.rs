@@ -26,6 +26,7 @@
 //! | [`command`] | the vocabulary: every command, query and answer | does I/O |
 //! | [`event`] | what clients do, in the words in which applications hear of it, and the memory in which that waits | does I/O |
 //! | [`message`], [`session`], [`task`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
+//! | `fuzz` | what must hold for any bytes from outside, a target for each door; fuzzers and tests feed it | is in a release |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //!
 //! Arrows go one way: `main → server → doors (edge, http, tasks, php) → gateway → cluster → hub → client → message, id`. Doors do not
@@ -109,6 +110,8 @@ pub mod config;
 pub mod ctl;
 pub mod edge;
 pub mod event;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod gateway;
 pub mod heartbeat;
 pub mod http;

@@ -1,3 +1,3 @@
 #![no_main]
 
-libfuzzer_sys::fuzz_target!(|bytes: &[u8]| moongate::php::fuzz::json(bytes));
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| moongate::fuzz::json(bytes));

@@ -91,7 +91,7 @@ pub struct Facts {
 }
 
 /// A client's uid and groups as they stand in the index.
-fn index_value(uid: Option<&Uid>, groups: &[Group]) -> String {
+pub(super) fn index_value(uid: Option<&Uid>, groups: &[Group]) -> String {
     let names: Vec<Option<&str>> =
         std::iter::once(uid.map(Uid::as_str)).chain(groups.iter().map(|group| Some(group.as_str()))).collect();
     // Strings: this cannot fail.

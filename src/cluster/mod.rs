@@ -20,6 +20,8 @@
 mod bus;
 mod directory;
 mod envelope;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod keys;
 mod members;
 mod php;

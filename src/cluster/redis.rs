@@ -220,6 +220,41 @@ impl Reply {
         matches!(self.0, Value::Array(_))
     }
 
+    /// Any answer, made of any bytes.
+    #[cfg(any(test, fuzzing))]
+    pub(super) fn made_of(bytes: &[u8]) -> Self {
+        fn take<'a>(bytes: &mut &'a [u8], length: usize) -> &'a [u8] {
+            let (taken, rest) = bytes.split_at(length.min(bytes.len()));
+            *bytes = rest;
+            taken
+        }
+        fn value(bytes: &mut &[u8], depth: usize) -> Value {
+            let [kind, length] = *take(bytes, 2) else { return Value::Null };
+            let length = usize::from(length);
+            let deeper = usize::from(depth < 6) * length;
+            match kind {
+                b'*' => Value::Array((0..deeper.min(bytes.len())).map(|_| value(bytes, depth + 1)).collect()),
+                b'%' => {
+                    let pairs =
+                        (0..deeper.min(bytes.len())).map(|_| (take(bytes, 2).to_vec(), value(bytes, depth + 1)));
+                    let pairs: Vec<(fred::types::Key, Value)> =
+                        pairs.map(|(key, value)| (key[..].into(), value)).collect();
+                    pairs.try_into().map_or(Value::Null, Value::Map)
+                }
+                b'$' => Value::Bytes(Bytes::copy_from_slice(take(bytes, length))),
+                b'+' => Value::String(String::from_utf8_lossy(take(bytes, length)).into_owned().into()),
+                b':' => Value::Integer(take(bytes, 8).iter().fold(0, |sum, byte| sum << 8 | i64::from(*byte))),
+                b',' => Value::Double(f64::from_bits(
+                    take(bytes, 8).iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte)),
+                )),
+                b'#' => Value::Boolean(length == 1),
+                _ => Value::Null,
+            }
+        }
+        let mut rest = bytes;
+        Self(value(&mut rest, 0))
+    }
+
     /// A list or set.
     pub(super) fn list(self) -> Vec<Self> {
         match self.0 {

@@ -109,7 +109,7 @@ enum Begun {
 }
 
 /// An entry as it was read.
-struct Entry {
+pub(super) struct Entry {
     id: String,
     deliveries: u32,
     fields: Fields,
@@ -935,7 +935,7 @@ fn finished(attempt: u32, entry: &str, id: &str, fields: &Fields, ending: &Endin
 }
 
 /// Entries with how often they were delivered.
-fn claimed(reply: Reply) -> Vec<Entry> {
+pub(super) fn claimed(reply: Reply) -> Vec<Entry> {
     let entries = reply.list().into_iter().skip(1).filter_map(|entry| {
         let mut parts = entry.list().into_iter();
         let (id, deliveries) = (parts.next()?.text()?, parts.next()?.number());
@@ -977,7 +977,7 @@ fn time_of(entry: &str) -> u64 {
 }
 
 /// What a script shows of a task.
-fn view(reply: Reply) -> Option<View> {
+pub(super) fn view(reply: Reply) -> Option<View> {
     let mut parts = reply.list().into_iter();
     let id = parts.next()?.text()?;
     let state = match parts.next()?.text()?.as_str() {

@@ -12,6 +12,7 @@ use hyper::header::{
     AUTHORIZATION, CONNECTION, CONTENT_TYPE, COOKIE, HeaderMap, HeaderName, HeaderValue, ORIGIN, PROXY_AUTHORIZATION,
     RETRY_AFTER, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_VERSION, UPGRADE, WWW_AUTHENTICATE,
 };
+use hyper::server::conn::http1;
 use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
@@ -30,7 +31,7 @@ use crate::webhook::NotAdmitted;
 
 type Body = axum::body::Body;
 
-const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// A handshake that is answered with 101.
 struct Agreed {
@@ -64,12 +65,7 @@ impl Edge {
             let answer = self.answer(request, is_guest, client, Arc::clone(&agreed));
             async { Ok::<_, Infallible>(answer.await) }
         });
-        let served = hyper::server::conn::http1::Builder::new()
-            .max_buf_size(MAX_HEAD)
-            .max_headers(MAX_HEADERS)
-            .serve_connection(TokioIo::new(stream), service)
-            .with_upgrades()
-            .await;
+        let served = http1().serve_connection(TokioIo::new(stream), service).with_upgrades().await;
         if let Err(error) = served {
             tracing::debug!(%error, "handshake failed");
             self.refuse("http");
@@ -183,8 +179,15 @@ impl Edge {
     }
 }
 
+/// How requests are read.
+pub(super) fn http1() -> http1::Builder {
+    let mut builder = http1::Builder::new();
+    builder.max_buf_size(MAX_HEAD).max_headers(MAX_HEADERS);
+    builder
+}
+
 /// The token that a request brings, if it does: RFC 6750, 2.1, or in the query, as browsers cannot set the header.
-fn token(request: &Request<Incoming>) -> Option<Cow<'_, str>> {
+pub(super) fn token(request: &Request<Incoming>) -> Option<Cow<'_, str>> {
     let bearer = |value: &HeaderValue| {
         let (scheme, token) = value.as_bytes().split_at_checked(7)?;
         // What is no text is no good token, but one that is brought.
@@ -198,7 +201,7 @@ fn token(request: &Request<Incoming>) -> Option<Cow<'_, str>> {
 }
 
 /// What applications are told of a request: nothing that would let them in elsewhere.
-fn described(request: &Request<Incoming>, ip: IpAddr) -> event::Request {
+pub(super) fn described(request: &Request<Incoming>, ip: IpAddr) -> event::Request {
     let query = form_urlencoded::parse(request.uri().query().unwrap_or_default().as_bytes());
     let query = query.filter(|(name, _)| name != "token").map(|(name, value)| (name.into_owned(), value.into_owned()));
     let lines = request.headers().get_all(COOKIE).into_iter().map(|line| String::from_utf8_lossy(line.as_bytes()));
@@ -228,7 +231,7 @@ fn described(request: &Request<Incoming>, ip: IpAddr) -> event::Request {
 }
 
 /// A request's head as it came, but for what HTTP lets be written in several ways.
-fn head(request: &Request<Incoming>) -> Vec<u8> {
+pub(super) fn head(request: &Request<Incoming>) -> Vec<u8> {
     let mut head = format!("{} {} {:?}\r\n", request.method(), request.uri(), request.version()).into_bytes();
     for (name, value) in request.headers() {
         head.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
@@ -236,7 +239,11 @@ fn head(request: &Request<Incoming>) -> Vec<u8> {
     head
 }
 
-fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: impl Into<Body>) -> Response<Body> {
+pub(super) fn refusal(
+    status: StatusCode,
+    headers: &[(HeaderName, &'static str)],
+    words: impl Into<Body>,
+) -> Response<Body> {
     let mut response = Response::new(words.into());
     *response.status_mut() = status;
     response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -248,7 +255,7 @@ fn refusal(status: StatusCode, headers: &[(HeaderName, &'static str)], words: im
 }
 
 /// The `Sec-WebSocket-Accept` of a request that asks for a WebSocket, or why it does not.
-fn accept_key(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, (StatusCode, &'static str)> {
+pub(super) fn accept_key(method: &Method, headers: &HeaderMap) -> Result<HeaderValue, (StatusCode, &'static str)> {
     if method != Method::GET {
         return Err((StatusCode::METHOD_NOT_ALLOWED, "a WebSocket begins with GET\n"));
     }

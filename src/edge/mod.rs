@@ -4,6 +4,8 @@
 //! one deadline. After the handshake the long-lived task is spawned anew, so that it is no larger than it needs to be.
 
 mod connection;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod handshake;
 mod stream;
 pub mod tls;

@@ -98,32 +98,31 @@ async fn finish(client: &Client) {
 }
 
 /// Cuts what a client says into messages.
-struct Cutter {
-    protocol: Protocol,
+pub(super) struct Cutter {
+    pub(super) protocol: Protocol,
     /// The largest message, bytes.
-    most: usize,
+    pub(super) most: usize,
     /// The beginning of a message whose end has not come.
-    unfinished: BytesMut,
+    pub(super) unfinished: BytesMut,
 }
 
 impl Cutter {
     /// Takes what one read brought, and yields each message that it completes.
-    fn cut(&mut self, mut read: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Close> {
+    pub(super) fn cut(&mut self, mut read: &[u8], mut each: impl FnMut(&[u8])) -> Result<(), Close> {
         match self.protocol {
             Protocol::WebSocket | Protocol::Tcp => each(read),
             Protocol::Text => {
                 while let Some(end) = read.iter().position(|byte| *byte == b'\n') {
                     let (line, rest) = read.split_at(end);
                     self.unfinished.extend_from_slice(line);
+                    self.is_small_line()?;
                     let trailing = self.unfinished.iter().rev().take_while(|byte| **byte == b'\r').count();
                     self.unfinished.truncate(self.unfinished.len() - trailing);
-                    self.is_small(self.unfinished.len())?;
                     each(&std::mem::take(&mut self.unfinished));
                     read = rest.get(1..).unwrap_or_default();
                 }
                 self.unfinished.extend_from_slice(read);
-                // The last byte may belong to the line's end.
-                self.is_small(self.unfinished.len() - usize::from(self.unfinished.ends_with(b"\r")))?;
+                self.is_small_line()?;
             }
             Protocol::Frame => {
                 self.unfinished.extend_from_slice(read);
@@ -147,6 +146,11 @@ impl Cutter {
             }
         }
         Ok(())
+    }
+
+    /// The last byte may belong to the line's end. Only one: where more do, it must not matter whether the newline has come.
+    fn is_small_line(&self) -> Result<(), Close> {
+        self.is_small(self.unfinished.len() - usize::from(self.unfinished.ends_with(b"\r")))
     }
 
     fn is_small(&self, length: usize) -> Result<(), Close> {
@@ -182,6 +186,10 @@ mod tests {
     fn what_is_too_big_or_no_frame_ends_it() {
         assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\n"]).0.len(), 1);
         assert_eq!(cut(Protocol::Text, &[b"0123456789abcdef\r", b"\n"]).0.len(), 1);
+        // Of what ends a line one byte is no part of the message; more count, wherever reads cut it.
+        for reads in [&[&b"0123456789abcdef\r\r\n"[..]][..], &[b"0123456789abcdef\r\r", b"\n"]] {
+            assert_eq!(cut(Protocol::Text, reads), (vec![], Err(Close::TOO_BIG)));
+        }
         assert_eq!(cut(Protocol::Text, &[b"ok\n0123456789abcdefg"]), (vec![b"ok".to_vec()], Err(Close::TOO_BIG)));
         assert_eq!(cut(Protocol::Frame, &[&[0, 0, 0, 4, 0, 0, 0, 5, b'x']]).0, [&b""[..], b"x"]);
         assert_eq!(cut(Protocol::Frame, &[&21_u32.to_be_bytes()]).1, Err(Close::TOO_BIG));

@@ -46,12 +46,8 @@ async fn own(
     if !connection::begin(&gateway, &client, is_guest, admission).await {
         return;
     }
-    let config = WebSocketConfig::default()
-        .read_buffer_size(READ_BUFFER)
-        .write_buffer_size(0)
-        .max_message_size(Some(settings.max_message_size))
-        .max_frame_size(Some(settings.max_message_size));
-    let stream = WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, Some(config));
+    let config = Some(config(settings.max_message_size));
+    let stream = WebSocketStream::from_partially_read(Io(Arc::clone(&client)), ahead, Role::Server, config);
     let mut socket = Box::pin(stream).await;
 
     let mut saying = Saying::new(settings.max_messages_per_second);
@@ -60,6 +56,15 @@ async fn own(
     let goodbye = matches!(end, End::Peer(_));
     // Boxed, as is all that is awaited only at the ends of a connection's life: the task keeps room for its largest await.
     Box::pin(connection::end(&gateway, &client, end, finish(&client, &mut socket, goodbye))).await;
+}
+
+/// How the library reads and writes; messages of so many bytes at the most.
+pub(super) fn config(most: usize) -> WebSocketConfig {
+    WebSocketConfig::default()
+        .read_buffer_size(READ_BUFFER)
+        .write_buffer_size(0)
+        .max_message_size(Some(most))
+        .max_frame_size(Some(most))
 }
 
 /// Gets the close frame out, waits for the peer's, and ends the socket without a reset. `goodbye`: the peer's close
@@ -141,7 +146,7 @@ fn poll_talk(
 }
 
 /// What a peer that broke the protocol is told.
-fn violation(error: &tungstenite::Error) -> Option<Close> {
+pub(super) fn violation(error: &tungstenite::Error) -> Option<Close> {
     use tungstenite::error::ProtocolError;
     match error {
         tungstenite::Error::Capacity(_) => Some(Close::TOO_BIG),

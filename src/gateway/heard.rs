@@ -200,7 +200,7 @@ fn target(channel: &Channel) -> Option<Target> {
 }
 
 /// The jobs of a command or a batch; neighbouring changes of one client are one.
-fn commands(json: &[u8]) -> Result<Vec<Result<Job, String>>, String> {
+pub(super) fn commands(json: &[u8]) -> Result<Vec<Result<Job, String>>, String> {
     let json = std::str::from_utf8(json).map_err(|_| "a command is JSON, and this is not even text")?;
     let commands = match Command::parse_object(json).map_err(|error| error.to_string())? {
         Command::Batch(batch) if batch.commands.len() > MAX_BATCH => {

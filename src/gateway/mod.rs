@@ -7,6 +7,8 @@
 
 mod change;
 mod facts;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod heard;
 mod listing;
 mod part;

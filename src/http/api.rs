@@ -75,7 +75,7 @@ async fn run_to_end(gateway: Arc<Gateway>, command: Command) -> Result<Response,
 }
 
 /// The operation, and its fields as a JSON object.
-fn positional(query: &[u8], form: &[u8]) -> Result<(&'static Operation, String), ParseError> {
+pub(super) fn positional(query: &[u8], form: &[u8]) -> Result<(&'static Operation, String), ParseError> {
     let mut method = None;
     let mut args: BTreeMap<usize, Argument> = BTreeMap::new();
     for (key, value) in form_urlencoded::parse(query).chain(form_urlencoded::parse(form)) {

@@ -87,7 +87,7 @@ fn is_local(headers: &HeaderMap) -> bool {
 }
 
 /// `localhost`, `127.…`, `[::1]`, with or without a port.
-fn is_loopback_host(host: &str) -> bool {
+pub(super) fn is_loopback_host(host: &str) -> bool {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if port.parse::<u16>().is_ok() && (!name.contains(':') || name.ends_with(']')) => name,
         _ => host,

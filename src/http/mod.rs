@@ -1,6 +1,8 @@
 //! The API door: every route on one screen.
 
 mod api;
+#[cfg(any(test, fuzzing))]
+pub(crate) mod fuzz;
 mod guard;
 mod openapi;
 mod problem;

@@ -5,6 +5,8 @@
 
 mod events;
 mod journal;
+#[cfg(test)]
+mod model;
 mod shard;
 mod targets;
 mod topics;
@@ -41,10 +43,10 @@ use crate::metrics::Metrics;
 const INBOX: usize = 1024;
 
 /// What a shard takes from its inbox at once.
-const BATCH: usize = 256;
+const BATCH: usize = if cfg!(test) { 8 } else { 256 };
 
 /// So many messages are put into outboxes, about 10 ms of work, before any is written and others have their turn.
-const MOST_APPENDED: usize = 100_000;
+const MOST_APPENDED: usize = if cfg!(test) { 8 } else { 100_000 };
 
 /// Heartbeats are spread, so that a node does not write to all its clients in one moment: this often something is due.
 const BEAT: Duration = Duration::from_millis(100);

@@ -58,8 +58,8 @@ use crate::id::{ClientId, Group, Uid};
 use crate::message::{Close, Message, Protocol};
 use crate::session::Session;
 
-/// How many sockets are written before the inbox is looked at again: about 4 ms.
-pub(super) const PIECE: usize = 1000;
+/// How many sockets are written before the inbox is looked at again: about 4 ms. In tests a few clients are a crowd.
+pub(super) const PIECE: usize = if cfg!(test) { 2 } else { 1000 };
 
 /// And no more bytes than this, that a large message does not take for longer.
 const PIECE_BYTES: usize = 4 << 20;
@@ -881,6 +881,17 @@ impl Shard {
     }
 
     // --- messages ---
+
+    /// Whether nothing is left of those that were here.
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        let is_left = self.clients.iter().any(Option::is_some)
+            || self.facts.iter().any(Option::is_some)
+            || self.is_busy()
+            || self.guests > 0
+            || !(self.left_uids.is_empty() && self.left_groups.is_empty() && self.departing.is_empty());
+        !is_left && self.by_connection.is_empty() && self.uids.is_empty() && self.groups.is_empty() && self.is_told()
+    }
 
     /// Whether sockets are still to be written.
     pub(super) fn is_busy(&self) -> bool {

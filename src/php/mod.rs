@@ -21,7 +21,7 @@
 mod commands;
 mod ext;
 #[cfg(any(test, fuzzing))]
-pub mod fuzz;
+pub(crate) mod fuzz;
 mod gateways;
 mod inner;
 mod link;

@@ -121,11 +121,15 @@ async fn read(mut response: Response, status: StatusCode) -> Accepted {
             }
         }
     }
-    // Many receivers answer "ok" or an empty page: only an object can hold commands.
+    accepted(&body)
+}
+
+/// Many receivers answer "ok" or an empty page: only an object can hold commands.
+pub(crate) fn accepted(body: &[u8]) -> Accepted {
     if !body.trim_ascii().starts_with(b"{") {
         return Accepted::default();
     }
-    match serde_json::from_slice(&body) {
+    match serde_json::from_slice(body) {
         Ok(Answer { commands }) => Accepted { commands },
         Err(error) => {
             tracing::warn!(%error, "the webhook's answer cannot be read");

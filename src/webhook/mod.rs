@@ -20,6 +20,8 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::task::TaskTracker;
 
+#[cfg(any(test, fuzzing))]
+pub(crate) use caller::accepted;
 pub use caller::{ANSWER, Accepted, Caller, Refused};
 
 use crate::config::WebhookConfig;
