@@ -13,6 +13,7 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::history::entries;
 use crate::model::Dice;
 use crate::port::reserve_a_port;
 use crate::receiver::Receiver;
@@ -164,13 +165,8 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     // Of each client the stream has a beginning and an end.
     let told = async |name: &str| -> BTreeMap<String, usize> {
         let mut told = BTreeMap::new();
-        for entry in redis.command(&["XRANGE", "mg:events", "-", "+"]).await.list() {
-            let fields: Vec<String> =
-                entry.list().remove(1).list().into_iter().map(crate::redis::Reply::string).collect();
-            let field = |name: &str| fields.chunks(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
-            if field("event").as_deref() == Some(name) {
-                *told.entry(field("client_id").unwrap()).or_default() += 1;
-            }
+        for entry in entries(&redis).await.iter().filter(|entry| entry["event"] == name) {
+            *told.entry(entry["client_id"].clone()).or_default() += 1;
         }
         told
     };
