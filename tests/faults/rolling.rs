@@ -18,7 +18,7 @@ use crate::model::Dice;
 use crate::port::reserve_a_port;
 use crate::receiver::Receiver;
 use crate::redis::Redis;
-use crate::world::{Process, within};
+use crate::world::{Process, saw, within};
 
 const CLIENTS: usize = 100;
 const DRAIN: &str = "3s";
@@ -149,10 +149,6 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     };
     away.sort_unstable();
     let (median, longest) = (away[away.len() / 2], away[away.len() - 1]);
-    eprintln!(
-        "{} connections of {CLIENTS} pages, closed with {closes:?}; away for {median:?}, at most {longest:?}; {tasks} tasks",
-        ids.len()
-    );
     // Each was told to come back, and was back within the drain.
     assert_eq!(closes.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1000, 1012]));
     assert!(longest < Duration::from_secs(3), "{longest:?}");
@@ -174,4 +170,12 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     within(Duration::from_secs(10), "every end is told", async || told("close").await.len() == ids.len()).await;
     assert_eq!((told("connect").await, told("close").await), (all_once.clone(), all_once));
     within(Duration::from_secs(10), "nobody is left", async || redis.keys("mg:client:*").await.is_empty()).await;
+    saw(
+        "rolling",
+        &format!(
+            "{} connections of {CLIENTS} pages while each of two nodes was replaced twice: away for {median:.1?}, at most \
+             {longest:.1?} of a drain of {DRAIN}; of {tasks} tasks and their connects and closes none lost",
+            ids.len()
+        ),
+    );
 }
