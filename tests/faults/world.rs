@@ -365,10 +365,13 @@ pub async fn mentions(redis: &Redis, ids: &BTreeSet<String>) -> BTreeSet<String>
     let clients = connection.command(&["KEYS", "mg:client:*"]).await.names();
     found.extend(clients.into_iter().filter(|key| ids.contains(key.split(':').nth(2).unwrap())));
     for (pattern, command) in [("mg:uid:*", "SMEMBERS"), ("mg:group:*", "SMEMBERS"), ("mg:clients:*", "HKEYS")] {
-        for key in connection.command(&["KEYS", pattern]).await.names() {
+        let keys = connection.command(&["KEYS", pattern]).await.names();
+        for key in &keys {
+            connection.send(&[command, key]).await;
+        }
+        for key in keys {
             // A key may be gone by now.
-            let members = connection.command(&[command, &key]).await.names();
-            if !members.is_disjoint(ids) {
+            if !connection.reply().await.names().is_disjoint(ids) {
                 found.insert(key);
             }
         }
