@@ -60,8 +60,11 @@ pub struct Load {
 }
 
 impl Load {
+    /// Its connection to Redis is called `test`.
     pub async fn publish(&mut self, redis: &Redis, name: &str, channel: &str) {
-        self.source(name, Source::Program(redis.connection().await, channel.to_owned()));
+        let mut program = redis.connection().await;
+        program.command(&["CLIENT", "SETNAME", "test"]).await;
+        self.source(name, Source::Program(program, channel.to_owned()));
     }
 
     pub async fn call(&mut self, node: &Node, name: &str, op: &'static str, target: Value) {
