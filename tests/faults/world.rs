@@ -464,7 +464,14 @@ pub async fn redis_holds(redis: &Redis, time: Duration, clients: &[Expected<'_>]
             let differing = one.iter().filter(|(key, value)| other.get(*key) != Some(*value));
             differing.map(|(key, value)| format!("{key}: {value:?}")).collect()
         };
-        panic!("after {time:?} Redis holds {:?} and not {:?}", differs(&last, &expected), differs(&expected, &last));
+        let (more, missing) = (differs(&last, &expected), differs(&expected, &last));
+        panic!(
+            "after {time:?} Redis holds {} such as {:?} and not {} such as {:?}",
+            more.len(),
+            &more[..more.len().min(20)],
+            missing.len(),
+            &missing[..missing.len().min(20)]
+        );
     }
 }
 
