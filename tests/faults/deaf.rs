@@ -182,7 +182,7 @@ async fn a_subscriber_that_redis_cuts_off_for_what_waits_for_it_is_noticed_repai
     load.stop().await;
     load.was_all_heard(&ears[1..], &["redis", "http"]).await;
     // In order and once; what is missed is what was said in one of the gaps.
-    let missed: Duration = load.missed(&ears[0], &["redis"]).iter().map(|(from, to)| *to - *from).sum();
+    let missed: Duration = load.missed(&ears[0], &["redis"]).iter().map(|missed| missed.to - missed.from).sum();
     let (gaps, seconds) =
         (flooded.metric("moongate_bus_gaps_total").await, flooded.metric("moongate_bus_gap_seconds_total").await);
     assert!(gaps == 4.0 && missed.as_secs_f64() <= seconds, "{missed:?} of {gaps} gaps of {seconds} s");

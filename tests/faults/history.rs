@@ -25,8 +25,14 @@ struct Said {
     is_accepted: bool,
 }
 
-/// From when to when messages were said that did not come.
-pub type Missed = (Instant, Instant);
+/// Messages of one source, one after the other, that were accepted and did not come: when the first and the last of them
+/// was said, and how many they are.
+#[derive(Debug, Clone, Copy)]
+pub struct Missed {
+    pub from: Instant,
+    pub to: Instant,
+    pub count: usize,
+}
 
 /// Who says something, and to whom.
 enum Source {
@@ -107,8 +113,9 @@ impl Load {
             let mut next = 0;
             let mut skip = |to: usize, next: &mut usize| {
                 let lost = said[*next..to].iter().filter(|said| said.is_accepted);
+                let count = lost.clone().count();
                 if let (Some(first), Some(last)) = (lost.clone().next(), lost.last()) {
-                    missed.push((first.asked, last.asked));
+                    missed.push(Missed { from: first.asked, to: last.asked, count });
                 }
                 *next = to + 1;
             };

@@ -47,17 +47,41 @@ fn troubles(dice: &mut Dice) -> Vec<Trouble> {
     troubles
 }
 
-/// What a node counts of its gaps, and for how long.
-async fn gaps(node: &Node) -> (f64, f64) {
-    (node.metric("moongate_bus_gaps_total").await, node.metric("moongate_bus_gap_seconds_total").await)
+/// What a node has counted of what it could not hear.
+#[derive(Clone, Copy)]
+struct Counted {
+    gaps: f64,
+    seconds: f64,
+    /// What came all at once when a stall was over, and was too much.
+    lost: f64,
+}
+
+impl Counted {
+    async fn by(node: &Node) -> Self {
+        let metrics = node.get("/metrics").await.text();
+        let lost = ["overload", "lagged"].map(|reason| {
+            let series = format!("moongate_bus_lost_total{{reason=\"{reason}\"}} ");
+            metrics.lines().find_map(|line| line.strip_prefix(&series)).map_or(0.0, |count| count.parse().unwrap())
+        });
+        Self {
+            gaps: node.metric("moongate_bus_gaps_total").await,
+            seconds: node.metric("moongate_bus_gap_seconds_total").await,
+            lost: lost.iter().sum(),
+        }
+    }
+
+    fn since(self, before: Self) -> Self {
+        let Self { gaps, seconds, lost } = self;
+        Self { gaps: gaps - before.gaps, seconds: seconds - before.seconds, lost: lost - before.lost }
+    }
 }
 
 /// How long messages were missed, whoever missed them.
 fn length(missed: &[Missed]) -> Duration {
     let mut missed = missed.to_vec();
-    missed.sort_unstable();
+    missed.sort_unstable_by_key(|missed| missed.from);
     let (mut length, mut end) = (Duration::ZERO, None);
-    for (from, to) in missed {
+    for Missed { from, to, .. } in missed {
         let from = end.map_or(from, |end| from.max(end));
         length += to.saturating_duration_since(from);
         end = end.max(Some(to));
@@ -135,7 +159,7 @@ async fn when_connections_to_redis_are_cut_or_stalled_at_random_moments_only_wha
     let mut dice = Dice(1);
     for (number, trouble) in troubles(&mut dice).into_iter().enumerate() {
         sleep(Duration::from_millis(1000 + dice.roll(2000) as u64)).await;
-        let before = [gaps(&nodes[0]).await, gaps(&nodes[1]).await];
+        let before = [Counted::by(&nodes[0]).await, Counted::by(&nodes[1]).await];
         let began = Instant::now();
         let with = proxies.iter().zip(trouble.nodes).filter_map(|(proxy, is_with)| is_with.then_some(proxy));
         for proxy in with.clone() {
@@ -162,8 +186,8 @@ async fn when_connections_to_redis_are_cut_or_stalled_at_random_moments_only_wha
             nodes[0].get("/readyz?strict=1").await.status == 200 && nodes[1].get("/readyz?strict=1").await.status == 200
         })
         .await;
-        let after = [gaps(&nodes[0]).await, gaps(&nodes[1]).await];
-        let counted = [0, 1].map(|place| (after[place].0 - before[place].0, after[place].1 - before[place].1));
+        let after = [Counted::by(&nodes[0]).await, Counted::by(&nodes[1]).await];
+        let counted = [after[0].since(before[0]), after[1].since(before[1])];
         windows.push((trouble, (began - BEAT, Instant::now()), counted));
     }
     over.store(true, Ordering::Relaxed);
@@ -171,34 +195,38 @@ async fn when_connections_to_redis_are_cut_or_stalled_at_random_moments_only_wha
     let (came, bound) = guests.await.unwrap();
     let (changes, groups) = changer.await.unwrap();
 
-    let (mut all_gaps, mut all_seconds, mut all_missed) = (0.0, 0.0, Duration::ZERO);
+    let (mut all_gaps, mut all_seconds, mut all_lost, mut all_missed) = (0.0, 0.0, 0.0, Duration::ZERO);
     for (place, ears) in ears.iter().enumerate() {
         // Whatever was said before this has come, or does not come any more.
         within(BACK, "it is quiet", async || {
             redis.publish("mg:all", "quiet").await == 2 && ears.iter().all(|ear| ear.has_heard("quiet"))
         })
         .await;
-        let missed: Vec<Missed> = ears.iter().flat_map(|ear| load.missed(ear, &SOURCES)).collect();
+        let missed: Vec<Vec<Missed>> = ears.iter().map(|ear| load.missed(ear, &SOURCES)).collect();
         let mut explained = 0;
         for (trouble, (from, to), counted) in &windows {
-            let (gaps, seconds) = counted[place];
-            let here: Vec<Missed> =
-                missed.iter().copied().filter(|missed| missed.0 >= *from && missed.1 <= *to).collect();
+            let Counted { gaps, seconds, lost } = counted[place];
+            let is_here = |missed: &&Missed| missed.from >= *from && missed.to <= *to;
+            let most = missed.iter().map(|missed| missed.iter().filter(is_here).map(|missed| missed.count).sum());
+            let most: usize = most.max().unwrap();
+            let here: Vec<Missed> = missed.iter().flatten().filter(is_here).copied().collect();
             explained += here.len();
             let length = length(&here);
             assert!(
-                here.is_empty() || (gaps >= 1.0 && length.as_secs_f64() <= seconds),
-                "messages said for {length:?} were missed at node {place} in {trouble:?}: {gaps} gaps of {seconds} s"
+                most as f64 <= lost || (gaps >= 1.0 && length.as_secs_f64() <= seconds),
+                "messages said for {length:?}, {most} for one client, were missed at node {place} in {trouble:?}: \
+                 {gaps} gaps of {seconds} s, {lost} lost"
             );
             assert!(
                 seconds <= (*to - *from).as_secs_f64() && (trouble.nodes[place] || gaps == 0.0),
                 "{gaps} gaps of {seconds} s at node {place} in {trouble:?}"
             );
+            all_lost += lost;
             all_gaps += gaps;
             all_seconds += seconds;
             all_missed += length;
         }
-        assert_eq!(explained, missed.len(), "what was missed was said in one of the troubles");
+        assert_eq!(explained, missed.iter().flatten().count(), "what was missed was said in one of the troubles");
     }
     // The others are as they were, and each that came has left; what clients did is told, all of it and in order.
     let uids: Vec<String> = (0..10).map(|number| format!("user-{}-{}", number / 5, number % 5)).collect();
@@ -232,7 +260,7 @@ async fn when_connections_to_redis_are_cut_or_stalled_at_random_moments_only_wha
         "cut",
         &format!(
             "{} cuts and stalls of 1 to {} s under load: {} messages; those said in {all_missed:.1?} were missed, in {all_gaps} \
-             counted gaps of {all_seconds:.1} s, and no others; {came} clients came and went, {changes} changes, events {told:?}",
+             counted gaps of {all_seconds:.1} s, {all_lost} counted as too many at once, and no others; {came} clients came and went, {changes} changes, events {told:?}",
             windows.len(),
             windows.iter().map(|(trouble, ..)| trouble.seconds).max().unwrap(),
             load.count(),
