@@ -1,7 +1,7 @@
 # The commands of the house. `make` alone lists them.
 
 .DEFAULT_GOAL := help
-.PHONY: help run cluster test test-all lint bench
+.PHONY: help run cluster test test-all chaos lint bench
 
 # Where `make run` serves; the same variables as everywhere.
 export MOONGATE_LISTEN ?= 127.0.0.1:7272
@@ -34,6 +34,9 @@ test-all: lint test ## And what is heavier: faults, jemalloc, the documentation,
 	@scripts/fuzz
 	@scripts/check-deploy
 	@scripts/check-examples
+
+chaos: ## What goes wrong in production, done on purpose for longer than in test-all, and a table of what held
+	@exec scripts/chaos
 
 lint: ## Format, clippy with warnings denied, licenses, sources and unused dependencies
 	cargo fmt --all --check

@@ -408,9 +408,10 @@ impl Bus {
                 }
             }
         };
-        // The gap began when the last heartbeat was heard, or later.
+        // The gap began when the last heartbeat was heard, or later. That may be long ago: where nothing comes through and
+        // no connection breaks, it takes some seconds until this one is given up.
         let silent = self.elapsed().saturating_sub(self.beat_heard.load(Ordering::Relaxed));
-        *gap = Instant::now().checked_sub(Duration::from_millis(silent).min(BEAT * 4));
+        *gap = Instant::now().checked_sub(Duration::from_millis(silent));
         drop(alive);
         // Nothing is known to be subscribed to until the next connection is.
         self.confirmed.send_replace(0);

@@ -5,9 +5,10 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{Node, eventually};
+use crate::history::Load;
 use crate::proxy::{Direction, Proxy};
 use crate::redis::{Connection, Redis, Reply};
-use crate::world::{Ear, TTL, all_are_reached_through, end, node, throughout, within};
+use crate::world::{Ear, TTL, all_are_reached_through, end, node, saw, throughout, within};
 
 /// A node behind a proxy whose subscribing connection is older than the other one, and how many came up to it.
 async fn with_an_older_subscriber(redis: &Redis) -> (Proxy, Node, u64) {
@@ -136,6 +137,66 @@ async fn a_killed_subscriber_is_replaced_at_once_and_the_gap_is_counted() {
     }
     drop(ears);
     end(&redis, vec![one, two], vec![]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_subscriber_that_redis_cuts_off_for_what_waits_for_it_is_noticed_repaired_and_counted_and_others_miss_nothing()
+ {
+    let redis = Redis::start().await;
+    let (flooded, other) = (node(&redis.url(), &[]).await, node(&redis.url(), &[]).await);
+    let ears = [Ear::member(&flooded, "flooded", &["g"]).await, Ear::member(&other, "other", &["g"]).await];
+    let mut control = redis.connection().await;
+    control.command(&["CONFIG", "SET", "client-output-buffer-limit", "pubsub 1mb 512kb 60"]).await;
+    // More than the limit before Redis writes any of it.
+    let flood = "for _ = 1, 64 do redis.call('PUBLISH', KEYS[1], string.rep('x', 65536)) end";
+    let mut load = Load::default();
+    load.publish(&redis, "redis", "mg:group:g").await;
+    load.call(&other, "http", "sendToGroup", json!({"group": "g"})).await;
+    let mut noticed = Vec::new();
+    for round in 1..=3 {
+        let before = load.count();
+        within(TTL, "something is said", async || load.count() > before + 20).await;
+        let (gap_before, cut) = (flooded.metric("moongate_bus_gap_seconds_total").await, Instant::now());
+        control.command(&["EVAL", flood, "1", "mg:uid:flooded"]).await;
+        within(Duration::from_secs(3), "it is noticed, repaired and counted", async || {
+            flooded.metric("moongate_bus_gaps_total").await == f64::from(round)
+        })
+        .await;
+        noticed.push(cut.elapsed());
+        let gap = flooded.metric("moongate_bus_gap_seconds_total").await - gap_before;
+        // It begins at most at the heartbeat before.
+        assert!(gap > 0.0 && gap < cut.elapsed().as_secs_f64() + 1.0, "{gap} of {:?}", cut.elapsed());
+        all_are_reached_through(&other, &ears, &format!("round {round}")).await;
+        assert_eq!(flooded.ready().await.0, 200);
+    }
+    // Nobody is let in any more: it cannot be repaired.
+    control.command(&["CONFIG", "SET", "maxclients", "1"]).await;
+    let cut = Instant::now();
+    control.command(&["EVAL", flood, "1", "mg:uid:flooded"]).await;
+    within(Duration::from_secs(4), "readiness tells", async || flooded.ready().await.0 == 503).await;
+    let told = cut.elapsed();
+    assert_eq!(other.ready().await.0, 200);
+    control.command(&["CONFIG", "SET", "maxclients", "10000"]).await;
+    within(Duration::from_secs(10), "it is ready", async || flooded.ready().await.0 == 200).await;
+    all_are_reached_through(&other, &ears, "heard again").await;
+    load.stop().await;
+    load.was_all_heard(&ears[1..], &["redis", "http"]).await;
+    // In order and once; what is missed is what was said in one of the gaps.
+    let missed: Duration = load.missed(&ears[0], &["redis"]).iter().map(|missed| missed.to - missed.from).sum();
+    let (gaps, seconds) =
+        (flooded.metric("moongate_bus_gaps_total").await, flooded.metric("moongate_bus_gap_seconds_total").await);
+    assert!(gaps == 4.0 && missed.as_secs_f64() <= seconds, "{missed:?} of {gaps} gaps of {seconds} s");
+    assert_eq!(other.metric("moongate_bus_gaps_total").await, 0.0);
+    let slowest = noticed.iter().max().unwrap();
+    saw(
+        "subscriber",
+        &format!(
+            "cut off at its output buffer: repaired and counted in at most {slowest:.1?}; messages said for {missed:.1?} missed, \
+             {seconds:.1} s counted; where it could not be repaired, not ready after {told:.1?}"
+        ),
+    );
+    drop(ears);
+    end(&redis, vec![flooded, other], vec![]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

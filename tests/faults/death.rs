@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::harness::{Node, eventually};
+use crate::history::{Load, entries, lives};
 use crate::proxy::Proxy;
 use crate::redis::{Redis, Reply};
 use crate::world::{
-    Ear, LEAVE, Process, TTL, all_are_reached_through, all_open, count, crowd, end, field, haunt, mentions, node,
-    nodes, run_of, sum, throughout, traces_of, within,
+    Ear, Expected, LEAVE, Process, TTL, all_are_reached_through, all_open, chaos, count, crowd, end, field, haunt,
+    mentions, node, nodes, redis_holds, run_of, saw, sum, throughout, traces_of, within,
 };
 
 const LEAVING: (&str, &str) = ("MOONGATE_LEAVE_MESSAGE", LEAVE);
@@ -119,6 +120,83 @@ async fn of_a_killed_node_nothing_is_left_and_its_groups_are_told_once_while_oth
     assert_eq!(sum(&[&second, &third], "moongate_fenced_total").await, 0.0);
     drop((dying, living, observer));
     end(&redis, vec![], vec![second, third]).await;
+}
+
+/// Members of a room and of one of ten groups, as `crowd` has made them.
+fn as_crowd<'a>(ears: &'a [Ear], uids: &'a [String], groups: &'a [[&'a str; 2]]) -> Vec<Expected<'a>> {
+    let members = ears.iter().zip(uids).zip(groups);
+    let expected = |((ear, uid), groups): ((&'a Ear, &'a String), &'a [&'a str; 2])| Expected {
+        id: &ear.id,
+        uid: Some(uid),
+        groups,
+        session: Some(json!({"uname": uid})),
+    };
+    members.map(expected).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_a_node_that_is_killed_with_a_thousand_clients_nothing_is_left_in_time_each_close_is_told_under_one_id_and_others_miss_nothing()
+ {
+    const CLIENTS: usize = 1000;
+    // What the contract gives; more beside many other tests.
+    let in_time = chaos(SWEPT, TTL + Duration::from_secs(5));
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let names = ["victim", "second", "third"];
+    let [victim, second, third] = names.map(|name| [("MOONGATE_NODE_ID", name), ("MOONGATE_EVENTS", "stream")]);
+    let victim = Process::ready(&url, &victim).await;
+    let (second, third) = (Process::ready(&url, &second).await, Process::ready(&url, &third).await);
+    let dying = crowd(&victim, "dying", CLIENTS, "room").await;
+    let mut living = crowd(&second, "second", 10, "lobby").await;
+    living.extend(crowd(&third, "third", 10, "lobby").await);
+    let ids: BTreeSet<String> = dying.iter().map(|ear| ear.id.clone()).collect();
+    let run = run_of(&redis, "victim").await.unwrap();
+
+    let mut load = Load::default();
+    load.publish(&redis, "redis", "mg:group:lobby").await;
+    load.call(&second, "second", "sendToGroup", json!({"group": "lobby"})).await;
+    load.call(&third, "third", "sendToGroup", json!({"group": "lobby"})).await;
+    within(TTL, "there is something to harm", async || load.count() > 100).await;
+    let before = load.count();
+    victim.kill();
+    let killed = Instant::now();
+    // Changes are done all the time, too.
+    let mut changes = 0;
+    while !(traces_of(&redis, "victim", &run).await.is_empty() && mentions(&redis, &ids).await.is_empty()) {
+        assert!(killed.elapsed() < in_time, "left: {:?}", mentions(&redis, &ids).await);
+        let group = json!({"client_id": living[changes % 20].id, "group": "meanwhile"});
+        second.done("joinGroup", group.clone()).await;
+        third.done("leaveGroup", group).await;
+        changes += 1;
+    }
+    let gone = killed.elapsed();
+    assert!(gone < in_time, "{gone:?}");
+    within(in_time.saturating_sub(gone), "each close is told", async || lives(&entries(&redis).await) == CLIENTS).await;
+    let told = killed.elapsed();
+    // A second pass comes, and tells nothing new.
+    throughout(TTL + Duration::from_secs(1), "each is told once", async || lives(&entries(&redis).await) == CLIENTS)
+        .await;
+    let closes = entries(&redis).await.into_iter().filter(|entry| entry["event"] == "close");
+    assert_eq!(closes.map(|close| close["client_id"].clone()).collect::<BTreeSet<_>>(), ids);
+    let meanwhile = load.count() - before;
+    load.stop().await;
+    load.was_all_heard(&living, &["redis", "second", "third"]).await;
+    let uids: Vec<String> = (0..20).map(|n| format!("{}-{}", ["second", "third"][n / 10], n % 10)).collect();
+    let groups: Vec<String> = uids.iter().map(|uid| uid.replace('-', "-group-")).collect();
+    let groups: Vec<[&str; 2]> = groups.iter().map(|group| ["lobby", &**group]).collect();
+    redis_holds(&redis, SWEPT, &as_crowd(&living, &uids, &groups)).await;
+    assert!(all_open(&living));
+    saw(
+        "killed",
+        &format!(
+            "of {CLIENTS} clients nothing left after {gone:.1?} (lease {TTL:?}), each close told under one id after {told:.1?}; \
+             {meanwhile} messages to others meanwhile, none missed; {changes} changes done"
+        ),
+    );
+    drop((dying, living));
+    for survivor in [second, third] {
+        survivor.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -307,6 +385,75 @@ async fn a_frozen_node_with_a_name_and_an_address_of_its_own_keeps_both() {
 #[tokio::test(flavor = "multi_thread")]
 async fn of_the_many_clients_of_a_frozen_node_each_is_told_to_have_left_once() {
     a_frozen_node_wakes_up(&[], 1500).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_those_who_came_back_elsewhere_nobody_is_online_twice_when_their_frozen_node_wakes_up() {
+    const CLIENTS: usize = 200;
+    const SOURCES: [&str; 3] = ["room", "uid", "http"];
+    let redis = Redis::start().await;
+    let url = redis.url();
+    let events = [("MOONGATE_EVENTS", "stream")];
+    let sleeper = Process::ready(&url, &events).await;
+    let (second, third) = (Process::ready(&url, &events).await, Process::ready(&url, &events).await);
+    let sleepers = crowd(&sleeper, "user", CLIENTS, "room").await;
+    let ids: BTreeSet<String> = sleepers.iter().map(|ear| ear.id.clone()).collect();
+    sleeper.freeze().await;
+    within(SWEPT, "it is swept", async || {
+        nodes(&redis).await.len() == 2 && mentions(&redis, &ids).await.is_empty() && all_open(&sleepers)
+    })
+    .await;
+    let back = crowd(&second, "user", CLIENTS, "room").await;
+    let uids: Vec<String> = (0..CLIENTS).map(|number| format!("user-{number}")).collect();
+    let online: serde_json::Map<_, _> =
+        uids.iter().zip(&back).map(|(uid, ear)| (uid.clone(), json!([ear.id]))).collect();
+    let online = serde_json::Value::Object(online);
+    let mut load = Load::default();
+    load.publish(&redis, SOURCES[0], "mg:group:room").await;
+    load.publish(&redis, SOURCES[1], "mg:uid:user-7").await;
+    load.call(&third, SOURCES[2], "sendToUid", json!({"uid": "user-8"})).await;
+    within(TTL, "they are spoken to", async || load.count() > 50).await;
+
+    sleeper.thaw();
+    let thawed = Instant::now();
+    let (mut looks, mut fenced) = (0, None);
+    // From the first moment on, and longer than a ghost may stay.
+    while thawed.elapsed() < Duration::from_secs(12) {
+        if fenced.is_none() && sleepers.iter().all(|ear| ear.closed() == Some(1012)) {
+            fenced = Some(thawed.elapsed());
+        }
+        assert_eq!(mentions(&redis, &ids).await, BTreeSet::new());
+        assert_eq!(third.ask("batchGetClientIdByUid", json!({"uid": uids})).await, online);
+        assert_eq!(redis.publish("mg:uid:user-9", "only there").await, 1);
+        looks += 1;
+    }
+    let fenced = fenced.expect("the clients of the frozen node are closed with 1012");
+    assert_eq!(sleeper.metric("moongate_fenced_total").await, 1.0);
+    within(SWEPT, "it is back", async || sleeper.get("/readyz?strict=1").await.status == 200).await;
+    load.stop().await;
+    load.was_all_heard(&back, &["room"]).await;
+    load.was_all_heard(&back[7..8], &["uid"]).await;
+    load.was_all_heard(&back[8..9], &["http"]).await;
+    let others_hear = |text: &String| SOURCES.iter().any(|source| text.starts_with(source));
+    for ear in &sleepers {
+        assert!(!ear.heard().iter().any(others_hear), "who was swept hears nothing more: {:?}", ear.heard());
+    }
+    assert_eq!(lives(&entries(&redis).await), CLIENTS, "each end is told, and told under one id");
+    let groups: Vec<String> = (0..CLIENTS).map(|number| format!("user-group-{}", number % 10)).collect();
+    let groups: Vec<[&str; 2]> = groups.iter().map(|group| ["room", &**group]).collect();
+    redis_holds(&redis, SWEPT, &as_crowd(&back, &uids, &groups)).await;
+    saw(
+        "frozen",
+        &format!(
+            "fenced {fenced:.1?} after it woke up; {CLIENTS} who had come back elsewhere were online once in each of {looks} \
+             looks over 12 s; their old sockets heard nothing of {} messages",
+            load.count()
+        ),
+    );
+    drop((sleepers, back));
+    for node in [sleeper, second, third] {
+        node.stop().await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

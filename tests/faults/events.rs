@@ -6,22 +6,15 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::harness::eventually;
+use crate::history::entries;
 use crate::receiver::Receiver;
-use crate::redis::{Redis, Reply};
+use crate::redis::Redis;
 use crate::world::{Ear, Process, TTL, throughout, within};
 
 /// Longer than a sweep takes.
 const SWEPT: Duration = TTL.saturating_add(Duration::from_secs(7));
 
 const EVENTS: &str = "stream,webhook:bound+unbound+close";
-
-/// The entries of `mg:events`, as names and values.
-async fn entries(redis: &Redis) -> Vec<BTreeMap<String, String>> {
-    let entries = redis.command(&["XRANGE", "mg:events", "-", "+"]).await.list();
-    let fields = entries.into_iter().map(|entry| entry.list().remove(1).list());
-    let texts = fields.map(|fields| fields.into_iter().map(Reply::string).collect::<Vec<_>>());
-    texts.map(|texts| texts.chunks(2).map(|pair| (pair[0].clone(), pair[1].clone())).collect()).collect()
-}
 
 /// The ids under which each of these clients' events of one name stand on the stream.
 async fn ids(redis: &Redis, event: &str, clients: &BTreeSet<String>) -> BTreeMap<String, BTreeSet<String>> {

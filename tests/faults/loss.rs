@@ -1,6 +1,6 @@
 //! Redis comes back as another one: empty, as it was some time ago, or a replica that was behind. Nodes compare both ways.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
@@ -8,8 +8,8 @@ use crate::harness::{Node, eventually};
 use crate::proxy::Proxy;
 use crate::redis::{Redis, Reply};
 use crate::world::{
-    Ear, Expected, TTL, all_are_reached_through, all_open, end, node, nodes, redis_holds, sum, throughout,
-    unready_node, within,
+    Ear, Expected, Process, TTL, all_are_reached_through, all_open, chaos, crowd, end, is_chaos, node, nodes,
+    redis_holds, saw, sum, throughout, unready_node, within,
 };
 
 /// A beat, a pause between two attempts, and the comparison itself; and a machine that does much else.
@@ -238,4 +238,156 @@ async fn a_node_that_starts_while_redis_has_lost_its_data_takes_nobodys_place() 
     within(SOON, "all three are back", async || nodes(&redis).await.len() == 3).await;
     story.nodes.push(third);
     story.goes_on(&redis, 0.0).await;
+}
+
+/// How Redis loses what it had.
+#[derive(Debug, Clone, Copy)]
+enum Loss {
+    RestartedEmpty,
+    Flushed,
+    OldSnapshot,
+    EmptyReplica,
+    LaggingReplica,
+}
+
+/// Members of a room, and of what they joined later.
+struct Member {
+    ear: Ear,
+    uid: String,
+    groups: Vec<String>,
+}
+
+/// Some go, as many come, and some others change; each is done when this returns. `when` is in all their names.
+async fn some_go_some_come_and_some_change(nodes: &[Process; 2], members: &mut Vec<Member>, when: &str) {
+    let some = members.len() / 50;
+    members.drain(..some);
+    for number in 0..some {
+        let uid = format!("{when}-{number}");
+        let ear = Ear::member(&nodes[number % 2], &uid, &["room"]).await;
+        members.push(Member { ear, uid, groups: vec!["room".to_owned()] });
+    }
+    for member in members.iter_mut().take(some) {
+        let group = format!("{when}-{}", member.uid.len() % 7);
+        nodes[0].done("joinGroup", json!({"client_id": member.ear.id, "group": group})).await;
+        member.groups.push(group);
+    }
+    within(SOON, "who went has left", async || {
+        sum(&[&nodes[0], &nodes[1]], "moongate_clients").await == members.len() as f64
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn however_redis_loses_its_data_nodes_with_thousands_of_clients_have_it_complete_in_time() {
+    use Loss::{EmptyReplica, Flushed, LaggingReplica, OldSnapshot, RestartedEmpty};
+    // In five seconds for each begun 20,000 clients, and these are fewer; more beside many other tests.
+    let (clients, in_time) = if is_chaos() { (5000, Duration::from_secs(5)) } else { (1000, SOON) };
+    let replica_of = async |redis: &Redis| {
+        let port = redis.address().port().to_string();
+        Redis::start_with(&["--replicaof", "127.0.0.1", &port]).await
+    };
+    let mut redis = Redis::start().await;
+    let proxy = Proxy::start(redis.address()).await;
+    let nodes = [Process::ready(&proxy.url(), &[]).await, Process::ready(&proxy.url(), &[]).await];
+    let mut members = Vec::new();
+    for (number, node) in nodes.iter().enumerate() {
+        let name = format!("user-{number}");
+        for (ear, place) in crowd(node, &name, clients / 2, "room").await.into_iter().zip(0..) {
+            let groups = vec!["room".to_owned(), format!("{name}-group-{}", place % 10)];
+            members.push(Member { ear, uid: format!("{name}-{place}"), groups });
+        }
+    }
+    for loss in [RestartedEmpty, Flushed, OldSnapshot, EmptyReplica, LaggingReplica] {
+        let when = format!("{loss:?}");
+        let mut successor = None;
+        match loss {
+            RestartedEmpty | Flushed => {}
+            OldSnapshot => redis.save().await,
+            EmptyReplica => successor = Some(Redis::start().await),
+            LaggingReplica => {
+                let replica = replica_of(&redis).await;
+                let size = redis.command(&["DBSIZE"]).await;
+                within(SOON, "it has all so far", async || replica.command(&["DBSIZE"]).await == size).await;
+                replica.pause().await;
+                successor = Some(replica);
+            }
+        }
+        let began = Instant::now();
+        some_go_some_come_and_some_change(&nodes, &mut members, &when).await;
+        let age = match loss {
+            OldSnapshot => chaos(Duration::from_secs(1), Duration::from_mins(1)),
+            _ => Duration::from_secs(1),
+        };
+        tokio::time::sleep_until((began + age).into()).await;
+        let before = [compared(&nodes[0]).await, compared(&nodes[1]).await];
+
+        match (loss, successor) {
+            (RestartedEmpty, _) => redis.restart_empty().await,
+            (OldSnapshot, _) => {
+                redis.stop();
+                redis.start_again().await;
+            }
+            (_, Some(successor)) => {
+                redis.stop();
+                proxy.lead_to(successor.address());
+                if matches!(loss, LaggingReplica) {
+                    successor.resume();
+                    assert_eq!(successor.command(&["REPLICAOF", "NO", "ONE"]).await, Reply::text("OK"));
+                }
+                redis = successor;
+            }
+            _ => assert_eq!(redis.command(&["FLUSHALL"]).await, Reply::text("OK")),
+        }
+        let there = Instant::now();
+        within(in_time, "both have compared", async || {
+            compared(&nodes[0]).await > before[0] && compared(&nodes[1]).await > before[1]
+        })
+        .await;
+        let both_compared = there.elapsed();
+        let groups: Vec<Vec<&str>> =
+            members.iter().map(|member| member.groups.iter().map(String::as_str).collect()).collect();
+        let expected = members.iter().zip(&groups).map(|(Member { ear, uid, .. }, groups)| Expected {
+            id: &ear.id,
+            uid: Some(uid),
+            groups,
+            session: uname(uid),
+        });
+        let expected: Vec<Expected<'_>> = expected.collect();
+        // Quick to ask; then what takes longer to compare than it took to write.
+        let room = Reply::Int(members.len() as i64);
+        within(in_time.saturating_sub(both_compared), "all are in the room again", async || {
+            redis.command(&["SCARD", "mg:group:room:clients"]).await == room
+        })
+        .await;
+        let complete = there.elapsed();
+        redis_holds(&redis, SOON, &expected).await;
+        // Sends work, and each target is subscribed to.
+        assert_eq!(nodes[0].ask("sendToGroup", json!({"group": "room", "message": when})).await["nodes"], 2);
+        let mut connection = redis.connection().await;
+        for Member { uid, .. } in &members {
+            connection.send(&["PUBLISH", &format!("mg:uid:{uid}"), &format!("{when} by uid")]).await;
+        }
+        for Member { uid, .. } in &members {
+            assert_eq!(connection.reply().await, Reply::Int(1), "{uid} is subscribed to");
+        }
+        let text = format!("{when} by uid");
+        eventually("all hear", async || {
+            members.iter().all(|member| member.ear.has_heard(&when) && member.ear.has_heard(&text))
+        })
+        .await;
+        assert!(members.iter().all(|member| member.ear.is_open()));
+        let seen = format!(
+            "{clients} clients, {loss:?}: both have compared after {both_compared:.1?}, the room is complete after {complete:.1?}"
+        );
+        saw("lost", &seen);
+    }
+    for metric in ["moongate_fenced_total", "moongate_swept_nodes_total"] {
+        assert_eq!(sum(&[&nodes[0], &nodes[1]], metric).await, 0.0, "{metric}");
+    }
+    drop(members);
+    end(&redis, vec![], nodes.into()).await;
+}
+
+async fn compared(node: &Node) -> f64 {
+    node.metric("moongate_directory_compared_total").await
 }

@@ -29,6 +29,7 @@ use tokio_tungstenite::tungstenite::Message;
 use crate::harness::{Client, Node};
 use crate::proxy::Proxy;
 use crate::redis::{Connection, Redis, Reply};
+use crate::world::{is_chaos, saw};
 
 /// All is exact again within this after a short trouble.
 const SOON: Duration = Duration::from_secs(10);
@@ -1972,18 +1973,18 @@ fn run(kind: Kind, worlds: usize, seeds: u64) {
             });
         }
     });
-    eprintln!("{count} seeds in {:?}", started.elapsed());
     if let Some(failure) = failure.into_inner() {
         panic!("{failure}");
     }
+    saw("model", &format!("{kind:?}: {count} seeds in {:.0?}", started.elapsed()));
 }
 
 #[test]
 fn whatever_breaks_between_nodes_all_is_as_the_model_says() {
-    run(Kind::Fast, 4, 300);
+    run(Kind::Fast, 4, if is_chaos() { 600 } else { 300 });
 }
 
 #[test]
 fn whoever_dies_or_is_taken_for_dead_all_is_as_the_model_says() {
-    run(Kind::Slow, 4, 24);
+    run(Kind::Slow, 4, if is_chaos() { 48 } else { 24 });
 }

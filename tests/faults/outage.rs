@@ -203,6 +203,7 @@ outages! {
     redis_refuses_for_a_minute Refuse 60
     redis_is_stalled_for_a_second Stall 1
     redis_is_stalled_for_ten_seconds Stall 10
+    redis_is_stalled_for_a_minute Stall 60
     redis_is_restarted_with_its_data_after_a_second Stop 1
     redis_is_restarted_with_its_data_after_ten_seconds Stop 10
     redis_is_restarted_with_its_data_after_a_minute Stop 60

@@ -17,7 +17,7 @@ use crate::peer::{Browser, inner_address};
 use crate::port::reserve_a_port;
 use crate::proxy::{Direction, Proxy};
 use crate::redis::Redis;
-use crate::world::{Ear, Process, all_open, chaos, node, within};
+use crate::world::{Ear, Process, all_open, chaos, node, saw, within};
 
 fn bytes(dice: &mut Dice, most: usize) -> Vec<u8> {
     let length = dice.roll(most);
@@ -209,13 +209,17 @@ async fn garbage_on_every_door_harms_nobody() {
     assert!(!log.contains("panicked"), "{log}");
     let (lines, said) = (log.lines().count(), said.load(Ordering::Relaxed));
     let (middle, end) = (middle.unwrap(), resident(node.id()));
-    eprintln!(
-        "{said} pieces of garbage in {length:?}: {number} messages each way, the slowest {slowest:?}; {lines} lines of log; {middle:.0} MiB in the middle, {end:.0} at the end"
-    );
     assert!(said > 1000, "{said}");
     assert!(end < middle + 20.0, "{middle} MiB in the middle, {end} at the end");
     let per_second = lines as f64 / length.as_secs_f64();
     assert!(per_second < 20.0, "{lines} lines of log: {}", log.lines().rev().take(40).collect::<Vec<_>>().join("\n"));
+    saw(
+        "garbage",
+        &format!(
+            "{said} pieces of garbage in {length:?}, meanwhile {number} messages each way, none missed, the slowest after \
+             {slowest:.1?}; {middle:.0} MiB in the middle, {end:.0} at the end; {lines} lines of log, no panic"
+        ),
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,10 +241,11 @@ async fn half_open_peers_are_gone_within_the_heartbeat_window() {
     // Between limit + 0.5 and limit + 1 intervals, behind the last sign of life.
     let alone = async || far.ask("getAllClientIdCount", json!({})).await == 1;
     within(Duration::from_secs(5), "all are gone", alone).await;
-    eprintln!("50 half-open peers were gone after {:?}", began.elapsed());
+    let gone = began.elapsed();
     for number in 0..50 {
         let told = format!(r#"{{"type":"close","uname":"lost-{number}"}}"#);
         eventually("their leaving is told", async || witness.has_heard(&told)).await;
     }
     assert!(near.get("/metrics").await.text().contains(r#"moongate_disconnections_total{reason="idle"} 50"#));
+    saw("half-open", &format!("50 peers were gone after {gone:.1?} (interval 2 s, limit 1), their leaving was told"));
 }

@@ -13,11 +13,12 @@ use tokio::task::JoinSet;
 use tokio::time::sleep;
 use tokio_tungstenite::tungstenite::Message;
 
+use crate::history::entries;
 use crate::model::Dice;
 use crate::port::reserve_a_port;
 use crate::receiver::Receiver;
 use crate::redis::Redis;
-use crate::world::{Process, within};
+use crate::world::{Process, saw, within};
 
 const CLIENTS: usize = 100;
 const DRAIN: &str = "3s";
@@ -148,10 +149,6 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     };
     away.sort_unstable();
     let (median, longest) = (away[away.len() / 2], away[away.len() - 1]);
-    eprintln!(
-        "{} connections of {CLIENTS} pages, closed with {closes:?}; away for {median:?}, at most {longest:?}; {tasks} tasks",
-        ids.len()
-    );
     // Each was told to come back, and was back within the drain.
     assert_eq!(closes.keys().copied().collect::<BTreeSet<_>>(), BTreeSet::from([1000, 1012]));
     assert!(longest < Duration::from_secs(3), "{longest:?}");
@@ -164,13 +161,8 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     // Of each client the stream has a beginning and an end.
     let told = async |name: &str| -> BTreeMap<String, usize> {
         let mut told = BTreeMap::new();
-        for entry in redis.command(&["XRANGE", "mg:events", "-", "+"]).await.list() {
-            let fields: Vec<String> =
-                entry.list().remove(1).list().into_iter().map(crate::redis::Reply::string).collect();
-            let field = |name: &str| fields.chunks(2).find(|pair| pair[0] == name).map(|pair| pair[1].clone());
-            if field("event").as_deref() == Some(name) {
-                *told.entry(field("client_id").unwrap()).or_default() += 1;
-            }
+        for entry in entries(&redis).await.iter().filter(|entry| entry["event"] == name) {
+            *told.entry(entry["client_id"].clone()).or_default() += 1;
         }
         told
     };
@@ -178,4 +170,12 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     within(Duration::from_secs(10), "every end is told", async || told("close").await.len() == ids.len()).await;
     assert_eq!((told("connect").await, told("close").await), (all_once.clone(), all_once));
     within(Duration::from_secs(10), "nobody is left", async || redis.keys("mg:client:*").await.is_empty()).await;
+    saw(
+        "rolling",
+        &format!(
+            "{} connections of {CLIENTS} pages while each of two nodes was replaced twice: away for {median:.1?}, at most \
+             {longest:.1?} of a drain of {DRAIN}; of {tasks} tasks and their connects and closes none lost",
+            ids.len()
+        ),
+    );
 }

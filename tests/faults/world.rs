@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::process::{Child, Command, Stdio};
@@ -29,7 +30,22 @@ pub const LEAVE: &str = r#"{"type":"close","uname":"{session.uname}"}"#;
 
 /// How long something is to last: the short time, or the long one in `make chaos`.
 pub fn chaos(short: Duration, long: Duration) -> Duration {
-    if std::env::var_os("CHAOS").is_some() { long } else { short }
+    if is_chaos() { long } else { short }
+}
+
+/// Whether this is `make chaos`.
+pub fn is_chaos() -> bool {
+    std::env::var_os("CHAOS").is_some()
+}
+
+/// Says what was seen of a fault: for the table of `make chaos`, in the file that `CHAOS_SEEN` names.
+pub fn saw(fault: &str, seen: &str) {
+    let line = format!("{fault}: {seen}\n");
+    eprint!("{line}");
+    if let Some(file) = std::env::var_os("CHAOS_SEEN") {
+        // In one write, as tests run side by side.
+        fs::File::options().create(true).append(true).open(file).unwrap().write_all(line.as_bytes()).unwrap();
+    }
 }
 
 /// Asks again and again until the answer is yes, for as long as it may take.
@@ -349,10 +365,13 @@ pub async fn mentions(redis: &Redis, ids: &BTreeSet<String>) -> BTreeSet<String>
     let clients = connection.command(&["KEYS", "mg:client:*"]).await.names();
     found.extend(clients.into_iter().filter(|key| ids.contains(key.split(':').nth(2).unwrap())));
     for (pattern, command) in [("mg:uid:*", "SMEMBERS"), ("mg:group:*", "SMEMBERS"), ("mg:clients:*", "HKEYS")] {
-        for key in connection.command(&["KEYS", pattern]).await.names() {
+        let keys = connection.command(&["KEYS", pattern]).await.names();
+        for key in &keys {
+            connection.send(&[command, key]).await;
+        }
+        for key in keys {
             // A key may be gone by now.
-            let members = connection.command(&[command, &key]).await.names();
-            if !members.is_disjoint(ids) {
+            if !connection.reply().await.names().is_disjoint(ids) {
                 found.insert(key);
             }
         }
@@ -363,22 +382,32 @@ pub async fn mentions(redis: &Redis, ids: &BTreeSet<String>) -> BTreeSet<String>
 /// All public state of clients in Redis: sets with their members, hashes with their fields but `ip` and `connected_at`.
 pub async fn state(redis: &Redis) -> BTreeMap<String, BTreeSet<String>> {
     let mut connection = redis.connection().await;
-    let mut state = BTreeMap::new();
+    let mut keys = Vec::new();
     for pattern in ["mg:uid:*", "mg:group:*", "mg:client:*"] {
-        for key in connection.command(&["KEYS", pattern]).await.names() {
-            let value = match connection.command(&["TYPE", &key]).await.string().as_str() {
-                "set" => connection.command(&["SMEMBERS", &key]).await.names(),
-                "hash" => {
-                    let fields = connection.command(&["HGETALL", &key]).await.list();
-                    let fields: Vec<String> = fields.into_iter().map(Reply::string).collect();
-                    let pairs = fields.chunks(2).filter(|pair| !["ip", "connected_at", "node"].contains(&&*pair[0]));
-                    pairs.map(|pair| pair.join("=")).collect()
-                }
-                // Gone by now.
-                _ => continue,
-            };
-            state.insert(key, value);
-        }
+        keys.extend(connection.command(&["KEYS", pattern]).await.names());
+    }
+    for key in &keys {
+        connection.send(&["TYPE", key]).await;
+    }
+    let mut typed = Vec::new();
+    for key in keys {
+        typed.push((key, connection.reply().await.string()));
+    }
+    // Some are gone by now.
+    typed.retain(|(_, kind)| kind != "none");
+    for (key, kind) in &typed {
+        connection.send(&[if kind == "set" { "SMEMBERS" } else { "HGETALL" }, key]).await;
+    }
+    let mut state = BTreeMap::new();
+    for (key, kind) in typed {
+        let texts: Vec<String> = connection.reply().await.list().into_iter().map(Reply::string).collect();
+        let value = if kind == "set" {
+            texts.into_iter().collect()
+        } else {
+            let pairs = texts.chunks(2).filter(|pair| !["ip", "connected_at", "node"].contains(&&*pair[0]));
+            pairs.map(|pair| pair.join("=")).collect()
+        };
+        state.insert(key, value);
     }
     state
 }
@@ -435,7 +464,14 @@ pub async fn redis_holds(redis: &Redis, time: Duration, clients: &[Expected<'_>]
             let differing = one.iter().filter(|(key, value)| other.get(*key) != Some(*value));
             differing.map(|(key, value)| format!("{key}: {value:?}")).collect()
         };
-        panic!("after {time:?} Redis holds {:?} and not {:?}", differs(&last, &expected), differs(&expected, &last));
+        let (more, missing) = (differs(&last, &expected), differs(&expected, &last));
+        panic!(
+            "after {time:?} Redis holds {} such as {:?} and not {} such as {:?}",
+            more.len(),
+            &more[..more.len().min(20)],
+            missing.len(),
+            &missing[..missing.len().min(20)]
+        );
     }
 }
 

@@ -27,6 +27,7 @@ mod counts;
 mod ctl;
 mod events;
 mod faults;
+mod guarantees;
 mod harness;
 mod http;
 mod model;
