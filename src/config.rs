@@ -967,7 +967,7 @@ fn redis_url_takes(text: &str) -> &'static str {
             "takes the master's name among the sentinels, too: redis-sentinel://host:port?sentinelServiceName=name"
         }
         Some(_) => {
-            "takes redis-sentinel://host:port?sentinelServiceName=name&node=host:port, with a node= for each sentinel more"
+            "takes redis-sentinel://host:port?sentinelServiceName=name&node=host:port, with a node= for each sentinel more; names or IPv4 addresses"
         }
         None => {
             "takes redis://host:port, rediss://host:port, redis+unix:///path/to/socket or redis-sentinel://host:port?sentinelServiceName=name"

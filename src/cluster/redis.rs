@@ -10,7 +10,7 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -27,6 +27,7 @@ pub(super) use fred::types::Message as Published;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TcpConfig};
 use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
 use futures_util::future::{BoxFuture, maybe_done};
+use futures_util::poll;
 use parking_lot::RwLock;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::broadcast;
@@ -384,13 +385,15 @@ impl Address {
 
     /// Returns when Redis is no more where this connection leads, though it may still answer.
     pub(super) async fn left(&self, connection: &Connection) {
-        let (Self::Sentinels(sentinels), Some(place)) = (self, connection.place()) else {
+        let (Self::Sentinels(sentinels), Some(mut place)) = (self, connection.place()) else {
             return std::future::pending().await;
         };
         for attempt in 0_u32.. {
             let other = sentinels.name_another(&place, &connection.metrics).await;
             // A master that answers is not left for one that does not.
             match Connection::open_to(&other.server, &connection.metrics, NO_RING, ANSWER).await {
+                // Another name of the same.
+                Ok((opened, _)) if opened.mark.run_id == connection.mark.run_id => place = other.place,
                 Ok(_) => return,
                 Err(error) => {
                     let error = sentinels.was_wrong(&other, &error);
@@ -433,6 +436,27 @@ pub(super) struct Connection {
 pub(super) struct Alive(ConnectHandle);
 
 impl Alive {
+    /// Connects. The task of the connection is ours from the start: with the library's `init` it would live on, and connect
+    /// for nobody, when its caller has stopped waiting.
+    async fn begin(client: &Client) -> Result<Self, ConnectError> {
+        let mut connected = pin!(client.wait_for_connect());
+        // It listens from its first look on, and must before there is something to hear.
+        let early = poll!(connected.as_mut());
+        let mut alive = Self(client.connect());
+        let done = timeout(ANSWER * 2, async {
+            tokio::select! {
+                biased;
+                done = connected, if early.is_pending() => done,
+                ended = &mut alive.0 => ended.unwrap_or(Ok(())).and(Err(Error::new(ErrorKind::Canceled, "it was closed"))),
+            }
+        });
+        match done.await {
+            Ok(Ok(())) => Ok(alive),
+            Ok(Err(error)) => Err(connect_error(&error)),
+            Err(_) => Err(ConnectError::Away("no answer".to_owned())),
+        }
+    }
+
     pub(super) async fn ended(&mut self) {
         // How it ended does not matter.
         drop((&mut self.0).await);
@@ -522,12 +546,7 @@ impl Connection {
             ..Default::default()
         };
         let client = Client::new(server.config.clone(), Some(performance), Some(connection), None);
-        let handle = match timeout(ANSWER * 2, client.init()).await {
-            Ok(Ok(handle)) => handle,
-            Ok(Err(error)) => return Err(connect_error(&error)),
-            Err(_) => return Err(ConnectError::Away("no answer".to_owned())),
-        };
-        let alive = Alive(handle);
+        let alive = Alive::begin(&client).await?;
         let mark = Mark { run_id: "".into(), id: 0 };
         Ok((Self { client, mark, metrics: Arc::clone(metrics) }, alive))
     }

@@ -24,7 +24,7 @@ use super::redis::{Alive, Command, ConnectError, Connection, NO_RING, Place, Red
 use crate::metrics::Metrics;
 
 /// What a sentinel may take to be connected to and to answer; then it is the next one's turn.
-const ANSWER: Duration = Duration::from_secs(1);
+const ITS_ANSWER: Duration = Duration::from_secs(1);
 
 /// Who knows where Redis is.
 pub(super) struct Sentinels {
@@ -42,7 +42,7 @@ pub(super) struct Sentinels {
 /// What a sentinel says.
 pub(super) struct Master {
     pub(super) server: Server,
-    place: Place,
+    pub(super) place: Place,
     said_by: usize,
 }
 
@@ -101,8 +101,8 @@ impl Sentinels {
         for turn in 0..self.all.len() {
             let said_by = first.wrapping_add(turn) % self.all.len();
             let Some(server) = self.all.get(said_by) else { continue };
-            let asked = timeout(ANSWER, async {
-                let (sentinel, alive) = Connection::connect(server, metrics, NO_RING, ANSWER).await?;
+            let asked = timeout(ITS_ANSWER, async {
+                let (sentinel, alive) = Connection::connect(server, metrics, NO_RING, ITS_ANSWER).await?;
                 let place = self.ask_one(&sentinel).await?;
                 Ok(Asked { place, said_by, sentinel, _alive: alive })
             });
