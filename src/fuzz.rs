@@ -188,18 +188,7 @@ pub fn request(bytes: &[u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers that are the same in every run (Steele, Lea, Flood: `SplitMix`, 2014).
-    struct Numbers(u64);
-
-    impl Numbers {
-        fn below(&mut self, bound: usize) -> usize {
-            self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-            let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-            let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-            ((mixed ^ (mixed >> 31)) % bound.max(1) as u64) as usize
-        }
-    }
+    use crate::client::model::Dice;
 
     fn files(folder: &str) -> Vec<Vec<u8>> {
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/").to_owned() + folder;
@@ -246,18 +235,18 @@ mod tests {
         for seed in seeds {
             target(seed);
         }
-        let mut numbers = Numbers(7);
+        let mut dice = Dice(7);
         for _ in 0..runs {
-            let mut bytes = seeds[numbers.below(seeds.len())].clone();
-            for _ in 0..=numbers.below(4) {
-                let (place, other) = (numbers.below(bytes.len()), numbers.below(bytes.len()));
-                match numbers.below(5) {
-                    _ if bytes.is_empty() => bytes.push(numbers.below(256) as u8),
-                    0 => bytes[place] = numbers.below(256) as u8,
-                    1 => bytes[place] ^= 1 << numbers.below(8),
+            let mut bytes = seeds[dice.roll(seeds.len())].clone();
+            for _ in 0..=dice.roll(4) {
+                let (place, other) = (dice.roll(bytes.len().max(1)), dice.roll(bytes.len().max(1)));
+                match dice.roll(5) {
+                    _ if bytes.is_empty() => bytes.push(dice.roll(256) as u8),
+                    0 => bytes[place] = dice.roll(256) as u8,
+                    1 => bytes[place] ^= 1 << dice.roll(8),
                     2 => drop(bytes.drain(place.min(other)..place.max(other))),
                     3 => bytes.extend_from_within(place.min(other)..place.max(other)),
-                    _ => bytes.extend_from_slice(&seeds[numbers.below(seeds.len())]),
+                    _ => bytes.extend_from_slice(&seeds[dice.roll(seeds.len())]),
                 }
             }
             target(&bytes);

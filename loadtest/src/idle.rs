@@ -1,5 +1,6 @@
 //! `idle`: what a connection costs that only is there, bound to a uid and in one group.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
@@ -120,8 +121,8 @@ impl IdleArgs {
         drop(gateway);
         if self.floor {
             let floor = Floor::spawn()?;
-            let heartbeat = heartbeat.map(|every| Heartbeat::new(floor.control, groups, every)).transpose()?;
-            servers.push(self.measure("floor", &Server::Floor(floor), heartbeat)?);
+            let beats = heartbeat.map(|every| (floor.control, every));
+            servers.push(self.measure("floor", &Server::Floor(floor), beats)?);
         }
         let pass = servers.iter().all(|idle| idle.pass);
         let mut report = IdleReport { title, servers, charts: Vec::new(), pass };
@@ -129,7 +130,7 @@ impl IdleArgs {
         Ok(report)
     }
 
-    fn measure(&self, name: &'static str, server: &Server, mut heartbeat: Option<Heartbeat>) -> Result<Idle> {
+    fn measure(&self, name: &'static str, server: &Server, beats: Option<(SocketAddr, Duration)>) -> Result<Idle> {
         let Self { clients, groups, .. } = *self;
         let epoch = Instant::now();
         let nodes = server.nodes();
@@ -160,6 +161,7 @@ impl IdleArgs {
         let dealt =
             connected.into_iter().enumerate().map(|(index, client)| (client, [(index % groups) as u32; 2])).collect();
         let pool = Pool::start(dealt, self.threads, SIZE, epoch, publisher.gate())?;
+        let mut heartbeat = beats.map(|(control, every)| Heartbeat::new(control, groups, every)).transpose()?;
         pause(self.settle, heartbeat.as_mut())?;
         let resident_after = meter.resident()?;
         let before_settle = pool.take()?;

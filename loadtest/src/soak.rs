@@ -204,6 +204,8 @@ pub(crate) struct SoakReport {
     charts: Vec<Chart>,
     /// What the bare server had to do for the same.
     floor: Option<Box<SoakReport>>,
+    /// Why there is nothing to be told of it.
+    floor_failed: Option<String>,
     /// Everything delivered, once and in order, nobody cut off, nobody listed who is gone.
     pass: bool,
 }
@@ -272,9 +274,15 @@ impl SoakArgs {
             let report = self.soak(&gateway, 0, &AtomicBool::new(false));
             over.store(true, Ordering::Relaxed);
             let floor = floor.map(|floor| floor.join().unwrap_or_else(|_| Err("the floor's thread panicked".into())));
-            let (mut report, floor) = (report?, floor.transpose()?);
-            report.pass &= floor.as_ref().is_none_or(|floor| floor.pass);
-            report.floor = floor.map(Box::new);
+            let mut report = report?;
+            match floor.transpose() {
+                Ok(floor) => {
+                    report.pass &= floor.as_ref().is_none_or(|floor| floor.pass);
+                    report.floor = floor.map(Box::new);
+                }
+                // what was found of the gateway is told all the same
+                Err(error) => (report.pass, report.floor_failed) = (false, Some(error.to_string())),
+            }
             Ok(report)
         })
     }
@@ -546,6 +554,7 @@ impl Soak<'_> {
             samples,
             charts: Vec::new(),
             floor: None,
+            floor_failed: None,
             pass: ended_early.is_none() && stats.delivered == expected && faults == 0 && listed == Some(clients),
             ended_early,
             first_close: stats.first_close,
@@ -709,6 +718,9 @@ impl SoakReport {
         }
         if !self.ordered && self.order_violations > 0 {
             notes.push("tasks run side by side and may overtake each other: order is not asked for".to_owned());
+        }
+        if let Some(why) = &self.floor_failed {
+            notes.push(format!("the floor failed: {why}"));
         }
         if let Some(floor) = self.floor.as_ref().filter(|floor| !floor.pass) {
             notes.push(format!("the floor did not deliver all, either: {} of {}", floor.delivered, floor.expected));

@@ -42,7 +42,7 @@ use crate::metrics::Metrics;
 /// Messages and changes that may wait for one shard; beyond it whoever brings one waits. A shard never blocks.
 const INBOX: usize = 1024;
 
-/// What a shard takes from its inbox at once.
+/// What a shard takes from its inbox at once. In unit tests few are a crowd, here and below; `tests/it` has the real one.
 const BATCH: usize = if cfg!(test) { 8 } else { 256 };
 
 /// So many messages are put into outboxes, about 10 ms of work, before any is written and others have their turn.

@@ -527,8 +527,8 @@ async fn run(seed: u64) {
     }
     for (place, peer) in peers.into_iter().enumerate() {
         let most = (dice.roll(12) == 0).then(|| dice.roll(2000));
-        tokio::spawn(Arc::clone(&world).hear(place, peer, seed + place as u64, most));
-        tokio::spawn(Arc::clone(&world).own(place, dice.roll(20)));
+        background.spawn(Arc::clone(&world).hear(place, peer, seed + place as u64, most));
+        background.spawn(Arc::clone(&world).own(place, dice.roll(20)));
     }
     let acting: Vec<JoinHandle<()>> =
         (0..ACTORS).map(|actor| tokio::spawn(Arc::clone(&world).act(seed, actor))).collect();
@@ -610,6 +610,9 @@ async fn run(seed: u64) {
     })
     .await;
     assert!(world.hub.at_all(|shard| shard.is_empty()).await.unwrap().into_iter().all(|is_empty| is_empty));
+    while let Some(done) = background.try_join_next() {
+        done.unwrap();
+    }
     background.shutdown().await;
     soon("somebody still holds a client", || world.clients.iter().all(|client| Arc::strong_count(client) == 1)).await;
 }

@@ -18,8 +18,8 @@ use crate::world::{Ear, Expected, all_open, is_chaos, node, redis_holds, saw, su
 /// A beat, a pause between two attempts; and a machine that does much else.
 const BACK: Duration = Duration::from_secs(12);
 
-/// Between two heartbeats, and a little: a gap is counted from the last one that was heard.
-const BEAT: Duration = Duration::from_secs(1);
+/// Between two heartbeats, one of them late: a gap is counted from the last one that was heard.
+const BEAT: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Clone, Copy)]
 struct Trouble {
@@ -116,7 +116,10 @@ async fn change(nodes: Arc<[Node; 2]>, id: String, over: Arc<AtomicBool>) -> (us
         let (group, joins) = (format!("some-{}", dice.roll(7)), dice.roll(2) == 0);
         let fields = json!({"client_id": id, "group": group});
         let op = if joins { "joinGroup" } else { "leaveGroup" };
+        // Both may be away for a minute.
+        let asked = Instant::now();
         while nodes[dice.roll(2)].call(op, fields.clone()).await["result"] != true {
+            assert!(asked.elapsed() < Duration::from_mins(2), "{op} is never done");
             sleep(Duration::from_millis(50)).await;
         }
         if joins {

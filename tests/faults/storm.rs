@@ -1,5 +1,6 @@
 //! The connections to Redis are killed again and again.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -119,11 +120,16 @@ async fn while_connections_to_redis_are_killed_again_and_again_nothing_comes_twi
     for metric in ["moongate_swept_nodes_total", "moongate_fenced_total"] {
         assert_eq!(sum(&all, metric).await, 0.0, "{metric}");
     }
+    let mut sources_heard = BTreeSet::new();
     for ear in &ears {
         // In order and once; much is missed.
         load.missed(ear, &SOURCES);
-        let count = ear.heard().len();
-        assert!(count > 50, "{count} messages heard of {} said", load.count());
+        let heard = ear.heard();
+        assert!(heard.len() > 50, "{} messages heard of {} said", heard.len(), load.count());
+        sources_heard.extend(heard.iter().filter_map(|text| Some(text.rsplit_once(' ')?.0.to_owned())));
+    }
+    for source in SOURCES {
+        assert!(sources_heard.contains(source), "{source} was never heard");
     }
     // What Redis holds is what there is.
     for group in 0..7 {
