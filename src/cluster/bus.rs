@@ -111,7 +111,7 @@ pub(super) struct Bus {
     confirmed: watch::Sender<u64>,
     inbox: mpsc::Sender<Heard>,
     inbox_bytes: Arc<AtomicUsize>,
-    /// When the last heartbeat was said and when it was heard, ms since `began`.
+    /// When Redis took the last heartbeat, and when the last one that was heard was said, ms since `began`.
     began: Instant,
     beat_said: AtomicU64,
     beat_heard: AtomicU64,
@@ -262,7 +262,7 @@ impl Bus {
             self.unheard.store(now, Ordering::Relaxed);
         }
         let identity = self.shared.identity();
-        let beat = envelope::seal(Header::Beat(identity.run.clone()), b"");
+        let beat = envelope::seal(Header::Beat(identity.run.clone()), now.to_string().as_bytes());
         self.publish(&Channel::Node(identity.lan), beat).await?;
         self.beat_said.store(self.elapsed(), Ordering::Relaxed);
         Ok(())
@@ -281,8 +281,9 @@ impl Bus {
         }
     }
 
-    fn has_heard_itself(&self) {
-        self.beat_heard.store(self.elapsed(), Ordering::Relaxed);
+    /// What was said before that time, on any channel, has come, too.
+    fn has_heard_itself(&self, at: u64) {
+        self.beat_heard.fetch_max(at, Ordering::Relaxed);
         self.unheard.store(0, Ordering::Relaxed);
     }
 
@@ -370,7 +371,7 @@ impl Bus {
         })?;
         self.heard_as.lock().clone_from(&identity.run);
         self.is_hearing(changes, &ears, gap);
-        self.has_heard_itself();
+        self.has_heard_itself(self.elapsed());
 
         let mut subscribed = Instant::now();
         let mut check = interval(Duration::from_millis(100));
@@ -408,8 +409,8 @@ impl Bus {
                 }
             }
         };
-        // The gap began when the last heartbeat was heard, or later. That may be long ago: where nothing comes through and
-        // no connection breaks, it takes some seconds until this one is given up.
+        // The gap began when the last heartbeat that was heard was said, or later. That may be long ago: where nothing comes
+        // through and no connection breaks, it takes some seconds until this one is given up.
         let silent = self.elapsed().saturating_sub(self.beat_heard.load(Ordering::Relaxed));
         *gap = Instant::now().checked_sub(Duration::from_millis(silent));
         drop(alive);
@@ -469,12 +470,13 @@ impl Bus {
                     tracing::warn!(bytes = message.len(), "a message of more than 1 MiB is not delivered");
                     return self.lost("too_large");
                 }
-                (Ok((Header::Beat(run), _)), Channel::Node(_)) => {
+                (Ok((Header::Beat(run), said)), Channel::Node(_)) => {
                     // In another database of this Redis a foreign node may have our address.
                     if run != self.shared.identity().run {
                         return self.lost("garbage");
                     }
-                    return self.has_heard_itself();
+                    let said = std::str::from_utf8(&said).ok().and_then(|said| said.parse().ok());
+                    return self.has_heard_itself(said.unwrap_or(0).min(self.elapsed()));
                 }
                 (Ok((Header::Answer(id, answer), _)), Channel::Node(_)) => return self.answered(id, answer),
                 (Ok((Header::Node(id), _)), Channel::Ask) => return self.shared.peers.heard(id),

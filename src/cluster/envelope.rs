@@ -6,7 +6,7 @@
 //! ```json
 //! {"do": {"send": {…}}, "back": {"to": "7f0000010b54", "id": 17}, "until": 1763645000000}
 //! {"answer": 17, "from": "7f0000010b55", "done": {"ok": …}}
-//! {"beat": "8f14e45f-…"}
+//! {"beat": "8f14e45f-…"}            behind it when it was said, by the clock of the node that says and hears it
 //! {"node": "node-1"}
 //! ```
 //!
