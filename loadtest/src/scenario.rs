@@ -245,7 +245,7 @@ impl Scenario<'_> {
         let (mut connected, wire) = match &server {
             Server::Gateway(target) => {
                 let home = |client| home(client, self.topics, target.nodes.len());
-                let connected = target.connect(0..self.clients + slow, self.spare(), home, number)?;
+                let connected = server.connect(0..self.clients + slow, self.spare(), home, number)?;
                 let group =
                     |number| if let Kind::Apart { .. } = self.kind { number as u32 } else { self.topic(number) };
                 for (node, mut caller) in target.callers()?.into_iter().enumerate() {
@@ -256,7 +256,7 @@ impl Scenario<'_> {
                 (connected, target.wire(self.kind)?)
             }
             Server::Floor(floor) => {
-                let connected = clients::connect(&[floor.clients], 0..self.clients, |_| 0, number, None)?;
+                let connected = server.connect(0..self.clients, self.spare(), |_| 0, number)?;
                 let ids = connected.iter().enumerate();
                 let ids = ids.map(|(number, client)| (client.client_id.clone(), self.topic(number)));
                 floor::join(floor.control, ids)?;

@@ -96,7 +96,8 @@ impl Server {
         }
     }
 
-    /// Opens connections: see [`Target::connect`].
+    /// Opens connections for these clients, client `i` to node `home(i)`, and makes sure that the nodes may hold them, those
+    /// before them, and `spare` more. `side` is as for [`clients::connect`].
     pub(crate) fn connect(
         &self,
         numbers: Range<usize>,
@@ -105,7 +106,11 @@ impl Server {
         side: u8,
     ) -> Result<Vec<Connected>> {
         match self {
-            Self::Gateway(target) => target.connect(numbers, spare, home, side),
+            Self::Gateway(target) => {
+                target.meter.check_descriptors((numbers.end.div_ceil(target.nodes.len().max(1)) + spare) as u64)?;
+                let servers: Vec<SocketAddr> = target.nodes.iter().map(|node| node.clients).collect();
+                clients::connect(&servers, numbers, home, side, target.trust.as_ref())
+            }
             Self::Floor(floor) => clients::connect(&[floor.clients], numbers, |_| 0, side, None),
             Self::Raw(_) => Err(NO_CLIENTS.into()),
         }

@@ -1,7 +1,6 @@
 //! The gateway under test: nodes and their Redis, started for the run or running already.
 
 use std::net::SocketAddr;
-use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
@@ -11,7 +10,6 @@ use clap::{Args, ValueEnum, value_parser};
 use rustls::ClientConfig;
 
 use crate::certificate::Certificate;
-use crate::clients::{self, Connected};
 use crate::http::{self, Api, Caller};
 use crate::process::{self, Meter, Process};
 use crate::publish::{Kind, Wire};
@@ -327,20 +325,6 @@ impl Target {
             }
         }
         Ok(())
-    }
-
-    /// Opens connections for these clients, client `i` to node `home(i)`, and makes sure that the nodes may hold them, those
-    /// before them, and `spare` more. `side` is as for [`clients::connect`].
-    pub(crate) fn connect(
-        &self,
-        numbers: Range<usize>,
-        spare: usize,
-        home: impl Fn(usize) -> usize,
-        side: u8,
-    ) -> Result<Vec<Connected>> {
-        self.meter.check_descriptors((numbers.end.div_ceil(self.nodes.len().max(1)) + spare) as u64)?;
-        let servers: Vec<SocketAddr> = self.nodes.iter().map(|node| node.clients).collect();
-        clients::connect(&servers, numbers, home, side, self.trust.as_ref())
     }
 
     /// A connection to the API of each node.
