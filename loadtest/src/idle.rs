@@ -12,7 +12,7 @@ use crate::floor::{Floor, Heartbeat};
 use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
 use crate::progress;
-use crate::publish::{Kind, Pace, Plan, Publisher};
+use crate::publish::{Kind, Plan, Publisher};
 use crate::redis::Usage;
 use crate::series::{Chart, Series};
 use crate::server::{Server, home, members};
@@ -170,17 +170,7 @@ impl IdleArgs {
         let (watched, seconds) = (server.spent()?.since(&before), begin.elapsed().as_secs_f64());
         let pings = pool.take()?;
 
-        let deadline = Duration::from_secs(10);
-        let plan = Plan {
-            messages: groups as u64,
-            pace: Pace::Window(1),
-            size: SIZE,
-            binary: false,
-            joined: false,
-            deadline,
-            from: None,
-        };
-        let outcome = publisher.run(&plan)?;
+        let outcome = publisher.run(&Plan::to_each(groups as u64, SIZE, Duration::from_secs(10)))?;
         let mut stats = pool.take()?;
         let delivered = stats.delivered;
         stats.add(&before_settle)?;

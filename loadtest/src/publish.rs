@@ -319,6 +319,12 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
+    /// One message to each of so many groups, one after the other: whether everyone is reached.
+    pub(crate) fn to_each(groups: u64, size: usize, deadline: Duration) -> Self {
+        let pace = Pace::Window(1);
+        Self { messages: groups, pace, size, binary: false, joined: false, deadline, from: None }
+    }
+
     /// Appends the payload of a message.
     fn payload(&self, out: &mut Vec<u8>, header: Header) {
         header.write(out, self.size);

@@ -13,7 +13,7 @@ use crate::floor::Floor;
 use crate::output::OutputArgs;
 use crate::process::{self, Cpu, Meter};
 use crate::progress;
-use crate::publish::{Kind, Outcome, Pace, Plan, Publisher};
+use crate::publish::{Kind, Outcome, Plan, Publisher};
 use crate::report::{Latency, Spread};
 use crate::series::{Chart, Series};
 use crate::server::{Server, members};
@@ -242,16 +242,7 @@ impl Side<'_> {
         let group = |number: u64| (number % u64::from(groups)) as u32;
         let dealt = came.into_iter().map(|came| (came.client, [group(came.number); 2])).collect();
         let pool = Pool::start(dealt, threads, SIZE, self.epoch, publisher.gate())?;
-        let plan = Plan {
-            messages: u64::from(groups),
-            pace: Pace::Window(1),
-            size: SIZE,
-            binary: false,
-            joined: false,
-            deadline,
-            from: None,
-        };
-        let outcome = publisher.run(&plan)?;
+        let outcome = publisher.run(&Plan::to_each(u64::from(groups), SIZE, deadline))?;
         let stats = pool.take()?;
         self.pool = Some(pool);
         Ok((outcome, stats))
