@@ -18,7 +18,6 @@ use tokio::time::{Instant, timeout};
 use crate::access::Rate;
 use crate::client::{Arrival, Client, LetGo};
 use crate::gateway::{Admission, Gateway};
-use crate::hub::Stopped;
 use crate::id::ClientId;
 use crate::message::{Close, Protocol};
 
@@ -155,7 +154,7 @@ pub(super) async fn end(gateway: &Gateway, client: &Client, end: End, finish: im
         End::Ours | End::Lost => client.our_close().unwrap_or(Close::LOST),
     };
     // First it leaves: whoever sees its end finds that the client has left.
-    let let_go = leave(gateway, client, close.clone()).await;
+    let let_go = gateway.leave(client, close.clone()).await;
     if violation {
         client.close(None, close);
     }
@@ -171,12 +170,6 @@ pub(super) async fn end(gateway: &Gateway, client: &Client, end: End, finish: im
     // That is told without waiting for a slow peer.
     tokio::join!(told, finish);
     client.release();
-}
-
-/// Has the client leave the hub, if it is not the hub that let it go; returns what it had.
-async fn leave(gateway: &Gateway, client: &Client, close: Close) -> Result<Box<LetGo>, Stopped> {
-    gateway.hub().ended(client.id(), close).await?;
-    Ok(std::future::poll_fn(|cx| client.poll_let_go(cx)).await)
 }
 
 /// Reads what a peer still says. One that goes on talking is cut all the same.
