@@ -3,7 +3,10 @@
 //! The algorithm is the key's and never the token's choice (RFC 8725, 3.1).
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
+use aws_lc_rs::encoding::AsDer as _;
+use aws_lc_rs::rsa;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::{Algorithm, DecodingKey, Validation, decode};
 use rustls::pki_types::SubjectPublicKeyInfoDer;
@@ -20,6 +23,9 @@ const LEEWAY: u64 = 30;
 
 /// The object identifier of the curve P-256 in DER (RFC 5480, 2.1.1.1).
 const P_256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
+
+/// How long an RSA key may be.
+const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
 
 /// What a token gives the client that brings it.
 #[derive(Debug, Default, Deserialize)]
@@ -88,7 +94,7 @@ impl Tokens {
         }
         let bytes = pem.as_bytes();
         if let Ok(key) = DecodingKey::from_rsa_pem(bytes) {
-            return Some(Self::new(Algorithm::RS256, key));
+            return is_strong(&key).then(|| Self::new(Algorithm::RS256, key));
         }
         if let Ok(key) = DecodingKey::from_ed_pem(bytes) {
             return Some(Self::new(Algorithm::EdDSA, key));
@@ -143,6 +149,14 @@ impl Tokens {
         }
         Ok(Some(grant))
     }
+}
+
+/// Whether an RSA key is one that signatures are verified with (RFC 7518, 3.3); any other would refuse every token.
+fn is_strong(key: &DecodingKey) -> bool {
+    let key = key.try_get_as_bytes().ok().and_then(|der| rsa::PublicKey::from_der(der).ok());
+    let key = key.and_then(|key| key.as_der().ok());
+    key.and_then(|key| rsa::PublicEncryptingKey::from_der(key.as_ref()).ok())
+        .is_some_and(|key| RSA_BITS.contains(&key.key_size_bits()))
 }
 
 #[cfg(test)]
@@ -280,7 +294,21 @@ mod tests {
     fn what_is_no_public_key_of_ours_is_refused() {
         let p_256 = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
         let p_384 = KeyPair::generate_for(&PKCS_ECDSA_P384_SHA384).unwrap();
-        for pem in ["", "secret", &p_256.serialize_pem(), &p_384.public_key_pem()] {
+        // 1,024 bits, in both forms of PEM.
+        let weak = "-----BEGIN PUBLIC KEY-----
+MIGfMA0GCSqGSIb3DQEBAQUAA4GNADCBiQKBgQDPdOz9Y0H9Bq/Rht2TyhZlcpri
+OGPQLBhJqAcoki1+xGCX9M493qW5/sj5WV4+YCNGeJVNkyPez3bwlw0dNaGhcyif
+3tmT6wZSfXGXtspw3JouaND1ydzCw5asjCC8o1tqkb87AyQRQbw2kifM4h1NGnlB
+ztIFIt+XKydKAaFWNQIDAQAB
+-----END PUBLIC KEY-----
+";
+        let weak_too = "-----BEGIN RSA PUBLIC KEY-----
+MIGJAoGBAK6uzBWbUgUqkn5AzXpKGM0AaUQgavBtIqnd6ZT03/aCQQweKN5kUfjj
+y+Dn5paakfw2nFwdk0j+vZ/IZcYvSrllkYAF9J9e+WyusptyHhWgbiBZTsDzrpAN
+o6Si/xB6VY36hYMA0MwV/vKxw6gX8Pidj1759QRftMS7bGWSH2iLAgMBAAE=
+-----END RSA PUBLIC KEY-----
+";
+        for pem in ["", "secret", &p_256.serialize_pem(), &p_384.public_key_pem(), weak, weak_too] {
             assert!(Tokens::of_public_key(pem).is_none(), "{pem}");
         }
     }

@@ -14,6 +14,7 @@
 //! **Saying** is a `PUBLISH` on the connection for commands; its reply is how many nodes heard. An ask is a `PUBLISH` of
 //! an envelope with a return address, and a wait for as many answers as there were hearers.
 
+use std::borrow::Cow;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -326,7 +327,7 @@ impl Bus {
             match heard {
                 Ok(ended) => {
                     backoff.begin();
-                    tracing::warn!(reason = ended, "the subscriber's connection to Redis ended");
+                    tracing::warn!(reason = %ended, "the subscriber's connection to Redis ended");
                 }
                 Err(error) => tracing::debug!(%error, "cannot subscribe"),
             }
@@ -348,7 +349,7 @@ impl Bus {
         hub: &Arc<Hub>,
         gap: &mut Option<Instant>,
         last: &mut Option<Mark>,
-    ) -> Result<&'static str, String> {
+    ) -> Result<Cow<'static, str>, String> {
         let mut member = self.shared.member.subscribe();
         // The sender is here.
         drop(member.wait_for(|member| *member).await);
@@ -379,10 +380,10 @@ impl Bus {
         let ended = loop {
             tokio::select! {
                 biased;
-                () = alive.ended() => break "it was closed",
+                () = alive.ended() => break "it was closed".into(),
                 _ = member.changed() => {
                     if !*member.borrow_and_update() || self.shared.identity() != identity {
-                        break "this node was taken for dead";
+                        break "this node was taken for dead".into();
                     }
                 }
                 () = topics.next() => {
@@ -393,18 +394,18 @@ impl Bus {
                     }
                     subscribed = Instant::now();
                     let (changes, changed) = topics.take();
-                    if ears.follow(hub, changed).await.is_err() {
-                        break "Redis did not answer";
+                    if let Err(error) = ears.follow(hub, changed).await {
+                        break error.to_string().into();
                     }
                     self.is_hearing(changes, &ears, gap);
                 }
                 _ = check.tick() => {
                     if self.shared.link.get().is_ok_and(|link| link.mark.run_id != connection.mark.run_id) {
-                        break "Redis is another server by now";
+                        break "Redis is another server by now".into();
                     }
                     if self.hears_nothing() {
                         self.became_deaf();
-                        break "this node did not hear its own heartbeat";
+                        break "this node did not hear its own heartbeat".into();
                     }
                 }
             }
