@@ -22,6 +22,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -350,9 +351,12 @@ impl Gateway {
 
     /// Has a client leave the hub whose connection has ended, if it is not the hub that let it go; returns what it had.
     pub(crate) async fn leave(&self, client: &Client, close: Close) -> Result<Box<LetGo>, Stopped> {
+        let mut let_go = pin!(poll_fn(|cx| client.poll_let_go(cx)));
+        if let Some(let_go) = let_go.as_mut().now_or_never() {
+            return Ok(let_go);
+        }
         let turn = self.leaving.acquire().await;
         self.hub.ended(client.id(), close).await?;
-        let mut let_go = pin!(poll_fn(|cx| client.poll_let_go(cx)));
         if let Ok(let_go) = timeout(LEAVE_TIME, &mut let_go).await {
             return Ok(let_go);
         }
