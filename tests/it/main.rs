@@ -30,6 +30,7 @@ mod faults;
 mod guarantees;
 mod harness;
 mod http;
+mod metrics;
 mod model;
 mod page;
 mod php;
