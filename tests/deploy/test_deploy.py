@@ -1,4 +1,4 @@
-"""What `deploy/nginx.conf` and `make cluster` promise, tried on the real things.
+"""What the proxies' files in `deploy`, the manifests and `make cluster` promise, tried on the real things.
 
 scripts/check-deploy runs it; NODE_BINARY is the node.
 """
@@ -14,8 +14,10 @@ import subprocess
 import tempfile
 import threading
 import unittest
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import yaml
 from support import BINARY, DEADLINE, ROOT, end, free_port, http, wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
@@ -46,62 +48,70 @@ class Names(threading.Thread):
             self.socket.sendto(header + question + b"".join(records), peer)
 
 
-class BehindNginx(unittest.TestCase):
-    """Two nodes behind deploy/nginx.conf, with no more of it changed than addresses, ports and the directory."""
+class Application(BaseHTTPRequestHandler):
+    """The webhook: lets everyone in, and remembers what it was told of them."""
+
+    def do_POST(self):
+        event = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        self.server.heard[event["client_id"]] = event
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class BehindProxy:
+    """Two nodes behind a proxy, with no more of its file changed than addresses, ports and directories."""
 
     NODES = ("127.0.0.2", "127.0.0.3")
 
     def setUp(self):
-        clients, api = free_port(*self.NODES), free_port(*self.NODES)
+        self.node_clients, self.node_api = free_port(*self.NODES), free_port(*self.NODES)
         self.clients, self.api = free_port("127.0.0.1"), free_port("127.0.0.1")
-        names = Names(self.NODES)
-        self.addCleanup(names.socket.close)
-        directory = tempfile.TemporaryDirectory()
-        self.addCleanup(directory.cleanup)
+        self.directory = self.enterContext(tempfile.TemporaryDirectory())
+        self.application = ThreadingHTTPServer(("127.0.0.1", 0), Application)
+        self.application.heard = {}
+        self.addCleanup(self.application.server_close)
+        threading.Thread(target=self.application.serve_forever, daemon=True).start()
+        self.addCleanup(self.application.shutdown)
 
         self.nodes = {}
         for number, address in enumerate(self.NODES):
             environment = {
-                "MOONGATE_LISTEN": f"{address}:{clients}",
-                "MOONGATE_API_LISTEN": f"{address}:{api}",
+                "MOONGATE_LISTEN": f"{address}:{self.node_clients}",
+                "MOONGATE_API_LISTEN": f"{address}:{self.node_api}",
                 "MOONGATE_API_TOKEN": TOKEN,
                 "MOONGATE_API_MAX_BODY": "4MiB",
                 "MOONGATE_LAN_PORT": str(2900 + number),
+                "MOONGATE_TRUSTED_PROXIES": "127.0.0.0/8",
+                "MOONGATE_EVENTS": "webhook:connect",
+                "MOONGATE_WEBHOOK_URL": f"http://127.0.0.1:{self.application.server_port}/",
                 "MOONGATE_DRAIN": "2s",
                 "MOONGATE_LOG": "error",
             }
             node = subprocess.Popen([BINARY], env=environment)
             self.addCleanup(end, node)
-            self.nodes[f"{2900 + number:04x}"] = (node, f"http://{address}:{api}")
-
-        text = (ROOT / "deploy/nginx.conf").read_text()
-        for old, new in {
-            "/tmp/": f"{directory.name}/",
-            "resolver 127.0.0.11 ": f"resolver 127.0.0.1:{names.port} ",
-            "listen 7272;": f"listen 127.0.0.1:{self.clients};",
-            "listen 7273;": f"listen 127.0.0.1:{self.api};",
-            " node:7272;": f" node:{clients};",
-            " node:7273;": f" node:{api};",
-        }.items():
-            self.assertIn(old, text)
-            text = text.replace(old, new)
-        file = Path(directory.name, "nginx.conf")
-        file.write_text(text)
-        # As in the container, it is not root.
-        plain = {}
-        if os.geteuid() == 0:
-            os.chown(directory.name, 65534, 65534)
-            plain = {"user": 65534, "group": 65534, "extra_groups": []}
-        nginx = ["nginx", "-p", directory.name, "-c", str(file), "-e", "stderr"]
-        checked = subprocess.run([*nginx, "-t"], capture_output=True, text=True, check=False, **plain)
-        self.assertEqual(checked.returncode, 0, checked.stderr)
-        self.assertNotIn("[warn]", checked.stderr)
-        self.nginx = subprocess.Popen([*nginx, "-g", "daemon off;"], **plain)
-        # A killed master would leave its workers.
-        self.addCleanup(lambda: (self.nginx.terminate(), self.nginx.wait()))
+            self.nodes[f"{2900 + number:04x}"] = (node, f"http://{address}:{self.node_api}")
+        self.start_proxy()
         for _, api in self.nodes.values():
             wait_for("node", lambda url=api: http(f"{url}/readyz")[0] == 200)
-        wait_for("nginx", lambda: http(self.url("/readyz"))[0] == 200)
+        wait_for("proxy", lambda: http(self.url("/readyz"))[0] == 200)
+
+    def changed(self, name, changes):
+        """Where a copy of the file is that has the tests' addresses."""
+        text = (ROOT / "deploy" / name).read_text()
+        for old, new in changes.items():
+            self.assertIn(old, text)
+            text = text.replace(old, new)
+        file = Path(self.directory, name)
+        file.write_text(text)
+        return str(file)
+
+    def run_proxy(self, *command, **how):
+        proxy = subprocess.Popen(command, **how)
+        # A killed master would leave its workers.
+        self.addCleanup(lambda: (proxy.terminate(), proxy.wait()))
 
     def url(self, path):
         return f"http://127.0.0.1:{self.api}{path}"
@@ -128,6 +138,14 @@ class BehindNginx(unittest.TestCase):
             status, text = http(f"{self.nodes[node][1]}/api/sendToClient", command, TOKEN)
             self.assertEqual((status, json.loads(text)), (200, {"result": {"nodes": 1}}))
             self.assertEqual(client.recv(DEADLINE), "hello")
+
+    def test_what_a_client_says_of_its_own_address_is_not_believed(self):
+        headers = {"X-Forwarded-For": "203.0.113.9"}
+        client = self.enterContext(
+            connect(f"ws://127.0.0.1:{self.clients}/", proxy=None, additional_headers=headers)
+        )
+        client_id = json.loads(client.recv(DEADLINE))["client_id"]
+        self.assertEqual(self.application.heard[client_id]["ip"], "127.0.0.1")
 
     def test_the_api_and_the_page_are_there(self):
         self.assertIn("<!doctype html>", http(self.url("/"))[1])
@@ -160,6 +178,119 @@ class BehindNginx(unittest.TestCase):
             _, client_id = self.client()
             self.assertNotEqual(client_id[8:12], node)
             self.assertEqual(http(self.url("/api/getAllClientIdCount"), b"{}", TOKEN)[0], 200)
+
+
+class BehindNginx(BehindProxy, unittest.TestCase):
+    def start_proxy(self):
+        names = Names(self.NODES)
+        self.addCleanup(names.socket.close)
+        file = self.changed(
+            "nginx.conf",
+            {
+                "/tmp/": f"{self.directory}/",
+                "resolver 127.0.0.11 ": f"resolver 127.0.0.1:{names.port} ",
+                "listen 7272;": f"listen 127.0.0.1:{self.clients};",
+                "listen 7273;": f"listen 127.0.0.1:{self.api};",
+                " node:7272;": f" node:{self.node_clients};",
+                " node:7273;": f" node:{self.node_api};",
+            },
+        )
+        # As in the container, it is not root.
+        plain = {}
+        if os.geteuid() == 0:
+            os.chown(self.directory, 65534, 65534)
+            plain = {"user": 65534, "group": 65534, "extra_groups": []}
+        nginx = ["nginx", "-p", self.directory, "-c", file, "-e", "stderr"]
+        checked = subprocess.run([*nginx, "-t"], capture_output=True, text=True, check=False, **plain)
+        self.assertEqual(checked.returncode, 0, checked.stderr)
+        self.assertNotIn("[warn]", checked.stderr)
+        self.run_proxy(*nginx, "-g", "daemon off;", **plain)
+
+
+class BehindHAProxy(BehindProxy, unittest.TestCase):
+    def start_proxy(self):
+        file = self.changed(
+            "haproxy.cfg",
+            {
+                "bind :7272": f"bind 127.0.0.1:{self.clients}",
+                "bind 127.0.0.1:7273": f"bind 127.0.0.1:{self.api}",
+                " 10.0.0.1:7272": f" {self.NODES[0]}:{self.node_clients}",
+                " 10.0.0.2:7272": f" {self.NODES[1]}:{self.node_clients}",
+                " 10.0.0.1:7273": f" {self.NODES[0]}:{self.node_api}",
+                " 10.0.0.2:7273": f" {self.NODES[1]}:{self.node_api}",
+                "check port 7273": f"check port {self.node_api}",
+            },
+        )
+        checked = subprocess.run(["haproxy", "-c", "-f", file], capture_output=True, text=True, check=False)
+        self.assertEqual(checked.returncode, 0, checked.stderr)
+        self.assertNotIn("[WARNING]", checked.stderr)
+        self.run_proxy("haproxy", "-db", "-f", file)
+
+
+class Manifests(unittest.TestCase):
+    """What one file says of another, which no schema knows."""
+
+    def read(self, path):
+        return list(yaml.safe_load_all((ROOT / path).read_text()))
+
+    def test_the_autoscaler_counts_what_a_node_measures(self):
+        api = free_port("127.0.0.1")
+        environment = {
+            "MOONGATE_LISTEN": f"127.0.0.1:{free_port('127.0.0.1')}",
+            "MOONGATE_API_LISTEN": f"127.0.0.1:{api}",
+            "MOONGATE_API_TOKEN": TOKEN,
+            "MOONGATE_METRICS_OPEN": "true",
+            "MOONGATE_LOG": "error",
+        }
+        self.addCleanup(end, subprocess.Popen([BINARY], env=environment))
+        wait_for("node", lambda: http(f"http://127.0.0.1:{api}/readyz")[0] == 200)
+        status, metrics = http(f"http://127.0.0.1:{api}/metrics")
+        self.assertEqual(status, 200)
+        (autoscaler,) = self.read("k8s/overlays/production/autoscaler.yaml")
+        (metric,) = autoscaler["spec"]["metrics"]
+        self.assertRegex(metrics, f"(?m)^# TYPE {metric['pods']['metric']['name']} gauge$")
+
+    def test_prometheus_finds_the_nodes_metrics_once(self):
+        (monitor,) = self.read("k8s/overlays/production/servicemonitor.yaml")
+        (endpoint,) = monitor["spec"]["endpoints"]
+        wanted = monitor["spec"]["selector"]["matchLabels"].items()
+        found = [
+            service["metadata"]["name"]
+            for service in self.read("k8s/base/services.yaml")
+            if wanted <= service["metadata"]["labels"].items()
+            for port in service["spec"]["ports"]
+            if port["name"] == endpoint["port"]
+        ]
+        self.assertEqual(found, ["moongate-api"])
+
+    def test_all_policies_and_selectors_are_about_the_nodes(self):
+        deployment = self.read("k8s/base/deployment.yaml")[0]["spec"]["template"]["metadata"]["labels"]
+        for path, where in {
+            "k8s/base/disruption.yaml": "selector",
+            "k8s/base/network.yaml": "podSelector",
+            "k8s/overlays/production/network.yaml": "podSelector",
+        }.items():
+            for document in self.read(path):
+                self.assertEqual(document["spec"][where]["matchLabels"], deployment, path)
+
+    def test_whoever_stops_a_node_waits_longer_than_it_drains(self):
+        # That docker-compose.yml and k8s say 25 s is the default too, which the unit has.
+        waits = {
+            "docker-compose.yml": (r"MOONGATE_DRAIN: (\d+)s", r"stop_grace_period: (\d+)s"),
+            "k8s/base/kustomization.yaml": (r"MOONGATE_DRAIN=(\d+)s", None),
+            "k8s/base/deployment.yaml": (None, r"(?:minReady|terminationGracePeriod)Seconds: (\d+)"),
+            "deploy/moongate.service": (None, r"TimeoutStopSec=(\d+)s"),
+            "deploy/nginx.conf": (None, r"worker_shutdown_timeout (\d+)s"),
+            "deploy/haproxy.cfg": (None, r"hard-stop-after (\d+)s"),
+        }
+        for path, (drain, wait) in waits.items():
+            text = (ROOT / path).read_text()
+            if drain:
+                self.assertEqual(re.findall(drain, text), ["25"], path)
+            if wait:
+                found = re.findall(wait, text)
+                self.assertTrue(found, path)
+                self.assertGreater(min(map(int, found)), 25, path)
 
 
 class Cluster(unittest.TestCase):
