@@ -471,6 +471,17 @@ pub fn close(code: Option<Code>, reason: Option<Reason>) -> Close {
     Close { code: code.map_or(Close::CLOSED.code, |Code(code)| code), reason }
 }
 
+/// The same as another node says it: what does not fit a close frame goes to no client.
+pub(crate) fn read_close<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Close, D::Error> {
+    #[derive(serde::Deserialize)]
+    struct Fields {
+        code: Code,
+        reason: Reason,
+    }
+    let Fields { code, reason } = Fields::deserialize(deserializer)?;
+    Ok(close(Some(code), Some(reason)))
+}
+
 /// The uid of a group change that is not about one client.
 pub fn uid_alone(client_id: Option<ClientId>, uid: Option<Uid>) -> Result<Uid, Invalid> {
     match (client_id, uid) {

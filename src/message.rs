@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::{Arc, OnceLock};
 
 use bytes::{BufMut, Bytes, BytesMut};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 /// Opcodes of RFC 6455, section 5.2.
 const TEXT: u8 = 0x1;
@@ -158,7 +158,7 @@ impl Message {
 }
 
 /// Why a connection ended, as its close frame said (ours or theirs) or, with 1006, how it ended without one.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Close {
     /// WebSocket close code; 1005 for a close frame without one, 1006 where there was no frame.
     pub code: u16,

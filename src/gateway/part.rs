@@ -55,7 +55,7 @@ pub(super) enum Part {
     },
     Close {
         client_id: ClientId,
-        #[serde(flatten)]
+        #[serde(flatten, deserialize_with = "command::read_close")]
         close: Close,
         /// Of the message before it, when there is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -66,7 +66,7 @@ pub(super) enum Part {
     },
     CloseUids {
         uids: Vec<Uid>,
-        #[serde(flatten)]
+        #[serde(flatten, deserialize_with = "command::read_close")]
         close: Close,
         /// Of the message before it, when there is one.
         #[serde(default, skip_serializing_if = "Option::is_none")]
