@@ -145,6 +145,8 @@ pub fn session(bytes: &[u8]) {
         template.render(Filling { client_id, uid: None, group: None, session: Some(&merged) }, false).ok()
     };
     if let Some(value) = merged.scalar(path)
+        // `{session.}` names no field, and stays as it is.
+        && !path.is_empty()
         && !path.contains('}')
     {
         let json = said(&format!("\"{{session.{path}}}\"")).expect("what is there is said");
