@@ -1018,7 +1018,7 @@ async fn a_uid_that_is_bound_again_is_online_all_the_time(world: World) {
     let bind = json!({"op": "bindUid", "client_id": client.id, "uid": "ann"});
     let (binds, asks) = (vec![bind; 1000], vec![json!({"op": "isUidOnline", "uid": "ann"}); 1000]);
     let (mut binder, mut asker) = (node.caller().await, node.caller().await);
-    for round in 0..30 {
+    for round in 0..60 {
         let (_, answer) = tokio::join!(
             binder.call("batch", json!({"commands": binds})),
             asker.call("batch", json!({"commands": asks})),
