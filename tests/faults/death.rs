@@ -238,8 +238,7 @@ async fn of_a_dead_node_whose_clients_had_very_many_groups_nothing_is_left_eithe
         connection.reply().await;
     }
     let node = node(&redis.url(), &[]).await;
-    // In a debug build, beside other tests.
-    within(SWEPT * 6, "its name goes last", async || !nodes(&redis).await.contains("ghost")).await;
+    within(SWEPT * 3, "its name goes last", async || !nodes(&redis).await.contains("ghost")).await;
     assert_eq!(traces_of(&redis, "ghost", &run).await, BTreeSet::new());
     end(&redis, vec![node], vec![]).await;
 }
@@ -577,9 +576,9 @@ async fn the_sweeper_ends(how: impl AsyncFnOnce(&Process)) -> (Redis, Vec<Proces
     how(&processes[place]).await;
     let left = count(&mut connection, &["HLEN", &index]).await;
     assert!(left > 0, "it has swept all: too fast for this test");
-    // Its claim ends, then another one sees it dead, too; in a debug build, beside other tests.
+    // Its claim ends, then another one sees it dead, too.
     let name = format!("n{place}");
-    within(SWEPT * 2, "both are swept", async || {
+    within(TTL + Duration::from_secs(3 + 5), "both are swept", async || {
         traces_of(&redis, "ghost", &run).await.is_empty() && traces_of(&redis, &name, &sweeper).await.is_empty()
     })
     .await;
