@@ -562,7 +562,7 @@ impl Gateway {
             },
             Target::Clients(ids) => match **ids {
                 [] => return Ok(Delivered::default()),
-                [id] => Channel::Client(id),
+                [id] => Channel::Topic(Topic::Client(id)),
                 _ => Channel::Ask,
             },
         };
@@ -573,7 +573,7 @@ impl Gateway {
         if !confirm && !is_many {
             let payload = if says_all { payload } else { Cluster::seal(job.written()?.0, &payload) };
             let nodes = match channel {
-                Channel::Client(id) => u64::from(cluster.publish_to_client(id, payload).await?),
+                Channel::Topic(Topic::Client(id)) => u64::from(cluster.publish_to_client(id, payload).await?),
                 channel => cluster.publish(&channel, payload).await?,
             };
             let held = if nodes > 0 { BTreeSet::from([0]) } else { BTreeSet::new() };
