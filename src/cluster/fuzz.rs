@@ -15,7 +15,7 @@ use crate::event::Kind;
 /// A channel's name, a newline, and what was said there. Returns the parts of commands in it, each with its message.
 pub(crate) fn heard(bytes: &[u8]) -> Vec<(Box<RawValue>, Bytes)> {
     let (name, said) = lines(bytes);
-    let keys = Keys::new("mg");
+    let keys = Keys::new("mg", false);
     if let Some(channel) = std::str::from_utf8(name).ok().and_then(|name| keys.parse(name)) {
         assert_eq!(keys.parse(&keys.channel(&channel)), Some(channel));
     }

@@ -203,7 +203,10 @@ impl Cluster {
         let mut left = self.keys().await;
         let start = Instant::now();
         loop {
-            left.retain(|key| !["{mg:nodes}:swept", "mg:tasks", "mg:events", "mg:tasks:dead"].contains(&key.as_str()));
+            // The order of a uid's changes stands for ten minutes.
+            left.retain(|key| {
+                !key.ends_with(":seq") && !["{mg:nodes}:swept", "mg:tasks", "mg:events"].contains(&&**key)
+            });
             if left.is_empty() {
                 return;
             }
@@ -337,7 +340,7 @@ async fn tasks_run_once_and_answer_and_what_fails_is_a_dead_letter() {
     eventually("that one, too", async || ear.has_heard("later")).await;
     eventually("it is answered", async || {
         let answer = cluster.command("mg:reply:1", &["LRANGE", "mg:reply:1", "0", "-1"]).await;
-        answer == Reply::List(vec![Reply::text(r#"{"result":true}"#)])
+        answer.list().into_iter().map(Reply::string).any(|answer| answer.trim_end() == r#"{"result":true}"#)
     })
     .await;
     eventually("the dead letter is there", async || {
@@ -529,7 +532,12 @@ async fn publish(servers: Vec<SocketAddr>, stop: Arc<AtomicBool>, said: Arc<Atom
             let message = format!("redis {number}");
             let command = ["SPUBLISH", "mg:group:room", &message];
             match tokio::time::timeout(Duration::from_secs(1), master.try_command(&command)).await {
-                Ok(Ok(Reply::Int(heard))) => drop(said.fetch_add(u64::from(heard > 0), Ordering::Relaxed)),
+                Ok(Ok(Reply::Int(heard))) if heard > 0 => drop(said.fetch_add(1, Ordering::Relaxed)),
+                // It is a replica by now: whoever is subscribed at the master hears it, and nobody is counted.
+                Ok(Ok(Reply::Int(_))) if number % 20 == 0 => {
+                    at = servers[(number / 20) as usize % servers.len()];
+                    break;
+                }
                 Ok(Ok(Reply::Error(error))) if error.starts_with("MOVED ") => {
                     at = error.rsplit(' ').next().unwrap().parse().unwrap();
                     break;
