@@ -8,7 +8,8 @@ use serde_json::value::RawValue;
 use super::directory::{Entry, index_value, read_facts, read_uid_change};
 use super::envelope::{Do, Header, MAGIC, is_sealed, open, pack, seal, unpack};
 use super::keys::Keys;
-use super::redis::Reply;
+use super::redis::{Place, Reply};
+use super::slots::Map;
 use super::tasks;
 use crate::event::Kind;
 
@@ -70,6 +71,10 @@ pub(crate) fn reply(bytes: &[u8]) {
         read_uid_change(kind, &reply.clone().list());
     }
     tasks::claimed(reply.clone());
+    let asked = Place { host: "asked".to_owned(), port: 1 };
+    if let Ok((map, _)) = Map::read(reply.clone(), &asked) {
+        assert!((0..16_384).all(|slot| map.0.iter().any(|(_, slots)| slots.contain(slot))), "each slot has a master");
+    }
     if let Some(view) = tasks::view(reply) {
         serde_json::to_string(&view).expect("a task can be shown");
     }

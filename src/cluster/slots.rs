@@ -65,7 +65,7 @@ impl Map {
     /// Reads what `CLUSTER SLOTS` answers; `asked` stands for a server that does not know its own address. With the
     /// places of all servers, replicas too.
     pub(super) fn read(reply: Reply, asked: &Place) -> Result<(Self, Vec<Place>), ConnectError> {
-        let (mut map, mut known, mut covered) = (Self::default(), Vec::new(), 0_u32);
+        let (mut map, mut known) = (Self::default(), Vec::new());
         for row in reply.list() {
             let mut parts = row.list().into_iter();
             let (first, last) = (parts.next(), parts.next());
@@ -77,15 +77,14 @@ impl Map {
             let places: Vec<Place> = parts.filter_map(|server| read_place(server, asked)).collect();
             let Some(master) = places.first().cloned() else { continue };
             known.extend(places);
-            covered += u32::from(last - first) + 1;
             match map.0.iter_mut().find(|(place, _)| *place == master) {
                 Some((_, slots)) => slots.0.push((first, last)),
                 None => map.0.push((master, Slots(vec![(first, last)]))),
             }
         }
-        if covered < u32::from(SLOTS) {
-            let words = format!("{covered} of {SLOTS} slots of the Cluster have a master");
-            return Err(ConnectError::Away(words));
+        let lonely = (0..SLOTS).filter(|slot| !map.0.iter().any(|(_, slots)| slots.contain(*slot))).count();
+        if lonely > 0 {
+            return Err(ConnectError::Away(format!("{lonely} of the {SLOTS} slots of the Cluster have no master")));
         }
         for (_, slots) in &mut map.0 {
             slots.0.sort_unstable();

@@ -466,6 +466,29 @@ async fn a_user_and_a_password_are_for_all_servers_and_shown_nowhere() {
     assert!(!node.log().contains("hunter2"));
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
+    let cluster = Cluster::start().await;
+    let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
+    let line = page.lines().find(|line| line.starts_with("ACL SETUSER moongate ")).unwrap();
+    for server in &cluster.servers {
+        assert_eq!(server.command(&line.split(' ').collect::<Vec<_>>()).await, Reply::text("OK"));
+    }
+    let url = cluster.url().replace("redis-cluster://", "redis-cluster://moongate:a-password@");
+    let settings = [("MOONGATE_EVENTS", "stream")];
+    let both = [node(&url, &settings).await, node(&url, &settings).await];
+    let ear = Ear::member(&both[0], "{somebody}", &["room"]).await;
+    both[1].done("bindUid", json!({"client_id": ear.id, "uid": "}else{", "single": true})).await;
+    assert_eq!(both[1].ask("sendToUid", json!({"uid": "}else{", "message": "hello"})).await["nodes"], 1);
+    let task = json!({"command": {"op": "sendToGroup", "group": "room", "message": "later"}, "id": "t", "delay": 50});
+    both[1].ask("addTask", task).await;
+    eventually("both are heard", async || ear.has_heard("hello") && ear.has_heard("later")).await;
+    for node in &both {
+        assert_eq!(node.metric("moongate_directory_refused_total").await, 0.0);
+        node.stop();
+    }
+}
+
 // --- faults ----------------------------------------------------------------------------------------------------------
 
 /// What goes on all the time: a publisher that follows the slots, messages over HTTP, and changes. Each message has its
@@ -492,7 +515,7 @@ impl Load {
                     let message = format!("http-{place} {number}");
                     // Not known to be done, or done.
                     caller.call("sendToGroup", json!({"group": "room", "message": message})).await;
-                    let (id, uid) = (&ids[number % ids.len()], format!("load-{place}-{}", number % 50));
+                    let (id, uid) = (&ids[number % ids.len()], format!("load-{place}-{}", number % 20));
                     caller.call("bindUid", json!({"client_id": id, "uid": uid})).await;
                     let op = if number % 3 == 0 { "leaveGroup" } else { "joinGroup" };
                     caller.call(op, json!({"client_id": id, "group": format!("load-{}", number % 7)})).await;
@@ -566,6 +589,53 @@ fn are_in_order(ears: &[Ear]) {
     }
 }
 
+/// Somebody whose channel is at a master to which nothing happens, and who hears all that is said there meanwhile.
+struct Elsewhere {
+    ear: Ear,
+    uid: String,
+    stop: Arc<AtomicBool>,
+    saying: tokio::task::JoinHandle<u64>,
+}
+
+impl Elsewhere {
+    async fn begin(cluster: &Cluster, node: &Node, not: &Redis) -> Self {
+        // The fault that moves slots moves them to the master behind that one: so it is the one before.
+        let place = cluster.servers.iter().position(|server| server.address() == not.address()).unwrap();
+        let at = cluster.servers[(place + 2) % 3].address();
+        let mut uid = String::new();
+        for number in 0.. {
+            uid = format!("elsewhere-{number}");
+            if cluster.owner(&format!("mg:uid:{uid}")).await.address() == at {
+                break;
+            }
+        }
+        let ear = Ear::member(node, &uid, &[]).await;
+        let stop = Arc::new(AtomicBool::new(false));
+        let (stopped, channel) = (Arc::clone(&stop), format!("mg:uid:{uid}"));
+        let saying = tokio::spawn(async move {
+            let (mut master, mut number) = (Connection::to(at).await, 0);
+            while !stopped.load(Ordering::Relaxed) {
+                let heard = master.command(&["SPUBLISH", &channel, &number.to_string()]).await;
+                assert_eq!(heard, Reply::Int(1), "of message {number}");
+                number += 1;
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            number
+        });
+        Self { ear, uid, stop, saying }
+    }
+
+    async fn end(self) -> (Ear, String) {
+        self.stop.store(true, Ordering::Relaxed);
+        let said = self.saying.await.unwrap();
+        assert!(said > 100, "{said}");
+        let all: Vec<String> = (0..said).map(|number| number.to_string()).collect();
+        eventually("it has heard the last one", async || self.ear.heard().last() == all.last()).await;
+        assert!(self.ear.heard() == all, "each once, and in order, of {said}: {:?}", self.ear.heard());
+        (self.ear, self.uid)
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fault {
     /// A master is killed, and its replica takes over.
@@ -588,11 +658,12 @@ async fn nodes_live_through(fault: Fault) {
         changing.push(Ear::member(node, &format!("changing-{place}"), &["room"]).await);
     }
     let ids: Vec<String> = changing.iter().map(|ear| ear.id.clone()).collect();
+    let old = cluster.owner("mg:group:room").await;
+    let elsewhere = Elsewhere::begin(&cluster, &both[0], old).await;
     let load = Load::begin(&cluster, &both, &ids).await;
     load.has_said_more().await;
 
     let began = Instant::now();
-    let old = cluster.owner("mg:group:room").await;
     let place = cluster.servers.iter().position(|server| server.address() == old.address()).unwrap();
     match fault {
         Fault::Death => old.stop(),
@@ -615,7 +686,7 @@ async fn nodes_live_through(fault: Fault) {
                     cluster.move_slot(key, to).await;
                 }
             }
-            for number in 0..50 {
+            for number in 0..20 {
                 let key = format!("mg:uid:load-0-{number}:clients");
                 if cluster.owner(&key).await.address() != to.address() {
                     cluster.move_slot(&key, to).await;
@@ -643,6 +714,7 @@ async fn nodes_live_through(fault: Fault) {
     );
     load.has_said_more().await;
     load.end().await;
+    let elsewhere = elsewhere.end().await;
     assert!(all_open(&ears) && all_open(&changing), "sockets stay open");
 
     for (place, id) in ids.iter().enumerate() {
@@ -661,6 +733,8 @@ async fn nodes_live_through(fault: Fault) {
         let session = named(&format!("changing-{place}"));
         clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &["room"], session });
     }
+    let (ear, uid) = &elsewhere;
+    clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &[], session: named(uid) });
     cluster.holds(SOON, &clients).await;
     are_in_order(&ears);
     for (place, node) in both.iter().enumerate() {
@@ -673,7 +747,7 @@ async fn nodes_live_through(fault: Fault) {
         assert_eq!(cluster.publish(&format!("mg:uid:{uid}"), "from Redis").await, 1, "{uid}");
         eventually("it is heard", async || ear.has_heard("from Redis")).await;
     }
-    drop((ears, changing));
+    drop((ears, changing, elsewhere));
     cluster.end(both.into()).await;
 }
 
