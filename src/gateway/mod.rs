@@ -655,31 +655,30 @@ fn unanswered(heard: u64, answered: usize) -> Failure {
     Failure::Unreachable(format!("{answered} of {heard} nodes answered in time").into())
 }
 
-/// The label under which an end is counted; few, whatever clients send.
+/// The label under which an end is counted; few, whatever clients send. Ours are told from those of others that have our
+/// codes by their words.
 fn kind(close: &Close) -> &'static str {
-    if *close == Close::DESTROYED {
-        return "destroyed";
-    }
-    if *close == Close::NO_WORKER {
-        return "no_worker";
-    }
-    if *close == Close::UNBOUND {
-        return "unbound";
-    }
-    if *close == Close::TOO_MANY {
-        return "too_many";
+    const OURS: &[(Close, &str)] = &[
+        (Close::CLOSED, "closed"),
+        (Close::DESTROYED, "destroyed"),
+        (Close::REPLACED, "replaced"),
+        (Close::DRAIN, "drain"),
+        (Close::FENCED, "drain"),
+        (Close::IDLE, "idle"),
+        (Close::SLOW, "slow"),
+        (Close::UNBOUND, "unbound"),
+        (Close::TOO_MANY, "too_many"),
+        (Close::TOO_BIG, "too_big"),
+        (Close::PROTOCOL, "protocol"),
+        (Close::NOT_UTF8, "not_utf8"),
+        (Close::NO_WORKER, "no_worker"),
+        (Close::NODE, "node"),
+    ];
+    if let Some((_, kind)) = OURS.iter().find(|(ours, _)| ours == close) {
+        return kind;
     }
     match close.code {
-        1006 if *close == Close::NODE => "node",
         1006 => "lost",
-        1002 => "protocol",
-        1007 => "not_utf8",
-        1009 => "too_big",
-        1012 => "drain",
-        1013 => "slow",
-        4000 => "closed",
-        4001 => "replaced",
-        4002 => "idle",
         1000 | 1001 | 1005 => "normal",
         _ => "other",
     }
@@ -703,6 +702,23 @@ mod tests {
     use crate::hub::Others;
     use crate::message::Protocol;
     use crate::php::Workers;
+
+    #[test]
+    fn an_end_with_our_code_and_the_words_of_others_is_not_counted_as_ours() {
+        for (close, counted) in [
+            (Close::SLOW, "slow"),
+            (Close::IDLE, "idle"),
+            (Close::FENCED, "drain"),
+            (Close::LOST, "lost"),
+            (Close::new(1000, "bye"), "normal"),
+            // A page's `close(4002)`, and an application's `closeClient` with 1012 or 1013.
+            (Close::new(4002, ""), "other"),
+            (Close::new(1012, ""), "other"),
+            (Close::new(1013, "try again later"), "other"),
+        ] {
+            assert_eq!(kind(&close), counted, "{close:?}");
+        }
+    }
 
     #[tokio::test]
     async fn a_client_leaves_without_a_turn_where_redis_is_away_or_not_needed() {
