@@ -706,7 +706,7 @@ impl Reader<'_> {
     }
 
     fn public_key(&mut self, text: &str) -> Option<Tokens> {
-        let takes = "takes an RSA (2048 bits or more), P-256 or Ed25519 public key in PEM, or the path of one, which begins with / or .";
+        let takes = "takes an RSA (2048 to 8192 bits), P-256 or Ed25519 public key in PEM, or the path of one, which begins with / or .";
         let is_path = text.starts_with(['/', '.']);
         let pem = if is_path { std::fs::read_to_string(text) } else { Ok(text.to_owned()) };
         let key = pem.map(|pem| Tokens::of_public_key(&pem));
@@ -1183,7 +1183,7 @@ mod tests {
             ),
             (
                 &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_PUBLIC_KEY", &private)],
-                "MOONGATE_JWT_PUBLIC_KEY: got <hidden>, takes an RSA (2048 bits or more), P-256 or Ed25519 public key",
+                "MOONGATE_JWT_PUBLIC_KEY: got <hidden>, takes an RSA (2048 to 8192 bits), P-256 or Ed25519 public key",
             ),
             (
                 &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_PUBLIC_KEY", "./nowhere.pem")],
