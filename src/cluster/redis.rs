@@ -1024,7 +1024,8 @@ fn connect_error(error: &Error) -> ConnectError {
 /// Reads `INFO` of a single Redis, or of a server of a Cluster: returns the `run_id`.
 fn check(info: &str, is_shard: bool) -> Result<String, ConnectError> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    if field("redis_mode") == Some("sentinel") {
+    // The second name is Valkey's.
+    if field("redis_mode").or(field("server_mode")) == Some("sentinel") {
         return Err(ConnectError::Unfit(
             "this is a sentinel; a URL of sentinels begins with redis-sentinel://".to_owned(),
         ));
@@ -1107,6 +1108,7 @@ mod tests {
             ("5.0.7", "master", ""),
             ("7.0.15", "master", "cluster_enabled:1\r\n"),
             ("7.0.15", "master", "redis_mode:sentinel\r\n"),
+            ("7.2.4", "master", "server_mode:sentinel\r\n"),
         ] {
             assert!(matches!(info(version, role, rest), Err(ConnectError::Unfit(_))), "{version} {role} {rest}");
         }

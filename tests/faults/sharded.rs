@@ -719,6 +719,10 @@ async fn nodes_live_through(fault: Fault) {
         &format!("{fault:?}: done after {switched:.1?}, both ready and hearing after {:.1?}", began.elapsed()),
     );
     load.has_said_more().await;
+    for speaker in ["http-0 ", "http-1 "] {
+        let said = async || ears[0].heard().iter().filter(|text| text.starts_with(speaker)).count();
+        eventually("the callers go on", async || said().await > 20).await;
+    }
     load.end().await;
     let elsewhere = elsewhere.end().await;
     assert!(all_open(&ears) && all_open(&changing), "sockets stay open");
