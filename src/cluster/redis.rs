@@ -832,7 +832,7 @@ impl Connection {
                 return Err(Error::new(ErrorKind::Canceled, "there is no connection"));
             };
             let answered = match asked.take() {
-                Some(_) => socket.start_asking(command.clone()).await,
+                Some(_) => Box::pin(socket.start_asking(command.clone())).await,
                 None => socket.start(command.clone()).await,
             };
             let Err(error) = &answered else { return answered };
@@ -952,8 +952,8 @@ impl Socket {
     /// The same, of a key that this server is about to have.
     async fn start_asking(&self, command: Command) -> Result<Value, Error> {
         let together = self.client.pipeline();
-        let _queued: Value = together.custom(custom("ASKING"), Vec::<Bytes>::new()).await?;
-        let _queued: Value = together.custom(custom(command.name), command.args).await?;
+        let _queued: Value = Box::pin(together.custom(custom("ASKING"), Vec::<Bytes>::new())).await?;
+        let _queued: Value = Box::pin(together.custom(custom(command.name), command.args)).await?;
         together.try_all().await.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Canceled, "it was not answered")))
     }
 }

@@ -38,8 +38,9 @@ pub(super) fn beside(key: &str, rest: &str) -> String {
     // Braces are part of this name, and others would be taken for those that say what counts. The tag begins as the key
     // does, which is what a user of Redis may be allowed.
     let (wanted, prefix) = (slot(key.as_bytes()), key.split([':', '{', '}']).next().unwrap_or_default());
+    // One in 16,384 fits.
     let tag = |number: &u32| format!("{prefix}:{number}");
-    let number = (0..).find(|number| slot(tag(number).as_bytes()) == wanted).unwrap_or_default();
+    let number = (0..1_u32 << 24).find(|number| slot(tag(number).as_bytes()) == wanted).unwrap_or_default();
     format!("{{{}}}:{key}:{rest}", tag(&number))
 }
 
