@@ -12,12 +12,14 @@
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
 //! | `php` | where PHP finds gateways |
 //! | `tasks` | the queue of tasks: a stream, and what is kept of each |
+//! | `check` | what `moongate check` finds in Redis, with advice |
 //! | `scripts/` | Lua, one file per atomic step |
 //!
 //! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,
 //! and every write may be repeated. A command is answered when hub, Redis and subscription have it.
 
 mod bus;
+mod check;
 mod directory;
 mod envelope;
 #[cfg(any(test, fuzzing))]
@@ -45,6 +47,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
+pub use check::{Finding, Level, check};
 pub use directory::{Entry, Facts};
 pub use envelope::{Answer, Back, Do, MAX_PART};
 pub use keys::Channel;
@@ -64,7 +67,7 @@ use envelope::MAGIC;
 use keys::Keys;
 use members::Members;
 use post::Post;
-use redis::{Address, ConnectError, Connection, Link, Place, RedisError};
+use redis::{Address, ConnectError, Link, Place, RedisError};
 
 /// Redis did not do what it was asked, or it is not known whether it did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -555,20 +558,6 @@ impl Cluster {
     pub async fn everyone(&self) -> Result<Vec<Entry>, Unavailable> {
         Ok(self.reader()?.everyone().await?)
     }
-}
-
-/// Connects once, and checks what answers; returns what was found.
-pub async fn check(config: &ClusterConfig) -> Result<String, Refused> {
-    let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
-    let metrics = Arc::new(Metrics::new());
-    let opened = Connection::open(&address, &metrics, redis::NO_RING).await;
-    let (connection, _alive) = opened.map_err(|error| refused_url(Some(&address), &error))?;
-    Ok(match (&address, connection.place()) {
-        (Address::Sentinels(sentinels), Some(place)) => {
-            format!("Redis answers: {place} is the master {}", sentinels.service())
-        }
-        _ => "Redis answers".to_owned(),
-    })
 }
 
 fn refused_url(address: Option<&Address>, error: &ConnectError) -> Refused {

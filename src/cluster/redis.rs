@@ -112,17 +112,23 @@ pub(super) struct Command {
 }
 
 macro_rules! commands {
-    ($($function:ident $name:literal)*) => { $(
-        pub(super) fn $function(key: impl Into<Argument>) -> Self {
-            Self { name: $name, args: vec![key.into().0] }
-        }
-    )* };
+    ($($function:ident $name:literal)*) => {
+        /// Every name.
+        #[cfg(test)]
+        pub(super) const NAMES: &[&str] = &[$($name),*];
+
+        $(
+            pub(super) fn $function(key: impl Into<Argument>) -> Self {
+                Self { name: $name, args: vec![key.into().0] }
+            }
+        )*
+    };
 }
 
 impl Command {
     commands! {
-        del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
-        hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
+        config "CONFIG" del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
+        hset "HSET" client "CLIENT" info "INFO" kind "TYPE" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
         srem "SREM" sscan "SSCAN" xadd "XADD" xdel "XDEL" xgroup "XGROUP" xinfo "XINFO" xlen "XLEN" xreadgroup "XREADGROUP"
         zrange "ZRANGE" zrem "ZREM"
     }
@@ -135,6 +141,11 @@ impl Command {
     pub(super) fn args<A: Into<Argument>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.into().0));
         self
+    }
+
+    /// Redis' clock.
+    pub(super) fn time() -> Self {
+        Self { name: "TIME", args: Vec::new() }
     }
 
     /// Ends the wait of another connection, which is answered as if its time were over.
