@@ -28,4 +28,8 @@ ENV MOONGATE_API_LISTEN=0.0.0.0:7273
 USER 65532:65532
 EXPOSE 7272 7273
 STOPSIGNAL SIGTERM
+# Ready, and not just alive: Docker and Compose restart nobody for it, but tell who waits for a node (`up --wait`,
+# `depends_on`) when it takes clients. One that has lost Redis together with all others stays ready. Kubernetes does not
+# look at this, and has a probe for each.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s CMD ["/moongate", "check", "--ready"]
 ENTRYPOINT ["/moongate"]

@@ -9,7 +9,8 @@
 //! | room | what is in it | it never |
 //! | --- | --- | --- |
 //! | `main` | command line, settings, log, signals | |
-//! | [`ctl`] | the caller's side of the API: one command from the shell, its answer for a script or a reader | runs a node |
+//! | [`ctl`] | the caller's side of the API: one command from the shell, its answer for a script or a reader; whether a node is ready; all nodes, live | runs a node |
+//! | [`check`] | whether a node could run with these settings, this machine and this Redis, with advice | changes anything |
 //! | [`config`] | every setting, its default, its check; the only reader of the environment | binds a port |
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`access`] | who may connect: tokens, origins, proxies, how many | does I/O |
@@ -28,6 +29,7 @@
 //! | [`message`], [`session`], [`task`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | `fuzz` | what must hold for any bytes from outside, a target for each door; fuzzers and tests feed it | is in a release |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
+//! | [`vitals`] | how nodes do, in numbers, for people who look at all of them | knows Redis or a door |
 //!
 //! Arrows go one way: `main → server → doors (edge, http, tasks, php) → gateway → cluster → hub → client → message, id`. Doors do not
 //! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]; but [`php`], whose callers
@@ -103,6 +105,7 @@
 
 mod accept;
 pub mod access;
+pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod command;
@@ -128,4 +131,5 @@ pub mod task;
 pub mod tasks;
 pub mod template;
 mod throttle;
+pub mod vitals;
 pub mod webhook;

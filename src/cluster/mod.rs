@@ -14,12 +14,14 @@
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
 //! | `php` | where PHP finds gateways |
 //! | `tasks` | the queue of tasks: a stream, and what is kept of each |
+//! | `check` | what `moongate check` finds in Redis, with advice |
 //! | `scripts/` | Lua, one file per atomic step |
 //!
 //! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,
 //! and every write may be repeated. A command is answered when hub, Redis and subscription have it.
 
 mod bus;
+mod check;
 mod directory;
 mod envelope;
 #[cfg(any(test, fuzzing))]
@@ -49,6 +51,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
+pub use check::{Finding, Level, check};
 pub use directory::{Entry, Facts};
 pub use envelope::{Answer, Back, Do, MAX_PART};
 pub use keys::Channel;
@@ -61,13 +64,14 @@ use crate::event::Origin;
 use crate::hub::Hub;
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Metrics;
+use crate::vitals::{Monitor, Node};
 use bus::Bus;
 use directory::{Directory, Reader};
 use envelope::MAGIC;
 use keys::Keys;
 use members::Members;
 use post::Post;
-use redis::{Address, ConnectError, Connection, Link, Place, RedisError};
+use redis::{Address, ConnectError, Link, Place, RedisError};
 
 /// Redis did not do what it was asked, or it is not known whether it did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -113,6 +117,20 @@ pub enum Readiness {
     Not(&'static str),
 }
 
+impl Readiness {
+    /// In words, for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::WithoutRedis => "ready; Redis is away",
+            Self::Not(why) => why,
+        }
+    }
+}
+
+/// What this node is to say of itself, given how it stands among the others: it may be stopping, say.
+pub type Standing = Arc<dyn Fn(Readiness) -> Readiness + Send + Sync>;
+
 /// Who this node is among the others; a node that was swept is a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Identity {
@@ -134,11 +152,35 @@ struct Shared {
     identity: RwLock<Arc<Identity>>,
     /// Whether this node has a place among the others.
     member: watch::Sender<bool>,
+    monitor: Arc<Monitor>,
+    standing: Standing,
 }
 
 impl Shared {
     fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.identity.read())
+    }
+
+    /// Whether this node is to get new clients.
+    fn readiness(&self, bus: &Bus) -> Readiness {
+        (self.standing)(self.among_others(bus))
+    }
+
+    fn among_others(&self, bus: &Bus) -> Readiness {
+        if !*self.member.borrow() {
+            return Readiness::Not("no place among the nodes yet: the log says why");
+        }
+        if !bus.has_heard() {
+            return Readiness::Not("not subscribed yet");
+        }
+        if self.peers.speaks_unknown() {
+            return Readiness::Not("another node speaks a newer language");
+        }
+        match (self.link.is_up(), bus.is_deaf()) {
+            (false, _) => Readiness::WithoutRedis,
+            (true, true) => Readiness::Not("deaf: this node does not hear its own heartbeat"),
+            (true, false) => Readiness::Ready,
+        }
     }
 }
 
@@ -324,6 +366,8 @@ impl Cluster {
         config: &ClusterConfig,
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
+        monitor: &Arc<Monitor>,
+        standing: &Standing,
         open_lan: OpenLan,
     ) -> Result<(Self, Yield, ClusterTasks), Refused> {
         let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
@@ -340,6 +384,8 @@ impl Cluster {
             peers: Peers::default(),
             identity: RwLock::new(Arc::new(Identity { node_id, run, lan })),
             member: watch::Sender::new(false),
+            monitor: Arc::clone(monitor),
+            standing: Arc::clone(standing),
         });
         if matches!(address, Address::Cluster(_)) {
             hub.others().topics.follow_clients();
@@ -386,20 +432,7 @@ impl Cluster {
 
     /// Whether this node is to get new clients.
     pub fn readiness(&self) -> Readiness {
-        if !*self.shared.member.borrow() {
-            return Readiness::Not("no place among the nodes yet: the log says why");
-        }
-        if !self.bus.has_heard() {
-            return Readiness::Not("not subscribed yet");
-        }
-        if self.shared.peers.speaks_unknown() {
-            return Readiness::Not("another node speaks a newer language");
-        }
-        match (self.shared.link.is_up(), self.bus.is_deaf()) {
-            (false, _) => Readiness::WithoutRedis,
-            (true, true) => Readiness::Not("deaf: this node does not hear its own heartbeat"),
-            (true, false) => Readiness::Ready,
-        }
+        self.shared.readiness(&self.bus)
     }
 
     /// Whether Redis is there.
@@ -484,6 +517,11 @@ impl Cluster {
         Ok(self.reader()?.nodes().await?)
     }
 
+    /// All nodes with what each has told of itself.
+    pub async fn vitals(&self) -> Result<Vec<Node>, Unavailable> {
+        Ok(self.reader()?.vitals(&self.shared.clock).await?)
+    }
+
     fn reader(&self) -> Result<Reader<'_>, Unavailable> {
         Ok(Reader { keys: &self.shared.keys, connection: self.shared.link.get()? })
     }
@@ -527,21 +565,6 @@ impl Cluster {
     pub async fn everyone(&self) -> Result<Vec<Entry>, Unavailable> {
         Ok(self.reader()?.everyone().await?)
     }
-}
-
-/// Connects once, and checks what answers; returns what was found.
-pub async fn check(config: &ClusterConfig) -> Result<String, Refused> {
-    let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
-    let metrics = Arc::new(Metrics::new());
-    let opened = Connection::open(&address, &metrics, redis::NO_RING).await;
-    let (connection, _alive) = opened.map_err(|error| refused_url(Some(&address), &error))?;
-    Ok(match (&address, connection.place()) {
-        (Address::Sentinels(sentinels), Some(place)) => {
-            format!("Redis answers: {place} is the master {}", sentinels.service())
-        }
-        (Address::Cluster(_), _) => format!("Redis answers: a Cluster of {} masters", connection.servers()),
-        _ => "Redis answers".to_owned(),
-    })
 }
 
 fn refused_url(address: Option<&Address>, error: &ConnectError) -> Refused {

@@ -130,17 +130,23 @@ pub(super) struct Command {
 }
 
 macro_rules! commands {
-    ($($function:ident $name:literal)*) => { $(
-        pub(super) fn $function(key: impl Into<Argument>) -> Self {
-            Self { name: $name, args: vec![key.into().0] }
-        }
-    )* };
+    ($($function:ident $name:literal)*) => {
+        /// Every name.
+        #[cfg(test)]
+        pub(super) const NAMES: &[&str] = &[$($name),*];
+
+        $(
+            pub(super) fn $function(key: impl Into<Argument>) -> Self {
+                Self { name: $name, args: vec![key.into().0] }
+            }
+        )*
+    };
 }
 
 impl Command {
     commands! {
-        del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
-        hset "HSET" client "CLIENT" cluster "CLUSTER" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
+        config "CONFIG" del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
+        hset "HSET" client "CLIENT" cluster "CLUSTER" info "INFO" kind "TYPE" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
         spublish "SPUBLISH" srem "SREM" sscan "SSCAN" xadd "XADD" xdel "XDEL" xgroup "XGROUP" xinfo "XINFO" xlen "XLEN" xreadgroup "XREADGROUP"
         zrange "ZRANGE" zrem "ZREM"
     }
@@ -153,6 +159,11 @@ impl Command {
     pub(super) fn args<A: Into<Argument>>(mut self, args: impl IntoIterator<Item = A>) -> Self {
         self.args.extend(args.into_iter().map(|arg| arg.into().0));
         self
+    }
+
+    /// Redis' clock.
+    pub(super) fn time() -> Self {
+        Self { name: "TIME", args: Vec::new() }
     }
 
     /// A script with its keys; arguments follow.
@@ -643,9 +654,10 @@ impl Connection {
         self.sockets.first().and_then(Socket::place)
     }
 
-    /// How many servers it leads to.
-    pub(super) fn servers(&self) -> usize {
-        self.sockets.len()
+    /// To each server that it leads to, one that leads there alone.
+    pub(super) fn apart(&self) -> Vec<Self> {
+        let alone = |socket: &Socket| Self { sockets: [socket.clone()].into(), routes: None, ..self.clone() };
+        self.sockets.iter().map(alone).collect()
     }
 
     fn client(&self) -> Result<&Client, RedisError> {

@@ -240,9 +240,9 @@ impl Redirection {
 /// The slot that a command is about; none where it is about a server.
 pub(super) fn slot_of(name: &str, args: &[Bytes]) -> Option<u16> {
     let key = match name {
-        "CLIENT" | "CLUSTER" | "CONFIG" | "INFO" | "SENTINEL" => None,
+        "CLIENT" | "CLUSTER" | "CONFIG" | "INFO" | "SENTINEL" | "TIME" => None,
         // A script, how many keys it has, and those.
-        "EVAL" => args.get(2),
+        "EVAL" => args.get(2).filter(|_| args.get(1).is_some_and(|keys| keys != "0")),
         // What it is about, and a key or a channel.
         "PUBSUB" | "XGROUP" | "XINFO" => args.get(1),
         "XREADGROUP" => args.iter().skip_while(|arg| *arg != "STREAMS").nth(1),
@@ -295,6 +295,7 @@ mod tests {
             assert_eq!(slot_of(command), key, "{command}");
         }
         assert_eq!(slot_of("CLIENT ID"), None);
+        assert_eq!(slot_of("EVAL return 0 argument"), None);
         assert_eq!(slot(b"123456789"), 12_739);
     }
 

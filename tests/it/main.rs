@@ -18,6 +18,7 @@
 mod access;
 mod acl;
 mod browser;
+mod check;
 mod clients;
 mod cluster;
 mod commands;
@@ -32,6 +33,7 @@ mod harness;
 mod http;
 mod metrics;
 mod model;
+mod nodes;
 mod page;
 mod php;
 mod port;
@@ -42,6 +44,7 @@ mod redis;
 mod streams;
 mod tasks;
 mod tls;
+mod top;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
 mod world;
