@@ -86,7 +86,7 @@ fn machine(config: &Config) -> Vec<Finding> {
     }
     // Other systems have neither.
     let read = |file| std::fs::read_to_string(format!("/proc/sys/net/{file}")).ok();
-    findings.extend(read("core/somaxconn").and_then(|value| backlog(value.trim().parse().ok()?)));
+    findings.extend(read("core/somaxconn").and_then(|value| Some(backlog(value.trim().parse().ok()?))));
     if let Some(given) = read("ipv4/ip_local_port_range") {
         findings.extend(ports(&listened(config), &given, &read("ipv4/ip_local_reserved_ports").unwrap_or_default()));
     }
@@ -111,15 +111,15 @@ fn open_files(hard: u64, max_connections: Option<u64>) -> Finding {
     }
 }
 
-fn backlog(most: u64) -> Option<Finding> {
+fn backlog(most: u64) -> Finding {
     let about = "net.core.somaxconn";
-    Some(if most < BACKLOG {
+    if most < BACKLOG {
         let words =
             format!("{most}: where many connect at once, more of them have to try again; sysctl {about}={BACKLOG}");
         Finding::advice(about, words)
     } else {
         Finding::ok(about, most.to_string())
-    })
+    }
 }
 
 /// The ports of listeners, each with its setting.
@@ -171,8 +171,8 @@ mod tests {
         ] {
             assert_eq!(open_files(hard, most).level, level, "{hard} {most:?}");
         }
-        assert_eq!(backlog(128).unwrap().level, Level::Advice);
-        assert_eq!(backlog(4096).unwrap().level, Level::Ok);
+        assert_eq!(backlog(128).level, Level::Advice);
+        assert_eq!(backlog(4096).level, Level::Ok);
     }
 
     #[test]

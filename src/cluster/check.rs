@@ -518,12 +518,10 @@ mod tests {
         Settings { values, refusal: None }
     }
 
-    /// What is said of a Redis that says this in place of that.
-    fn of(replaced: &str, by: &str, finding: impl Fn(&Info<'_>) -> Option<Finding>) -> (Level, String) {
+    /// A Redis that says this in place of that.
+    fn with(replaced: &str, by: &str) -> String {
         assert!(INFO.contains(replaced), "{replaced}");
-        let info = INFO.replace(replaced, by);
-        let found = finding(&Info::read(&info)).unwrap();
-        (found.level, found.words)
+        INFO.replace(replaced, by)
     }
 
     #[test]
@@ -570,7 +568,7 @@ mod tests {
     #[test]
     fn what_had_better_be_otherwise_is_told_with_what_to_do() {
         for (policy, lost) in [("allkeys-lru", "who is online, and queued tasks"), ("volatile-ttl", "ids of tasks")] {
-            let (level, words) = of("noeviction", policy, |info| Some(info.policy()));
+            let Finding { level, words, .. } = Info::read(&with("noeviction", policy)).policy();
             assert_eq!(level, Level::Advice);
             assert!(words.starts_with(policy) && words.contains(lost) && words.contains("CONFIG SET"), "{words}");
         }
@@ -578,17 +576,19 @@ mod tests {
             ("maxmemory:536870912", "maxmemory:0", "not set"),
             ("used_memory:1048576", "used_memory:500000000", "refuses changes"),
         ] {
-            let (level, words) = of(replaced, by, |info| Some(info.memory()));
+            let Finding { level, words, .. } = Info::read(&with(replaced, by)).memory();
             assert!(level == Level::Advice && words.contains(word), "{words}");
         }
         for (save, word) in [(&[][..], "since the last snapshot"), (&[("save", "")], "events are lost")] {
-            let (level, words) = of("aof_enabled:1", "aof_enabled:0", |info| Some(info.persistence(&settings(save))));
+            let info = with("aof_enabled:1", "aof_enabled:0");
+            let Finding { level, words, .. } = Info::read(&info).persistence(&settings(save));
             assert!(level == Level::Advice && words.contains(word), "{words}");
         }
         let lazy = settings(&[("appendfsync", "no")]);
         assert_eq!(Info::read(INFO).persistence(&lazy).level, Level::Advice);
-        assert_eq!(of("bgsave_status:ok", "bgsave_status:err", |info| info.last_save()).0, Level::Advice);
-        assert_eq!(of("clients:3", "clients:9000", |info| info.connections()).0, Level::Advice);
+        let (unsaved, crowded) = (with("bgsave_status:ok", "bgsave_status:err"), with("clients:3", "clients:9000"));
+        let found = [Info::read(&unsaved).last_save(), Info::read(&crowded).connections()];
+        assert_eq!(found.map(|found| found.unwrap().level), [Level::Advice; 2]);
         let usual = settings(&[("client-output-buffer-limit", "normal 0 0 0 slave 0 0 0 pubsub 33554432 8388608 60")]);
         let words = usual.buffers().unwrap().words;
         assert!(words.starts_with("pubsub 32mb 8mb 60: ") && words.contains("pubsub 128mb 64mb 60"), "{words}");
