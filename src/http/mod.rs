@@ -1,6 +1,7 @@
 //! The API door: every route on one screen.
 
 mod api;
+mod console;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod guard;
@@ -28,9 +29,6 @@ use crate::cluster::Readiness;
 use crate::config::ApiConfig;
 use crate::gateway::Gateway;
 use crate::outcome::Problem;
-
-/// The try-it page; `__LISTEN__` becomes scheme and port of the clients' listener.
-const PAGE: &str = include_str!("page.html");
 
 /// The HTTP API.
 pub struct Api {
@@ -63,12 +61,17 @@ impl Api {
     /// All routes.
     pub fn router(self) -> Router {
         let scheme = if self.clients_tls { "wss" } else { "ws" };
-        let listen = format!(r#"{{"scheme":"{scheme}","port":{}}}"#, self.clients_port);
+        let (port, token) = (self.clients_port, self.config.token.is_some());
+        let listen = format!(r#"{{"scheme":"{scheme}","port":{port},"token":{token}}}"#);
         let max_body = self.config.max_body;
-        let shared = Shared { page: PAGE.replace("__LISTEN__", &listen).into(), api: Arc::new(self) };
+        let shared = Shared { page: console::page(&listen).into(), api: Arc::new(self) };
         Router::new()
             .route("/", get(root).post(root))
             .route("/api/{op}", post(api::run))
+            .route("/console/clients", get(console::clients))
+            .route("/console/groups", get(console::groups))
+            .route("/console/uids", get(console::uids))
+            .route("/console/tail", get(console::tail))
             .route("/openapi.json", get(openapi::serve))
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(ready))
