@@ -14,7 +14,7 @@
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`access`] | who may connect: tokens, origins, proxies, how many | does I/O |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
-//! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
+//! | [`http`] | the applications' door: routes, who may ask, errors, the console | touches a client |
 //! | [`webhook`] | the application's own address: it is asked who is let in, told what clients do, and may answer with commands | touches a client |
 //! | [`tasks`] | the door of queued tasks: takes them, carries them out, says what came of them | answers before Redis has it |
 //! | [`outcome`] | what came of a command, in the words of the doors that speak JSON | knows a door |
