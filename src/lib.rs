@@ -28,6 +28,7 @@
 //! | [`message`], [`session`], [`task`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
 //! | `fuzz` | what must hold for any bytes from outside, a target for each door; fuzzers and tests feed it | is in a release |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
+//! | [`vitals`] | how nodes do, in numbers, for people who look at all of them | knows Redis or a door |
 //!
 //! Arrows go one way: `main → server → doors (edge, http, tasks, php) → gateway → cluster → hub → client → message, id`. Doors do not
 //! know each other, and all say the same [`command::Command`] to the same [`gateway::Gateway`]; but [`php`], whose callers
@@ -128,4 +129,5 @@ pub mod task;
 pub mod tasks;
 pub mod template;
 mod throttle;
+pub mod vitals;
 pub mod webhook;

@@ -76,6 +76,8 @@ pub struct Metrics {
     pub refused: Family<Reason, Counter>,
     /// Clients that left, by how.
     pub closed: Family<Reason, Counter>,
+    /// Clients of this node that left, however: no series, as the one above can be summed.
+    pub left: Counter,
     /// Messages from clients.
     pub received: Counter,
     /// Messages taken by sockets.
@@ -186,6 +188,7 @@ impl Metrics {
             connections: series!("connections", "Clients whose handshake succeeded"),
             refused: series!("handshakes_refused", "Handshakes that did not succeed, by reason"),
             closed: series!("disconnections", "Clients that left, by how"),
+            left: Counter::default(),
             received: series!("messages_received", "Messages from clients"),
             deliveries: series!("deliveries", "Messages taken by sockets"),
             dropped: series!("deliveries_dropped", "Messages dropped because a client's outbox was full"),

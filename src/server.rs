@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::access::{Access, Limits};
-use crate::cluster::{CannotListen, Cluster, Refused};
+use crate::cluster::{CannotListen, Cluster, Readiness, Refused, Standing};
 use crate::config::{Config, RegisterListen, StreamListener, WebhookConfig};
 use crate::edge::tls::{Certificates, TlsError};
 use crate::edge::{ConnectionSettings, Edge};
@@ -28,6 +28,7 @@ use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
 use crate::php::{self, Entrance, Workers};
 use crate::tasks::Runner;
+use crate::vitals::Monitor;
 use crate::webhook::{Caller, Webhook};
 
 /// The first part of a drain, in which balancers notice, is at most this long.
@@ -201,8 +202,16 @@ impl Server {
                 if error.is_port_taken() { CannotListen::PortTaken(refused) } else { CannotListen::Never(refused) }
             })
         });
-        let cluster =
-            config.cluster.as_ref().map(|config| Cluster::start(config, &hub, &metrics, open_lan)).transpose()?;
+        let (asked, stopping) = (Arc::clone(&listener), stop.clone());
+        let standing: Standing = Arc::new(move |among_others| match among_others {
+            _ if stopping.is_cancelled() => Readiness::Not("stopping"),
+            Readiness::Ready | Readiness::WithoutRedis if asked.is_missing() => Readiness::Not(asked.why_missing()),
+            readiness => readiness,
+        });
+        let monitor = Arc::new(Monitor::new(&hub, &metrics));
+        let cluster = config.cluster.as_ref();
+        let cluster = cluster.map(|config| Cluster::start(config, &hub, &metrics, &monitor, &standing, open_lan));
+        let cluster = cluster.transpose()?;
         let (cluster, (heard, mut cluster_tasks)) = match cluster {
             Some((cluster, heard, tasks)) => (Some(cluster), (Some(heard), Some(tasks))),
             None => (None, (None, None)),
@@ -217,6 +226,8 @@ impl Server {
             &config.time_zone,
             caller.is_some(),
             Arc::clone(&metrics),
+            monitor,
+            standing,
         );
         let gateway = Arc::new(gateway);
 
@@ -288,7 +299,7 @@ impl Server {
         let router = Api {
             gateway: Arc::clone(&gateway),
             config: config.api.clone(),
-            stopping: stop.clone(),
+            ending: closed.clone(),
             clients_tls: tls,
             clients_port: clients_address.port(),
         }

@@ -24,12 +24,13 @@ use tokio::time::{Instant, sleep, sleep_until};
 use super::bus::Bus;
 use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
-use super::{Shared, Tell};
+use super::{Clock, Shared, Tell};
 use crate::event::{About, Event, Events, Kind, Number, Room, What};
 use crate::hub::{Change, Hub, Noted, Rebound, Single, Told, Untold, left_of};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics;
 use crate::session::Session;
+use crate::vitals::{Node, Vitals};
 
 /// Clients in one command.
 const CLIENTS: usize = 500;
@@ -915,6 +916,22 @@ impl Reader<'_> {
 
     pub(super) async fn has_node(&self, lan: LanAddress) -> Result<bool, RedisError> {
         Ok(self.connection.call(Command::hget(self.keys.lan()).arg(lan.to_string())).await?.text().is_some())
+    }
+
+    /// All nodes that have a lease, with what each has told of itself.
+    pub(super) async fn vitals(&self, clock: &Clock) -> Result<Vec<Node>, RedisError> {
+        let leases = Command::zrange(self.keys.nodes()).arg(0).arg("-1").arg("WITHSCORES");
+        let (nodes, _): (Vec<String>, Vec<u64>) = self.connection.call(leases).await?.scores().into_iter().unzip();
+        let told = self.many(nodes.iter().map(|node| Command::hgetall(self.keys.node(node))).collect()).await?;
+        let now = clock.now().unwrap_or_default();
+        let of = |(node, told): (String, Reply)| {
+            let fields: HashMap<String, String> = told.pairs().into_iter().collect();
+            let field = |name: &str| fields.get(name).map(String::as_str);
+            let at = field("at").and_then(|at| at.parse().ok()).unwrap_or_default();
+            // Its lease comes a moment before what it tells.
+            (!fields.is_empty()).then(|| Node { node, age_ms: now.saturating_sub(at), vitals: Vitals::read(field) })
+        };
+        Ok(nodes.into_iter().zip(told).filter_map(of).collect())
     }
 
     pub(super) async fn nodes(&self) -> Result<Vec<LanAddress>, RedisError> {

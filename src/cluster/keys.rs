@@ -10,7 +10,7 @@
 //! | `mg:client:<client_id>` | hash | `node`, `uid`, `session`, `ip`, `connected_at` | the client | its own |
 //! | `mg:client:<client_id>:groups` | set | its groups | it is in any | its own |
 //! | `mg:nodes` | sorted set | node id → Redis' time in ms at which its lease ends | it has any | `mg:nodes` |
-//! | `mg:node:<node_id>` | hash | `lan`, `version`, `started_at`, `clients`, `uids`, `groups` | the node | its own |
+//! | `mg:node:<node_id>` | hash | the node's numbers at its last heartbeat: see [`crate::vitals`]; `at`: that time by Redis' clock | the node | its own |
 //! | `mg:events` | stream | what clients do: see [`crate::event`] | trimmed near `EVENTS_MAXLEN` | its own |
 //! | `mg:tasks` | stream | queued tasks, which anybody adds; its group is `moongate`, a consumer each run of a node | ever | `mg:tasks` |
 //! | `mg:tasks:dead` | stream | dead letters: a task's fields, `id`, `reason`, `attempts`, `dead_at` | ever; the last 10,000 or so | its own |

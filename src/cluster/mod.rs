@@ -57,6 +57,7 @@ use crate::event::Origin;
 use crate::hub::{Hub, Tailed};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Metrics;
+use crate::vitals::{Monitor, Node};
 use bus::Bus;
 use directory::{Directory, Reader};
 use envelope::MAGIC;
@@ -109,6 +110,20 @@ pub enum Readiness {
     Not(&'static str),
 }
 
+impl Readiness {
+    /// In words, for people.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::WithoutRedis => "ready; Redis is away",
+            Self::Not(why) => why,
+        }
+    }
+}
+
+/// What this node is to say of itself, given how it stands among the others: it may be stopping, say.
+pub type Standing = Arc<dyn Fn(Readiness) -> Readiness + Send + Sync>;
+
 /// Who this node is among the others; a node that was swept is a new one.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Identity {
@@ -130,11 +145,35 @@ struct Shared {
     identity: RwLock<Arc<Identity>>,
     /// Whether this node has a place among the others.
     member: watch::Sender<bool>,
+    monitor: Arc<Monitor>,
+    standing: Standing,
 }
 
 impl Shared {
     fn identity(&self) -> Arc<Identity> {
         Arc::clone(&self.identity.read())
+    }
+
+    /// Whether this node is to get new clients.
+    fn readiness(&self, bus: &Bus) -> Readiness {
+        (self.standing)(self.among_others(bus))
+    }
+
+    fn among_others(&self, bus: &Bus) -> Readiness {
+        if !*self.member.borrow() {
+            return Readiness::Not("no place among the nodes yet: the log says why");
+        }
+        if !bus.has_heard() {
+            return Readiness::Not("not subscribed yet");
+        }
+        if self.peers.speaks_unknown() {
+            return Readiness::Not("another node speaks a newer language");
+        }
+        match (self.link.is_up(), bus.is_deaf()) {
+            (false, _) => Readiness::WithoutRedis,
+            (true, true) => Readiness::Not("deaf: this node does not hear its own heartbeat"),
+            (true, false) => Readiness::Ready,
+        }
     }
 }
 
@@ -320,6 +359,8 @@ impl Cluster {
         config: &ClusterConfig,
         hub: &Arc<Hub>,
         metrics: &Arc<Metrics>,
+        monitor: &Arc<Monitor>,
+        standing: &Standing,
         open_lan: OpenLan,
     ) -> Result<(Self, Yield, ClusterTasks), Refused> {
         let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
@@ -336,6 +377,8 @@ impl Cluster {
             peers: Peers::default(),
             identity: RwLock::new(Arc::new(Identity { node_id, run, lan })),
             member: watch::Sender::new(false),
+            monitor: Arc::clone(monitor),
+            standing: Arc::clone(standing),
         });
         let (post, letters) = Post::new();
         let (bus, inbox) = Bus::new(Arc::clone(&shared), post);
@@ -379,20 +422,7 @@ impl Cluster {
 
     /// Whether this node is to get new clients.
     pub fn readiness(&self) -> Readiness {
-        if !*self.shared.member.borrow() {
-            return Readiness::Not("no place among the nodes yet: the log says why");
-        }
-        if !self.bus.has_heard() {
-            return Readiness::Not("not subscribed yet");
-        }
-        if self.shared.peers.speaks_unknown() {
-            return Readiness::Not("another node speaks a newer language");
-        }
-        match (self.shared.link.is_up(), self.bus.is_deaf()) {
-            (false, _) => Readiness::WithoutRedis,
-            (true, true) => Readiness::Not("deaf: this node does not hear its own heartbeat"),
-            (true, false) => Readiness::Ready,
-        }
+        self.shared.readiness(&self.bus)
     }
 
     /// Whether Redis is there.
@@ -485,6 +515,11 @@ impl Cluster {
     /// The addresses of all living nodes.
     pub async fn nodes(&self) -> Result<Vec<LanAddress>, Unavailable> {
         Ok(self.reader()?.nodes().await?)
+    }
+
+    /// All nodes with what each has told of itself.
+    pub async fn vitals(&self) -> Result<Vec<Node>, Unavailable> {
+        Ok(self.reader()?.vitals(&self.shared.clock).await?)
     }
 
     fn reader(&self) -> Result<Reader<'_>, Unavailable> {

@@ -31,7 +31,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::access::Grant;
 use crate::client::{Client, Departed, LetGo, SendLimit};
-use crate::cluster::{Answer, Channel, Cluster, Php, Readiness, Unavailable};
+use crate::cluster::{Answer, Channel, Cluster, Php, Readiness, Standing, Unavailable};
 use crate::command::{Command, Reply, Sent};
 use crate::config::ClientConfig;
 use crate::event::{Consent, Kind, Request};
@@ -42,6 +42,7 @@ use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
+use crate::vitals::{self, Monitor, Node, Nodes};
 use change::Change;
 use part::{Done, Job, Part};
 use unbound::Unbound;
@@ -154,6 +155,8 @@ pub struct Gateway {
     unbound: Option<Unbound>,
     tailing: Tailing,
     metrics: Arc<Metrics>,
+    monitor: Arc<Monitor>,
+    standing: Standing,
 }
 
 /// What a client may have.
@@ -164,7 +167,7 @@ struct Limits {
 }
 
 impl Gateway {
-    /// A gateway over a hub, and the other nodes, if there are any. `lan` is for one without.
+    /// A gateway over a hub, and the other nodes, if there are any. `lan` and `standing` are for one without.
     #[allow(clippy::too_many_arguments)] // all that it is made of; called once
     pub fn new(
         hub: Arc<Hub>,
@@ -175,6 +178,8 @@ impl Gateway {
         time_zone: &jiff::tz::TimeZone,
         has_webhook: bool,
         metrics: Arc<Metrics>,
+        monitor: Arc<Monitor>,
+        standing: Standing,
     ) -> Self {
         let send_limit =
             SendLimit { bytes: config.send_buffer, policy: config.slow_consumer, dropped: metrics.dropped.clone() };
@@ -196,6 +201,8 @@ impl Gateway {
             unbound: config.unauthed_timeout.map(Unbound::new),
             tailing: Tailing::default(),
             metrics,
+            monitor,
+            standing,
         }
     }
 
@@ -228,12 +235,28 @@ impl Gateway {
 
     /// Whether this node is to get new clients.
     pub(crate) fn readiness(&self) -> Readiness {
-        match self.cluster.as_ref().map_or(Readiness::Ready, Cluster::readiness) {
-            Readiness::Ready | Readiness::WithoutRedis if self.listener.is_missing() => {
-                Readiness::Not(self.listener.why_missing())
-            }
-            readiness => readiness,
-        }
+        self.cluster.as_ref().map_or_else(|| (self.standing)(Readiness::Ready), Cluster::readiness)
+    }
+
+    /// All nodes with their numbers: this one as it is now, the others as they have told Redis of late.
+    pub(crate) async fn nodes(&self) -> Nodes {
+        let lan = self.lan();
+        let lan = format!("{}:{}", lan.ip, lan.port);
+        let own = Node {
+            node: self.hub.events().origin().node.clone(),
+            age_ms: 0,
+            vitals: self.monitor.look(lan, self.readiness().words()),
+        };
+        let others = match &self.cluster {
+            Some(cluster) => Some(Box::pin(cluster.vitals()).await),
+            None => None,
+        };
+        let redis = others.as_ref().map(|others| vitals::Redis { up: others.is_ok() });
+        let mut nodes = others.and_then(Result::ok).unwrap_or_default();
+        nodes.retain(|node| node.node != own.node);
+        nodes.push(own);
+        nodes.sort_unstable_by(|a, b| a.node.cmp(&b.node));
+        Nodes { at: vitals::now(), nodes, redis }
     }
 
     /// Whether clients can be let in: this node has an address to make client ids from.
@@ -374,6 +397,7 @@ impl Gateway {
     /// A client of this node has ended.
     pub(crate) fn ended(&self, close: &Close) {
         self.metrics.closed.get_or_create(&Reason { reason: kind(close) }).inc();
+        self.metrics.left.inc();
     }
 
     /// A client has left, for whatever reason, and all nodes know: the same tail for all.

@@ -130,11 +130,11 @@ pub(super) async fn tail(State(shared): State<Shared>, RawQuery(query): RawQuery
         let detail = format!("this node has {MOST_TAILS} tails already");
         return Err(Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many", detail));
     };
-    let stopping = shared.api.stopping.clone();
-    let events = stream::unfold((tail, stopping), async |(mut tail, stopping)| {
-        let line = stopping.run_until_cancelled(tail.next()).await?;
+    let ending = shared.api.ending.clone();
+    let events = stream::unfold((tail, ending), async |(mut tail, ending)| {
+        let line = ending.run_until_cancelled(tail.next()).await?;
         let event = Bytes::from([b"data: ", &*line, b"\n\n"].concat());
-        Some((Ok::<_, Infallible>(event), (tail, stopping)))
+        Some((Ok::<_, Infallible>(event), (tail, ending)))
     });
     let headers = [
         (header::CONTENT_TYPE, HeaderValue::from_static("text/event-stream")),

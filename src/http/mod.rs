@@ -18,7 +18,7 @@ use axum::extract::{DefaultBodyLimit, RawQuery, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Router, middleware};
+use axum::{Json, Router, middleware};
 use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
@@ -29,6 +29,7 @@ use crate::cluster::Readiness;
 use crate::config::ApiConfig;
 use crate::gateway::Gateway;
 use crate::outcome::Problem;
+use crate::vitals::Nodes;
 
 /// The HTTP API.
 pub struct Api {
@@ -36,8 +37,8 @@ pub struct Api {
     pub gateway: Arc<Gateway>,
     /// Its settings.
     pub config: ApiConfig,
-    /// Cancelled when the node begins to stop: not ready from then on.
-    pub stopping: CancellationToken,
+    /// Cancelled when the API ends: so do answers that would go on.
+    pub ending: CancellationToken,
     /// Whether clients speak wss, and on which port.
     pub clients_tls: bool,
     /// The port of `LISTEN`.
@@ -75,6 +76,7 @@ impl Api {
             .route("/openapi.json", get(openapi::serve))
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(ready))
+            .route("/nodes", get(nodes))
             .route("/metrics", get(metrics))
             .fallback(async || {
                 Problem::new(
@@ -119,17 +121,20 @@ async fn root(
 }
 
 /// Whether this node takes new clients; `?strict=1`: and has Redis.
-async fn ready(State(shared): State<Shared>, RawQuery(query): RawQuery) -> Response {
-    if shared.api.stopping.is_cancelled() {
-        return (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response();
-    }
+async fn ready(State(gateway): State<Arc<Gateway>>, RawQuery(query): RawQuery) -> Response {
     let strict = query.is_some_and(|query| query.split('&').any(|field| field == "strict=1"));
-    match shared.api.gateway.readiness() {
-        Readiness::Ready => "ready\n".into_response(),
-        Readiness::WithoutRedis if strict => (StatusCode::SERVICE_UNAVAILABLE, "Redis is away\n").into_response(),
-        Readiness::WithoutRedis => "ready; Redis is away\n".into_response(),
-        Readiness::Not(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
-    }
+    let readiness = gateway.readiness();
+    let (status, words) = match readiness {
+        Readiness::Not(why) => (StatusCode::SERVICE_UNAVAILABLE, why),
+        Readiness::WithoutRedis if strict => (StatusCode::SERVICE_UNAVAILABLE, "Redis is away"),
+        Readiness::Ready | Readiness::WithoutRedis => (StatusCode::OK, readiness.words()),
+    };
+    (status, format!("{words}\n")).into_response()
+}
+
+/// All nodes with their numbers.
+async fn nodes(State(gateway): State<Arc<Gateway>>) -> Json<Nodes> {
+    Json(gateway.nodes().await)
 }
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {

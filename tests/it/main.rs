@@ -33,6 +33,7 @@ mod harness;
 mod http;
 mod metrics;
 mod model;
+mod nodes;
 mod page;
 mod php;
 mod port;

@@ -37,7 +37,7 @@ const IN_TOUCH: Duration = Duration::from_secs(2);
 /// Tombstones stand for so long: longer than any frozen process is worth waiting for.
 const TOMBSTONE: Duration = Duration::from_hours(24);
 
-/// The public facts of a node are written this often.
+/// A node says that it is there this often, so that one in another database of the same Redis is found out.
 pub(super) const FACTS: Duration = Duration::from_secs(5);
 
 /// Of so many consumer groups it is told how far they have come.
@@ -86,7 +86,6 @@ pub(super) struct Members {
     has_left: tokio::sync::Mutex<bool>,
     sweeps: Mutex<JoinSet<()>>,
     leaving: AtomicBool,
-    started_at: u64,
 }
 
 #[derive(Default)]
@@ -135,7 +134,6 @@ impl Members {
             has_left: tokio::sync::Mutex::default(),
             sweeps: Mutex::default(),
             leaving: AtomicBool::new(false),
-            started_at: jiff::Timestamp::now().as_millisecond().unsigned_abs(),
         }
     }
 
@@ -334,6 +332,7 @@ impl Members {
                 self.state.lock().last_facts = None;
                 self.directory.compare();
             }
+            self.write_vitals(connection, &identity, number(1)).await?;
             self.write_facts(connection, &identity).await?;
             self.directory.may_write(Some(asked + self.ttl));
             self.shared.metrics.lease_end.set(number(2) as f64 / 1000.0);
@@ -409,7 +408,17 @@ impl Members {
         }
     }
 
-    /// What anybody may know of this node.
+    /// What anybody may know of this node, at this time by Redis' clock.
+    async fn write_vitals(&self, connection: &Connection, identity: &Identity, at: u64) -> Result<(), RedisError> {
+        let Identity { node_id, lan, .. } = identity;
+        let ready = self.shared.readiness(&self.bus);
+        let vitals = self.shared.monitor.look(format!("{}:{}", lan.ip, lan.port), ready.words());
+        let fields = vitals.fields().into_iter().chain([("at", at.to_string())]);
+        let fields = fields.flat_map(|(name, value)| [name.to_owned(), value]);
+        connection.call(Command::hset(self.shared.keys.node(node_id)).args(fields)).await.map(drop)
+    }
+
+    /// What need not be told with every heartbeat: that this node is there, and how long the stream of events is.
     async fn write_facts(&self, connection: &Connection, identity: &Identity) -> Result<(), RedisError> {
         {
             let mut state = self.state.lock();
@@ -418,20 +427,8 @@ impl Members {
             }
             state.last_facts = Some(Instant::now());
         }
-        let Identity { node_id, lan, .. } = identity;
-        let facts = [
-            ("lan", format!("{}:{}", lan.ip, lan.port)),
-            ("version", env!("CARGO_PKG_VERSION").to_owned()),
-            ("started_at", self.started_at.to_string()),
-            ("clients", self.hub.clients().to_string()),
-            ("uids", self.hub.uid_count().to_string()),
-            ("groups", self.hub.group_count().to_string()),
-        ];
-        let facts = facts.into_iter().flat_map(|(name, value)| [name.to_owned(), value]);
-        let command = Command::hset(self.shared.keys.node(node_id)).args(facts);
-        connection.call(command).await?;
         self.look_at_events(connection).await?;
-        let said = envelope::seal(Header::Node(node_id.clone()), b"");
+        let said = envelope::seal(Header::Node(identity.node_id.clone()), b"");
         let channel = self.shared.keys.channel(&Channel::Ask);
         connection.call(Command::publish(channel).arg(said)).await.map(drop)
     }

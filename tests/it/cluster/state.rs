@@ -98,7 +98,7 @@ async fn a_nodes_lease_ends_by_redis_clock_and_its_hash_tells_who_it_is() {
         clients.push(pair.b.connect().await);
         let key = format!("mg:node:{}", ids.iter().next().unwrap());
         let known = names(&["lan", "version", "started_at", "clients", "uids", "groups"]);
-        assert_eq!(pair.redis.command(&["HKEYS", &key]).await.names(), known);
+        assert!(known.is_subset(&pair.redis.command(&["HKEYS", &key]).await.names()));
         let mut hashes = Vec::new();
         for id in &ids {
             hashes.push(fields(pair.redis.command(&["HGETALL", &format!("mg:node:{id}")]).await));
