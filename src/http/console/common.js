@@ -188,7 +188,7 @@ function logRow({ kind, describe, at }) {
   const time = make('time', '', `${clock(at)}.${pad(at.getMilliseconds(), 3)}`);
   time.dateTime = at.toISOString();
   element.append(time, told('span', 'kind', `row.${kind}`), make('span', 'body', body), make('span', 'size', size ?? ''));
-  if (more) element.append(told('span', 'more', ...more));
+  for (const line of more ?? []) element.append(told('span', 'more', ...line));
   return element;
 }
 function describeText(text, length = new Blob([text]).size) {
@@ -197,7 +197,7 @@ function describeText(text, length = new Blob([text]).size) {
   return {
     body: shown,
     size: bytes(length),
-    more: shown.length < text.length && ['clipped.text', shown.length, text.length],
+    more: shown.length < text.length ? [['clipped.text', shown.length, text.length]] : [],
   };
 }
 function describeBinary(buffer, length = buffer.byteLength) {
@@ -205,6 +205,6 @@ function describeBinary(buffer, length = buffer.byteLength) {
   return {
     body: Array.from(shown, (byte) => byte.toString(16).padStart(2, '0')).join(' '),
     size: bytes(length),
-    more: shown.length < length && ['clipped.binary', shown.length, length],
+    more: shown.length < length ? [['clipped.binary', shown.length, length]] : [],
   };
 }

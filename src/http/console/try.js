@@ -74,7 +74,7 @@ function connect() {
   });
   mine.addEventListener('close', ({ code, reason }) => {
     const ending = `${code}${reason ? ` ${reason}` : ''}`;
-    log.add('close', () => ({ body: ending, more: words.en[`code.${code}`] && [`code.${code}`] }));
+    log.add('close', () => ({ body: ending, more: words.en[`code.${code}`] ? [[`code.${code}`]] : [] }));
     if (mine !== socket) return;
     socket = null;
     forget();

@@ -199,7 +199,9 @@ const nodesView = (() => {
     };
     const label = word('rate.told', [word(key), number(now ?? 0), number(most)]);
     const drawing = svg('svg', { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: 'none', role: 'img', 'aria-label': label });
-    const x = (sample) => (WIDTH * (1 - (last.at - sample.at) / KEPT)).toFixed(1);
+    // A minute at first, growing to five.
+    const shownFor = Math.max(60000, samples.length ? last.at - samples[0].at : 0);
+    const x = (sample) => (WIDTH * (1 - (last.at - sample.at) / shownFor)).toFixed(1);
     const y = (sample) => (HEIGHT - 2 - (HEIGHT - 6) * (most ? sample[name] / most : 0)).toFixed(1);
     let pieces = [];
     samples.forEach((sample, place) => {
@@ -501,11 +503,12 @@ const tailView = (() => {
     const who = line.client_id === undefined ? [] : [names.clients(line.client_id), ' '];
     if (line.kind === 'skipped') return { body: word('skipped', [number(line.count)]) };
     if (line.text !== undefined || line.binary !== undefined) {
-      const data = line.binary === undefined ? describeText(line.text, line.length) : describeBinary(bytesOf(line.binary), line.length);
-      const cut = new Blob([line.text ?? '']).size < line.length && line.binary === undefined;
-      const where = line.kind === 'message' ? ['tail.sockets', line.node.slice(0, 8), line.clients] : null;
-      const more = [data.more || (cut && ['clipped.binary', new Blob([data.body]).size, line.length]), where].filter(Boolean);
-      return { body: make('span', '', ...who, data.body), size: data.size, more };
+      const { body, size } = line.binary === undefined ? describeText(line.text, line.length) : describeBinary(bytesOf(line.binary), line.length);
+      const more = [];
+      const copied = line.binary === undefined ? new Blob([body]).size : body.split(' ').length;
+      if (copied < line.length) more.push(['clipped.binary', copied, line.length]);
+      if (line.kind === 'message') more.push(['tail.sockets', line.node.slice(0, 8), line.clients]);
+      return { body: make('span', '', ...who, body), size, more };
     }
     const about = { bound: line.uid, unbound: line.uid, joined: line.group, left: line.group, close: `${line.code} ${line.reason}` }[line.kind];
     return { body: make('span', '', ...who, about ?? '') };
@@ -557,7 +560,12 @@ function route() {
   else [of, current] = ['try', tryView];
   for (const view of [tryView, nodesView, listView, oneView, tailView]) $(view.section).hidden = view !== current;
   for (const tab of document.querySelectorAll('#tabs a')) {
-    if (tab.hash === `#/${of}`) tab.setAttribute('aria-current', 'page'); else tab.removeAttribute('aria-current');
+    if (tab.hash !== `#/${of}`) tab.removeAttribute('aria-current');
+    else {
+      tab.setAttribute('aria-current', 'page');
+      // Where there is no room for all.
+      tab.scrollIntoView({ block: 'nearest', inline: 'center' });
+    }
   }
   current.show([of, ...rest]);
 }
