@@ -94,7 +94,8 @@
 //!
 //! # What holds everywhere
 //!
-//! - Every queue has a bound and an answer when full: a client's outbox (`SLOW_CONSUMER`), a shard's inbox (whoever
+//! - Every queue has a bound and an answer when full: a client's outbox (`SLOW_CONSUMER`), a console's tail (what is
+//!   skipped is counted), a shard's inbox (whoever
 //!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), what is said to
 //!   single nodes (503 for whoever asked), connections to the API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.

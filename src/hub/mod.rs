@@ -1,7 +1,8 @@
 //! Who is on **this** node: clients, uids, groups, sessions. Memory only.
 //!
 //! The hub is the truth about its clients. It is cut into shards by client; each is owned by one task, which takes
-//! what it shall do from its inbox, in order. See `shard` for the way of a message, and `client` for its end.
+//! what it shall do from its inbox, in order. See `shard` for the way of a message, `client` for its end, and `tails` for
+//! who is watched on it.
 
 mod events;
 mod journal;
