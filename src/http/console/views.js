@@ -14,13 +14,13 @@ const pill = (state, text) => {
   return element;
 };
 const names = {
-  clients: (id) => link(to('clients', id), id, 'mono'),
+  clients: (id) => link(to('clients', id), id, 'mono id'),
   uids: (uid) => link(to('uids', uid), uid, 'mono'),
   groups: (group) => link(to('groups', group), group, 'mono'),
 };
 // A node that was not given a name has a UUID.
 const node = (id) => {
-  const element = make('span', 'mono', /^[0-9a-f]{8}-[0-9a-f-]{27}$/.test(id) ? id.slice(0, 8) : id);
+  const element = make('span', 'mono id', /^[0-9a-f]{8}-[0-9a-f-]{27}$/.test(id) ? id.slice(0, 8) : id);
   element.title = id;
   return element;
 };
