@@ -288,7 +288,9 @@ mod tests {
         watched(&tails, 1, Instant::now());
         let copied = Copied::new(&tails, &Message::text(&"x".repeat(BEGINNING + 1)));
         let shards = [Arc::clone(&copied), copied];
-        shards.iter().for_each(|shard| shard.count(|_| 2));
+        for shard in &shards {
+            shard.count(|_| 2);
+        }
         shards[0].refused(|_| true);
         drop(shards);
         let copies = tails.next().await;
