@@ -15,7 +15,7 @@
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`access`] | who may connect: tokens, origins, proxies, how many | does I/O |
 //! | [`edge`] | the clients' door: accept loops, handshake, TLS, connections of WebSocket and of `text`, `frame`, `tcp` | carries out a command |
-//! | [`http`] | the applications' door: routes, who may ask, errors, the page | touches a client |
+//! | [`http`] | the applications' door: routes, who may ask, errors, the console | touches a client |
 //! | [`webhook`] | the application's own address: it is asked who is let in, told what clients do, and may answer with commands | touches a client |
 //! | [`tasks`] | the door of queued tasks: takes them, carries them out, says what came of them | answers before Redis has it |
 //! | [`outcome`] | what came of a command, in the words of the doors that speak JSON | knows a door |
@@ -95,7 +95,8 @@
 //!
 //! # What holds everywhere
 //!
-//! - Every queue has a bound and an answer when full: a client's outbox (`SLOW_CONSUMER`), a shard's inbox (whoever
+//! - Every queue has a bound and an answer when full: a client's outbox (`SLOW_CONSUMER`), a console's tail (what is
+//!   skipped is counted), a shard's inbox (whoever
 //!   brings more waits; a shard never blocks), the bus (what comes is lost, and counted), asks (503), what is said to
 //!   single nodes (503 for whoever asked), connections to the API (they wait in the kernel).
 //! - Every wait has a deadline, every spawned task is tracked or ends with what it serves.

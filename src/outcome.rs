@@ -82,7 +82,7 @@ pub struct Problem {
     /// HTTP status.
     pub status: u16,
     /// Stable name of the error: `invalid_request`, `unauthorized`, `forbidden`, `unknown_op`, `client_not_found`,
-    /// `not_found`, `method_not_allowed`, `payload_too_large`, `redis_unavailable`, `node_unreachable`, `internal`.
+    /// `not_found`, `method_not_allowed`, `payload_too_large`, `too_many`, `redis_unavailable`, `node_unreachable`, `internal`.
     pub code: &'static str,
     /// What exactly.
     pub detail: String,

@@ -286,6 +286,10 @@ impl Server {
         services.spawn(async move {
             at_end.run_until_cancelled(closing.close_unbound()).await;
         });
+        let (telling_tails, at_end) = (Arc::clone(&gateway), closed.clone());
+        services.spawn(async move {
+            at_end.run_until_cancelled(telling_tails.tell_tails()).await;
+        });
         let php = Arc::new(php::Door::new(Arc::clone(&gateway), entrance, workers, config.php.clone()));
         let (serving, at_end) = (Arc::clone(&php), closed.clone());
         services.spawn(async move {
@@ -295,6 +299,7 @@ impl Server {
         let router = Api {
             gateway: Arc::clone(&gateway),
             config: config.api.clone(),
+            ending: closed.clone(),
             clients_tls: tls,
             clients_port: clients_address.port(),
         }

@@ -38,7 +38,7 @@ use super::post::Post;
 use super::redis::{ANSWER, Address, ConnectError, Connection, Mark, Published, RING, RedisError};
 use super::slots::{Map, Shards, Slots};
 use super::{Backoff, Shared, listeners, redis};
-use crate::hub::{Hub, Topic, Topics};
+use crate::hub::{Hub, Tailed, Topic, Topics};
 use crate::id::LanAddress;
 use crate::message::Message;
 use crate::metrics::{Kind, Reason};
@@ -87,6 +87,10 @@ pub enum Said {
     Command(Bytes),
     /// A part of a command, and the message that belongs to it.
     Part(Do, Bytes),
+    /// Somebody is to be watched for a while, and what is seen told to whoever asks.
+    Tail(Tailed, Back),
+    /// What was seen, a line of JSON, for the tail of this name here.
+    Copy(u64, Bytes),
 }
 
 /// What is heard, in order.
@@ -253,6 +257,19 @@ impl Bus {
         }
         let sealed = envelope::seal(Header::Answer(back.id, answer), b"");
         self.post.say(back.to, sealed).await.map(drop)
+    }
+
+    /// Has every node tell this one for a while what it sees of somebody; returns how many heard that.
+    pub(super) async fn tail(&self, tailed: Tailed, id: u64) -> Result<u64, RedisError> {
+        let identity = self.shared.identity();
+        let back = Back { to: identity.lan, id };
+        let sealed = envelope::seal(Header::Tail(identity.node_id.clone(), tailed, back), b"");
+        self.publish(&Channel::Ask, sealed).await
+    }
+
+    /// Tells a node what was seen for its tail.
+    pub(super) async fn copy(&self, to: LanAddress, id: u64, line: &[u8]) -> Result<(), RedisError> {
+        self.post.say(to, envelope::seal(Header::Copy(id), line)).await.map(drop)
     }
 
     fn answered(&self, id: u64, answer: Answer) {
@@ -583,6 +600,8 @@ impl Bus {
                 }
                 (Ok((Header::Answer(id, answer), _)), Channel::Node(_)) => return self.answered(id, answer),
                 (Ok((Header::Node(id), _)), Channel::Ask) => return self.shared.peers.heard(id),
+                (Ok((Header::Tail(_, tailed, back), _)), Channel::Ask) => Said::Tail(tailed, back),
+                (Ok((Header::Copy(id), line)), Channel::Node(_)) => Said::Copy(id, line),
                 (Ok((Header::Do(part), message)), channel) if *channel != Channel::Command => Said::Part(part, message),
                 (Err(NotAnEnvelope::Unknown), Channel::Node(_) | Channel::Ask) => {
                     self.shared.peers.heard_unknown();

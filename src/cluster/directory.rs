@@ -11,6 +11,7 @@
 //! **Reading.** Queries are answered from Redis alone, never by asking nodes: they need no node to be well.
 
 use std::collections::{BTreeMap, HashMap, HashSet, hash_map};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -89,6 +90,10 @@ pub struct Facts {
     pub session: Option<Session>,
     /// The node that holds it.
     pub node: String,
+    /// Its address.
+    pub ip: Option<IpAddr>,
+    /// When it has connected, unix ms.
+    pub connected_at: Option<u64>,
 }
 
 /// A client's uid and groups as they stand in the index.
@@ -878,8 +883,11 @@ impl Reader<'_> {
             if size <= WHOLE {
                 members.extend(whole.next().into_iter().flat_map(client_ids));
             } else {
-                let scan = Command::sscan(name.as_str());
-                self.scan(scan, |items| members.extend(client_ids(items))).await?;
+                let all = |items| {
+                    members.extend(client_ids(items));
+                    true
+                };
+                self.scan(Command::sscan(name.as_str()), all).await?;
                 members.sort_unstable();
                 members.dedup();
             }
@@ -888,18 +896,16 @@ impl Reader<'_> {
         Ok(sets)
     }
 
-    /// Goes through a large set or hash.
-    async fn scan(&self, scan: Command, mut take: impl FnMut(Reply) + Send) -> Result<(), RedisError> {
+    /// Goes through a large set or hash, as long as `take` wants more; returns whether it came to the end.
+    async fn scan(&self, scan: Command, mut take: impl FnMut(Reply) -> bool + Send) -> Result<bool, RedisError> {
         let mut cursor = "0".to_owned();
         loop {
             let scan = scan.clone().arg(cursor.as_str()).arg("COUNT").arg(1000);
             let mut parts = self.connection.call(scan).await?.list().into_iter();
             cursor = parts.next().and_then(Reply::text).unwrap_or_else(|| "0".to_owned());
-            if let Some(items) = parts.next() {
-                take(items);
-            }
-            if cursor == "0" {
-                return Ok(());
+            let is_enough = parts.next().is_some_and(|items| !take(items));
+            if cursor == "0" || is_enough {
+                return Ok(cursor == "0");
             }
         }
     }
@@ -928,6 +934,12 @@ impl Reader<'_> {
     pub(super) async fn uids_of(&self, ids: &[ClientId]) -> Result<Vec<Option<Uid>>, RedisError> {
         let replies = self.many(ids.iter().map(|id| Command::hget(self.keys.client(*id)).arg("uid")).collect()).await?;
         Ok(replies.into_iter().map(|uid| uid.text().and_then(|uid| uid.parse().ok())).collect())
+    }
+
+    pub(super) async fn groups_of(&self, ids: &[ClientId]) -> Result<Vec<Vec<Group>>, RedisError> {
+        let sets = ids.iter().map(|id| Command::smembers(self.keys.client_groups(*id))).collect();
+        let read = |groups: Reply| groups.texts().filter_map(|group| group.parse().ok()).collect();
+        Ok(self.many(sets).await?.into_iter().map(read).collect())
     }
 
     /// The runs of all nodes that are there.
@@ -964,8 +976,28 @@ impl Reader<'_> {
         run: &str,
         mut visit: impl FnMut(String, String) + Send,
     ) -> Result<(), RedisError> {
-        let scan = Command::hscan(self.keys.index(run));
-        self.scan(scan, |items| items.pairs().into_iter().for_each(|(id, value)| visit(id, value))).await
+        let all = |items: Reply| {
+            items.pairs().into_iter().for_each(|(id, value)| visit(id, value));
+            true
+        };
+        self.scan(Command::hscan(self.keys.index(run)), all).await.map(drop)
+    }
+
+    /// About so many clients, as many of each node, and whether that is everyone.
+    pub(super) async fn some(&self, most: usize) -> Result<(Vec<Entry>, bool), RedisError> {
+        let runs = self.runs().await?;
+        let (mut all, mut complete) = (BTreeMap::new(), true);
+        for run in &runs {
+            let mut entries = BTreeMap::new();
+            let share = |items: Reply| {
+                let read = |(id, value): (String, String)| Entry::read(&id, &value).map(|entry| (entry.id, entry));
+                entries.extend(items.pairs().into_iter().filter_map(read));
+                entries.len() < most / runs.len()
+            };
+            complete &= self.scan(Command::hscan(self.keys.index(run)), share).await?;
+            all.append(&mut entries);
+        }
+        Ok((all.into_values().collect(), complete))
     }
 
     pub(super) async fn has_node(&self, lan: LanAddress) -> Result<bool, RedisError> {
@@ -1005,5 +1037,7 @@ pub(super) fn read_facts(hash: Reply) -> Option<Facts> {
     }
     let uid = fields.get("uid").and_then(|uid| uid.parse().ok());
     let session = fields.get("session").and_then(|session| serde_json::from_str(session).ok());
-    Some(Facts { uid, session, node: fields.get("node").cloned().unwrap_or_default() })
+    let ip = fields.get("ip").and_then(|ip| ip.parse().ok());
+    let connected_at = fields.get("connected_at").and_then(|at| at.parse().ok());
+    Some(Facts { uid, session, node: fields.get("node").cloned().unwrap_or_default(), ip, connected_at })
 }

@@ -8,10 +8,13 @@
 //! {"answer": 17, "from": "7f0000010b55", "done": {"ok": …}}
 //! {"beat": "8f14e45f-…"}            behind it when it was said, by the clock of the node that says and hears it
 //! {"node": "node-1"}
+//! {"node": "node-1", "tail": {"uid": "42"}, "back": {"to": "7f0000010b54", "id": 18}}
+//! {"copy": 18}                      behind it what was seen, a line of JSON
 //! ```
 //!
 //! `do` is a part of a command; its text is that of `gateway::Part`. `back` says where the answer goes; `until`, Redis'
 //! time in ms, when it is no use any more. A header may have more fields than these; an unknown kind is a newer node's.
+//! So a node that knows no tails, or not this kind, takes a `tail` for what it is, too: another node says its name.
 //!
 //! Several envelopes to one node in one payload are the four bytes `00 6d 67 2a`, and before each its length (32 bits, big-endian).
 
@@ -19,6 +22,7 @@ use bytes::{BufMut as _, Bytes, BytesMut};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
+use crate::hub::Tailed;
 use crate::id::LanAddress;
 
 /// What an envelope begins with.
@@ -44,6 +48,10 @@ pub(super) enum Header {
     Beat(String),
     /// A node says its name: it is there.
     Node(String),
+    /// A node says its name, and wants to be told for a while what is seen of somebody.
+    Tail(String, Tailed, Back),
+    /// It is told.
+    Copy(u64),
 }
 
 /// The header as it is written: some of these.
@@ -65,6 +73,10 @@ struct Fields {
     beat: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     node: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tail: Option<Box<RawValue>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    copy: Option<u64>,
 }
 
 /// A part of a command, and where its answer goes.
@@ -116,6 +128,11 @@ pub(super) fn seal(header: Header, message: &[u8]) -> Bytes {
         }
         Header::Beat(beat) => Fields { beat: Some(beat), ..Fields::default() },
         Header::Node(node) => Fields { node: Some(node), ..Fields::default() },
+        Header::Tail(node, tailed, back) => {
+            let tail = serde_json::value::to_raw_value(&tailed).ok();
+            Fields { node: Some(node), tail, back: Some(back), ..Fields::default() }
+        }
+        Header::Copy(copy) => Fields { copy: Some(copy), ..Fields::default() },
     };
     // Our own structs of strings and numbers: this cannot fail.
     let header = serde_json::to_vec(&fields).unwrap_or_default();
@@ -145,7 +162,14 @@ pub(super) fn open(bytes: &Bytes) -> Result<(Header, Bytes), NotAnEnvelope> {
             Header::Answer(answer, Answer { from, done })
         }
         Fields { beat: Some(beat), .. } => Header::Beat(beat),
-        Fields { node: Some(node), .. } => Header::Node(node),
+        Fields { node: Some(node), tail, back, .. } => {
+            let tailed = tail.and_then(|tail| serde_json::from_str(tail.get()).ok());
+            match (tailed, back) {
+                (Some(tailed), Some(back)) => Header::Tail(node, tailed, back),
+                _ => Header::Node(node),
+            }
+        }
+        Fields { copy: Some(copy), .. } => Header::Copy(copy),
         _ => return Err(NotAnEnvelope::Unknown),
     };
     Ok((header, bytes.slice(8 + length..)))
@@ -230,6 +254,15 @@ mod tests {
             assert_eq!(open(&damaged).unwrap_err(), NotAnEnvelope::Damaged);
         }
         assert!(matches!(open(&raw(r#"{"beat":"x","more":2}"#)), Ok((Header::Beat(_), _))));
+        // Whoever wants to tail in a way that is not known here only says its name.
+        let tail = |tail: &str| {
+            let back = r#"{"to":"7f0000010b54","id":1}"#;
+            open(&raw(&format!(r#"{{"node":"n","tail":{tail},"back":{back}}}"#))).unwrap().0
+        };
+        assert!(matches!(tail(r#"{"uid":"42"}"#), Header::Tail(..)));
+        for unknown in [r#"{"session":"x"}"#, "7", r#"{"uid":""}"#] {
+            assert!(matches!(tail(unknown), Header::Node(node) if node == "n"), "{unknown}");
+        }
     }
 
     proptest! {

@@ -39,8 +39,8 @@
 //! | `mg:uid:<uid>`, `mg:group:<group>`, `mg:all` | nodes that hold the target | a message to it, or a send in an envelope |
 //! | `mg:client:<client_id>` | the node with its address, by a pattern; on Cluster each by its name | the same |
 //! | `mg:cmd` | every node | a JSON command, carried out once |
-//! | `mg.ask` | every node | an envelope: something that each node does its part of |
-//! | `mg.lan:<address>` | the node with that LAN address, 12 hex digits | an envelope: changes of its clients, answers, its own heartbeat |
+//! | `mg.ask` | every node | an envelope: something that each node does its part of, or whom to watch for a tail |
+//! | `mg.lan:<address>` | the node with that LAN address, 12 hex digits | an envelope: changes of its clients, answers, what was seen for its tails, its own heartbeat |
 //!
 //! On Cluster all of them are sharded channels, each in the slot of its name.
 //!

@@ -61,7 +61,7 @@ pub use tasks::{Hands, Tasks};
 use crate::client::Departed;
 use crate::config::ClusterConfig;
 use crate::event::Origin;
-use crate::hub::Hub;
+use crate::hub::{Hub, Tailed};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics::Metrics;
 use crate::vitals::{Monitor, Node};
@@ -492,6 +492,16 @@ impl Cluster {
         Ok(self.bus.answer(back, done).await?)
     }
 
+    /// Has every node tell this one for a while what it sees of somebody; returns how many heard that.
+    pub async fn tail(&self, tailed: Tailed, id: u64) -> Result<u64, Unavailable> {
+        Ok(self.bus.tail(tailed, id).await?)
+    }
+
+    /// Tells a node what was seen for its tail, a line of JSON.
+    pub async fn copy(&self, to: LanAddress, id: u64, line: &[u8]) -> Result<(), Unavailable> {
+        Ok(self.bus.copy(to, id, line).await?)
+    }
+
     /// A node has asked for something that is not known here.
     pub fn heard_unknown(&self) {
         self.shared.peers.heard_unknown();
@@ -551,6 +561,11 @@ impl Cluster {
         Ok(self.reader()?.facts(ids).await?)
     }
 
+    /// The groups of each of these clients.
+    pub async fn groups_of(&self, ids: &[ClientId]) -> Result<Vec<Vec<Group>>, Unavailable> {
+        Ok(self.reader()?.groups_of(ids).await?)
+    }
+
     /// The uids of these clients.
     pub async fn uids_of(&self, ids: &[ClientId]) -> Result<Vec<Option<Uid>>, Unavailable> {
         Ok(self.reader()?.uids_of(ids).await?)
@@ -564,6 +579,11 @@ impl Cluster {
     /// All clients with their uids and groups.
     pub async fn everyone(&self) -> Result<Vec<Entry>, Unavailable> {
         Ok(self.reader()?.everyone().await?)
+    }
+
+    /// About so many clients of all nodes with their uids and groups, and whether that is everyone.
+    pub async fn some(&self, most: usize) -> Result<(Vec<Entry>, bool), Unavailable> {
+        Ok(self.reader()?.some(most).await?)
     }
 }
 

@@ -23,12 +23,17 @@ impl Gateway {
         Ok(self.clients_of_uids(std::slice::from_ref(uid)).await?.into_iter().flatten().collect())
     }
 
+    /// How many clients each of these uids has.
+    pub(super) async fn uid_sizes(&self, uids: &[Uid]) -> Result<Vec<u64>, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.uid_sizes(uids).await?),
+            None => Ok(uids.iter().map(|uid| self.hub.uid_size(uid) as u64).collect()),
+        }
+    }
+
     /// Which of these uids are online.
     pub(super) async fn uids_online(&self, uids: &[Uid]) -> Result<Vec<bool>, Failure> {
-        match &self.cluster {
-            Some(cluster) => Ok(cluster.uid_sizes(uids).await?.into_iter().map(|size| size > 0).collect()),
-            None => Ok(uids.iter().map(|uid| self.hub.holds_uid(uid)).collect()),
-        }
+        Ok(self.uid_sizes(uids).await?.into_iter().map(|size| size > 0).collect())
     }
 
     /// The members of each of these groups.
@@ -70,9 +75,21 @@ impl Gateway {
                 let node = self.hub.events().origin().node.clone();
                 let facts = move |client: View<'_>| {
                     let (uid, session) = (client.uid.cloned(), client.session.cloned());
-                    Facts { uid, session, node: node.clone() }
+                    let (ip, connected_at) = (client.arrival.peer.ip(), client.arrival.connected_at);
+                    Facts { uid, session, node: node.clone(), ip: Some(ip), connected_at: Some(connected_at) }
                 };
                 self.views(ids, facts).await
+            }
+        }
+    }
+
+    /// The groups of each of these clients.
+    pub(super) async fn groups_of(&self, ids: &[ClientId]) -> Result<Vec<Vec<Group>>, Failure> {
+        match &self.cluster {
+            Some(cluster) => Ok(cluster.groups_of(ids).await?),
+            None => {
+                let groups = self.views(ids, |client| client.groups.to_vec()).await?;
+                Ok(groups.into_iter().map(Option::unwrap_or_default).collect())
             }
         }
     }

@@ -80,6 +80,14 @@ impl Ear {
             }
             Said::Part(part, message) => self.part(&channel, part, &message).await,
             Said::Command(json) => self.command(&json).await,
+            Said::Tail(tailed, Back { to, id }) => {
+                self.gateway.hub.tails().watch(tailed, to, id, Instant::now());
+                Ok(())
+            }
+            Said::Copy(id, line) => {
+                self.gateway.tailing.heard(id, line);
+                Ok(())
+            }
         }
     }
 

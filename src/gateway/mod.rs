@@ -6,6 +6,7 @@
 //! Queries are answered by the hub of a node that is alone, else by the directory in Redis.
 
 mod change;
+mod console;
 mod facts;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
@@ -13,6 +14,7 @@ mod heard;
 mod listing;
 mod part;
 mod queue;
+mod tail;
 mod unbound;
 
 use std::borrow::Cow;
@@ -45,7 +47,10 @@ use part::{Done, Job, Part};
 use unbound::Unbound;
 
 pub use change::BatchFailure;
+pub(crate) use console::{Profile, Sizes};
 pub(crate) use queue::Queue;
+pub(crate) use tail::MOST_TAILS;
+use tail::Tailing;
 
 /// What another node may take for an answer.
 const ASK_TIME: Duration = Duration::from_secs(2);
@@ -147,6 +152,7 @@ pub struct Gateway {
     leaving: Semaphore,
     /// None: clients need no uid.
     unbound: Option<Unbound>,
+    tailing: Tailing,
     metrics: Arc<Metrics>,
     monitor: Arc<Monitor>,
     standing: Standing,
@@ -192,6 +198,7 @@ impl Gateway {
             queue,
             leaving: Semaphore::new(MOST_LEAVING),
             unbound: config.unauthed_timeout.map(Unbound::new),
+            tailing: Tailing::default(),
             metrics,
             monitor,
             standing,
@@ -358,7 +365,7 @@ impl Gateway {
 
     /// Whether somebody is to be told what clients say.
     pub(crate) fn hears(&self) -> bool {
-        self.listener.listens() || self.hub.events().has(Kind::Message)
+        self.listener.listens() || self.hub.events().has(Kind::Message) || self.hub.tails().any()
     }
 
     /// Whether no client is served, as nobody is there to be told.

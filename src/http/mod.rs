@@ -1,6 +1,7 @@
 //! The API door: every route on one screen.
 
 mod api;
+mod console;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod guard;
@@ -18,6 +19,7 @@ use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use axum::{Json, Router, middleware};
+use tokio_util::sync::CancellationToken;
 use tower_http::catch_panic::CatchPanicLayer;
 
 pub use openapi::document;
@@ -29,15 +31,14 @@ use crate::gateway::Gateway;
 use crate::outcome::Problem;
 use crate::vitals::Nodes;
 
-/// The try-it page; `__LISTEN__` becomes scheme and port of the clients' listener.
-const PAGE: &str = include_str!("page.html");
-
 /// The HTTP API.
 pub struct Api {
     /// Where commands go.
     pub gateway: Arc<Gateway>,
     /// Its settings.
     pub config: ApiConfig,
+    /// Cancelled when the API ends: so do answers that would go on.
+    pub ending: CancellationToken,
     /// Whether clients speak wss, and on which port.
     pub clients_tls: bool,
     /// The port of `LISTEN`.
@@ -61,12 +62,17 @@ impl Api {
     /// All routes.
     pub fn router(self) -> Router {
         let scheme = if self.clients_tls { "wss" } else { "ws" };
-        let listen = format!(r#"{{"scheme":"{scheme}","port":{}}}"#, self.clients_port);
+        let (port, token) = (self.clients_port, self.config.token.is_some());
+        let listen = format!(r#"{{"scheme":"{scheme}","port":{port},"token":{token}}}"#);
         let max_body = self.config.max_body;
-        let shared = Shared { page: PAGE.replace("__LISTEN__", &listen).into(), api: Arc::new(self) };
+        let shared = Shared { page: console::page(&listen).into(), api: Arc::new(self) };
         Router::new()
             .route("/", get(root).post(root))
             .route("/api/{op}", post(api::run))
+            .route("/console/clients", get(console::clients))
+            .route("/console/groups", get(console::groups))
+            .route("/console/uids", get(console::uids))
+            .route("/console/tail", get(console::tail))
             .route("/openapi.json", get(openapi::serve))
             .route("/healthz", get(async || "ok\n"))
             .route("/readyz", get(ready))

@@ -1,7 +1,7 @@
 //! `/openapi.json`: made from the types that parse the requests.
 
 use axum::Json;
-use utoipa::openapi::path::{HttpMethod, OperationBuilder, PathItem};
+use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
@@ -12,7 +12,9 @@ use utoipa::openapi::{
 use utoipa::{PartialSchema as _, ToSchema};
 
 use super::Problem;
+use super::console::Profiles;
 use crate::command::{Added, OPERATIONS, Operation, Sent};
+use crate::gateway::Sizes;
 use crate::id::{ClientId, Group, Uid};
 use crate::session::Session;
 use crate::task::{State, View};
@@ -44,6 +46,13 @@ pub fn document() -> OpenApi {
         components = components.schema(name, schema).schemas_from_iter(refers_to);
         paths = paths.path(format!("/api/{}", row.name), PathItem::new(HttpMethod::Post, operation(row)));
     }
+    let mut of_console = Vec::new();
+    Sizes::schemas(&mut of_console);
+    Profiles::schemas(&mut of_console);
+    components = components.schemas_from_iter(of_console.into_iter().chain([named::<Sizes>(), named::<Profiles>()]));
+    for (path, about, parameters, kind, answer) in CONSOLE {
+        paths = paths.path(*path, looking(about, parameters, kind, *answer));
+    }
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -58,6 +67,65 @@ pub fn document() -> OpenApi {
         .paths(paths)
         .security(Some([SecurityRequirement::default(), SecurityRequirement::new("token", [""; 0])]))
         .build()
+}
+
+/// What the console asks beside the commands: path, what it answers, its parameters, kind and schema of the answer. It is the
+/// console's own, and may change with it.
+type Look = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, Option<&'static str>);
+const CONSOLE: &[Look] = &[
+    (
+        "/console/clients",
+        "All about those of some clients that are online. The console's own.",
+        &[("client_id", "Up to 50 client ids, with commas between them.")],
+        "application/json",
+        Some("Profiles"),
+    ),
+    (
+        "/console/groups",
+        "The groups by size, the largest first. The console's own.",
+        PAGE,
+        "application/json",
+        Some("Sizes"),
+    ),
+    (
+        "/console/uids",
+        "The uids by size, the largest first. The console's own.",
+        PAGE,
+        "application/json",
+        Some("Sizes"),
+    ),
+    (
+        "/console/tail",
+        "What reaches a uid, a group or a client, and what its clients do: server-sent events, a JSON object each. The console's own.",
+        &[("uid", "Of one of these three."), ("group", ""), ("client_id", "")],
+        "text/event-stream",
+        None,
+    ),
+];
+const PAGE: &[(&str, &str)] = &[("limit", "1 to 1000; 50 unless told."), ("cursor", "From the answer before.")];
+
+fn looking(
+    about: &str,
+    parameters: &[(&'static str, &'static str)],
+    kind: &str,
+    answer: Option<&'static str>,
+) -> PathItem {
+    let parameter = |(name, about): &(&'static str, &'static str)| {
+        ParameterBuilder::new()
+            .name(*name)
+            .parameter_in(ParameterIn::Query)
+            .description(Some(*about).filter(|about| !about.is_empty()))
+            .schema(Some(String::schema()))
+            .build()
+    };
+    let schema = answer.map_or_else(String::schema, |name| Ref::from_schema_name(name).into());
+    let problem = Ref::from_schema_name("Problem").into();
+    let operation = OperationBuilder::new()
+        .summary(Some(about))
+        .parameters(Some(parameters.iter().map(parameter)))
+        .response("200", json("What was found.", kind, schema))
+        .response("default", json("What went wrong (RFC 9457).", "application/problem+json", problem));
+    PathItem::new(HttpMethod::Get, operation.build())
 }
 
 fn named<T: ToSchema>() -> (String, RefOr<Schema>) {

@@ -1,13 +1,15 @@
 //! Who is on **this** node: clients, uids, groups, sessions. Memory only.
 //!
 //! The hub is the truth about its clients. It is cut into shards by client; each is owned by one task, which takes
-//! what it shall do from its inbox, in order. See `shard` for the way of a message, and `client` for its end.
+//! what it shall do from its inbox, in order. See `shard` for the way of a message, `client` for its end, and `tails` for
+//! who is watched on it.
 
 mod events;
 mod journal;
 #[cfg(test)]
 mod model;
 mod shard;
+mod tails;
 mod targets;
 mod topics;
 
@@ -29,6 +31,8 @@ use journal::Journal;
 pub use journal::{Change, Noted, Rebound, Receipt, Single, Told, Untold, Written, left_of};
 use shard::{Delivery, Heard};
 pub use shard::{Except, Shard, Target, TooManyGroups, View};
+use tails::Copied;
+pub use tails::{Clip, Seen, Sighting, Tailed, Tails};
 use targets::{Shards, Targets};
 pub use topics::{Topic, Topics};
 
@@ -94,6 +98,7 @@ pub struct Hub {
     changing: Arc<AtomicUsize>,
     others: Others,
     events: Arc<Events>,
+    tails: Arc<Tails>,
 }
 
 /// What a hub says to whoever tells other nodes about it.
@@ -170,6 +175,7 @@ impl Hub {
         let topics = || others.as_ref().map(|others| Arc::clone(&others.topics));
         let (uids, groups) = (Targets::new(topics(), Topic::Uid), Targets::new(topics(), Topic::Group));
         let (uids, groups, clients) = (Arc::new(uids), Arc::new(groups), Arc::default());
+        let tails = Arc::<Tails>::default();
         let mut tasks = JoinSet::new();
         let inboxes = (0..shards.clamp(1, Shards::MAX)).map(|index| {
             let (inbox, ops) = mpsc::channel(INBOX);
@@ -178,14 +184,14 @@ impl Hub {
                 (journal, Arc::clone(&others.topics))
             });
             let indexes = (Arc::clone(&uids), Arc::clone(&groups));
-            let shard =
-                Shard::new(index, indexes, Arc::clone(&clients), journal, listener.cloned(), Arc::clone(events));
+            let (events, tails) = (Arc::clone(events), Arc::clone(&tails));
+            let shard = Shard::new(index, indexes, Arc::clone(&clients), journal, listener.cloned(), events, tails);
             tasks.spawn(run(shard, ops, tick.cloned(), Arc::clone(metrics)));
             inbox
         });
         let inboxes = inboxes.collect();
         let (changing, others, events) = (Arc::default(), others.unwrap_or_default(), Arc::clone(events));
-        (Self { inboxes, uids, groups, clients, changing, others, events }, ShardTasks(tasks))
+        (Self { inboxes, uids, groups, clients, changing, others, events, tails }, ShardTasks(tasks))
     }
 
     /// How many shards there are.
@@ -201,6 +207,11 @@ impl Hub {
     /// What is told of clients, and where.
     pub fn events(&self) -> &Arc<Events> {
         &self.events
+    }
+
+    /// Who is being watched here.
+    pub fn tails(&self) -> &Tails {
+        &self.tails
     }
 
     /// Whether a topic has clients here.
@@ -297,14 +308,15 @@ impl Hub {
         };
         let known = if matches!(to, Target::All) { self.clients() > 0 } else { !shards.is_empty() };
         let mut delivering = Delivering { known: known && !ask, answers: Vec::new() };
+        let copied = self.tails.any().then(|| Copied::new(&self.tails, &message));
         for shard in shards.iter() {
             let heard = ask.then(|| {
                 let (heard, answer) = oneshot::channel();
                 delivering.answers.push(answer);
                 heard
             });
-            let (to, except, message) = (to.clone(), except.clone(), message.clone());
-            self.push(shard, Op::Deliver(Delivery { to, except, to_guests, message, heard })).await?;
+            let (to, except, message, copied) = (to.clone(), except.clone(), message.clone(), copied.clone());
+            self.push(shard, Op::Deliver(Delivery { to, except, to_guests, message, copied, heard })).await?;
         }
         Ok(delivering)
     }
@@ -376,6 +388,11 @@ impl Hub {
     /// Whether any client is bound to the uid.
     pub fn holds_uid(&self, uid: &Uid) -> bool {
         !self.uids.shards(uid).is_empty()
+    }
+
+    /// How many clients a uid has.
+    pub fn uid_size(&self, uid: &Uid) -> usize {
+        self.uids.clients(uid)
     }
 
     /// How many members a group has.

@@ -49,9 +49,10 @@ use tokio::sync::oneshot;
 use super::Said;
 use super::events::{Event, Fate, Listener, Route, Whom};
 use super::journal::{Change, Journal, Noted, Now, Rebound, Receipt, Told, Untold};
+use super::tails::{Clip, Copied, Seen, Tailed, Tails};
 use super::targets::Targets;
 use super::topics::{Topic, Topics};
-use crate::client::{Client, Departed, LetGo, Pushed};
+use crate::client::{Arrival, Client, Departed, LetGo, Pushed};
 use crate::event::{self, About, Events, Kind, Number, Request, Room, What};
 use crate::heartbeat::{Beat, Heartbeat, Tick};
 use crate::id::{ClientId, Group, Uid};
@@ -99,6 +100,8 @@ pub(super) struct Delivery {
     /// Also to those that are still shaking hands.
     pub(super) to_guests: bool,
     pub(super) message: Message,
+    /// Told of those who are watched, when anybody is.
+    pub(super) copied: Option<Arc<Copied>>,
     /// Told what became of it, when somebody asked.
     pub(super) heard: Option<oneshot::Sender<Heard>>,
 }
@@ -198,6 +201,7 @@ pub struct Shard {
     topics: Option<Arc<Topics>>,
     listener: Option<Arc<dyn Listener>>,
     events: Arc<Events>,
+    tails: Arc<Tails>,
     /// What has happened during the present step.
     noted: Vec<Noted>,
     /// By slot; apart from the facts, so that a broadcast walks over little memory.
@@ -236,6 +240,7 @@ impl Shard {
         others: Option<(Journal, Arc<Topics>)>,
         listener: Option<Arc<dyn Listener>>,
         events: Arc<Events>,
+        tails: Arc<Tails>,
     ) -> Self {
         let (journal, topics) = others.unzip();
         Self {
@@ -247,6 +252,7 @@ impl Shard {
             topics,
             listener,
             events,
+            tails,
             noted: Vec::new(),
             clients: Vec::new(),
             facts: Vec::new(),
@@ -331,6 +337,7 @@ impl Shard {
         if let (Some(topics), Some(client)) = (&self.topics, self.client(slot)) {
             topics.client_has_come(client.id());
         }
+        self.seen(slot, Seen::Connect);
         if let Some(request) = request {
             self.happened(slot, What::Connect(request), None);
         }
@@ -363,6 +370,7 @@ impl Shard {
         if !self.tell(slot, Event::Said(&message.data)) {
             return;
         }
+        self.seen(slot, |id| Seen::Said(id, Clip::of(&message.data, message.is_binary)));
         if let Said { data, is_binary, room: Some(room) } = message {
             // What was read shares its memory with what else was read then.
             let data = Bytes::copy_from_slice(&data);
@@ -517,6 +525,7 @@ impl Shard {
 
     /// Notes a client's end.
     fn ending(&mut self, slot: Slot, close: &Close) {
+        self.seen(slot, |id| Seen::Close(id, close.clone()));
         let uid = self.facts.get(slot as usize).and_then(Option::as_ref).and_then(|facts| facts.uid.clone());
         if uid.is_some() {
             self.rebound(slot, |_| Number::LastUnbound, uid, None);
@@ -724,6 +733,7 @@ impl Shard {
             facts.uid = Some(uid.clone());
             facts.order = 0;
         }
+        self.seen(slot, |id| Seen::Bound(id, uid.clone()));
         self.rebound(slot, Number::Nth, was, Some((uid, bound)));
         if let Some(journal) = self.journal_of(slot) {
             journal.bound(id, single);
@@ -744,6 +754,7 @@ impl Shard {
         let id = self.client(slot)?.id();
         let facts = self.facts_mut(slot).filter(|facts| only.is_none() || only == facts.uid.as_ref())?;
         let uid = facts.uid.take()?;
+        self.seen(slot, |id| Seen::Unbound(id, uid.clone()));
         leave(&mut self.uids, &mut self.left_uids, &uid, slot);
         if let Some(journal) = self.journal_of(slot) {
             journal.unbound(id, &uid);
@@ -785,11 +796,14 @@ impl Shard {
         }
         facts.has_joined |= !groups.is_empty();
         facts.groups.reserve_exact(fresh.len());
-        for group in fresh {
+        for &group in &fresh {
             let group = self.groups.get_key_value(group).map_or_else(|| group.clone(), |(held, _)| held.clone());
             self.group_targets.enter(&group, self.index, |_| ());
             enter(&mut self.groups, &group, slot);
             facts.groups.push(group);
+        }
+        for group in fresh {
+            self.seen(slot, |id| Seen::Joined(id, group.clone()));
         }
         Ok(())
     }
@@ -819,14 +833,15 @@ impl Shard {
 
     fn leave_slot(&mut self, slot: Slot, groups: &[Group]) {
         let Some(id) = self.client(slot).map(|client| client.id()) else { return };
-        let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return };
         for group in groups {
+            let Some(facts) = self.facts.get_mut(slot as usize).and_then(Option::as_mut) else { return };
             if let Some(place) = facts.groups.iter().position(|member| member == group) {
                 facts.groups.remove(place);
                 leave(&mut self.groups, &mut self.left_groups, group, slot);
                 if let Some(journal) = self.journal.as_mut().filter(|_| !facts.is_guest) {
                     journal.left(id, group);
                 }
+                self.seen(slot, |id| Seen::Left(id, group.clone()));
             }
         }
     }
@@ -885,7 +900,53 @@ impl Shard {
             has_joined: facts.has_joined,
             session: facts.session.as_ref(),
             is_guest: facts.is_guest,
+            arrival: self.client(slot)?.arrival(),
         })
+    }
+
+    // --- who is watched ---
+
+    /// A client has done something; where it is about a uid or group, that is the one which is named.
+    fn seen(&self, slot: Slot, seen: impl Fn(ClientId) -> Seen) {
+        if !self.tails.any() {
+            return;
+        }
+        let (Some(client), Some(Some(facts))) = (self.client(slot), self.facts.get(slot as usize)) else { return };
+        if facts.is_guest {
+            return;
+        }
+        let id = client.id();
+        for watch in self.tails.watches().iter() {
+            let seen = seen(id);
+            let is_watched = match (&watch.tailed, &seen) {
+                (Tailed::ClientId(watched), _) => *watched == id,
+                (Tailed::Uid(watched), Seen::Bound(_, uid) | Seen::Unbound(_, uid)) => watched == uid,
+                (Tailed::Uid(watched), _) => facts.uid.as_ref() == Some(watched),
+                (Tailed::Group(watched), Seen::Joined(_, group) | Seen::Left(_, group)) => watched == group,
+                (Tailed::Group(watched), Seen::Connect(_) | Seen::Close(..)) => facts.groups.contains(watched),
+                (Tailed::Group(_), _) => false,
+            };
+            if is_watched {
+                self.tails.copy(watch, seen);
+            }
+        }
+    }
+
+    /// Counts the clients of those who are watched among these.
+    fn count_watched(&mut self, copied: &Copied, slots: &[Slot]) {
+        self.next_visit();
+        for &slot in slots {
+            if let Some(visited) = self.visited.get_mut(slot as usize) {
+                *visited = self.visit;
+            }
+        }
+        let is_among = |slot: &Slot| self.visited.get(*slot as usize) == Some(&self.visit);
+        let among = |members: Option<&Members>| members.into_iter().flat_map(Members::iter).filter(is_among).count();
+        copied.count(|tailed| match tailed {
+            Tailed::Uid(uid) => among(self.uids.get(uid)),
+            Tailed::Group(group) => among(self.groups.get(group)),
+            Tailed::ClientId(id) => self.slot(*id).iter().filter(|slot| is_among(slot)).count(),
+        });
     }
 
     // --- messages ---
@@ -913,12 +974,15 @@ impl Shard {
 
     /// Hands a message to its targets. `alone`: nothing else is ready to go. Returns how many outboxes it was put into.
     pub(super) fn deliver(&mut self, delivery: Delivery, alone: bool) -> usize {
-        let Delivery { to, except, to_guests, message, heard } = delivery;
+        let Delivery { to, except, to_guests, message, copied, heard } = delivery;
         let mut slots = std::mem::take(&mut self.slots);
         let skip_guests = self.guests > 0 && !to_guests;
         let held = self.resolve(&to, except.as_deref(), skip_guests, &mut slots, heard.is_some());
         let targets = slots.len();
-        let broadcast = Broadcast { message, slots, next: 0, result: Heard { held, took: 0 }, heard };
+        if let Some(copied) = &copied {
+            self.count_watched(copied, &slots);
+        }
+        let broadcast = Broadcast { message, slots, next: 0, result: Heard { held, took: 0 }, copied, heard };
         self.broadcast = Some(broadcast);
         if alone {
             return 0;
@@ -979,11 +1043,7 @@ impl Shard {
         };
         // Only several names can mean one client twice; those excepted count as visited.
         if several || except.is_some() {
-            self.visit = self.visit.wrapping_add(1);
-            if self.visit == 0 {
-                self.visited.fill(0);
-                self.visit = 1;
-            }
+            self.next_visit();
             if let Some(except) = except {
                 self.visit_excepted(except);
             }
@@ -996,6 +1056,14 @@ impl Shard {
             });
         }
         held
+    }
+
+    fn next_visit(&mut self) {
+        self.visit = self.visit.wrapping_add(1);
+        if self.visit == 0 {
+            self.visited.fill(0);
+            self.visit = 1;
+        }
     }
 
     fn visit_excepted(&mut self, except: &Except) {
@@ -1038,14 +1106,27 @@ impl Shard {
         let piece = piece.get(..most).unwrap_or(piece);
         broadcast.next += piece.len();
         let mut overflowed = Vec::new();
+        let (facts, copied) = (&self.facts, &broadcast.copied);
+        // Only where somebody is watched, and a socket did not take it.
+        let refused = |slot: Slot, client: &Client| {
+            let (Some(copied), Some(Some(facts))) = (copied, facts.get(slot as usize)) else { return };
+            copied.refused(|tailed| match tailed {
+                Tailed::Uid(uid) => facts.uid.as_ref() == Some(uid),
+                Tailed::Group(group) => facts.groups.contains(group),
+                Tailed::ClientId(id) => *id == client.id(),
+            });
+        };
         for_each_prefetched(&self.clients, piece, |slot, client| match give(client, &broadcast.message) {
             Pushed::Taken => broadcast.result.took += 1,
             Pushed::TakenFirst => {
                 broadcast.result.took += 1;
                 self.dirty.push_back(slot);
             }
-            Pushed::Overflowed => overflowed.push(slot),
-            Pushed::Dropped | Pushed::Closed => {}
+            Pushed::Overflowed => {
+                refused(slot, client);
+                overflowed.push(slot);
+            }
+            Pushed::Dropped | Pushed::Closed => refused(slot, client),
         });
         for slot in overflowed {
             self.remove(slot, Close::SLOW, self.farewell(slot, None));
@@ -1117,6 +1198,7 @@ struct Broadcast {
     /// Place in `slots` of the next one.
     next: usize,
     result: Heard,
+    copied: Option<Arc<Copied>>,
     heard: Option<oneshot::Sender<Heard>>,
 }
 
@@ -1150,6 +1232,8 @@ pub struct View<'a> {
     pub session: Option<&'a Session>,
     /// It is still shaking hands: others do not know of it.
     pub is_guest: bool,
+    /// Where it came from, and when.
+    pub arrival: Arrival,
 }
 
 /// A client would be in more groups than `MAX_GROUPS_PER_CLIENT`.

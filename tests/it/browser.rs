@@ -175,13 +175,16 @@ impl Page {
         assert_eq!(chosen, value, "{selector} has no entry {value}");
     }
 
-    /// Presses and releases one of the keys `Enter`, `Tab`, `Space`, `Backspace`, where the focus is.
+    /// Presses and releases one of the keys `Enter`, `Tab`, `Space`, `Backspace`, `ArrowDown`, a digit or `/`, where the focus is.
     pub(crate) async fn press(&self, key: &str) {
         let (key, code, text) = match key {
             "Enter" => ("Enter", 13, "\r"),
             "Tab" => ("Tab", 9, ""),
             "Space" => (" ", 32, " "),
             "Backspace" => ("Backspace", 8, ""),
+            "ArrowDown" => ("ArrowDown", 40, ""),
+            "/" => ("/", 191, "/"),
+            digit if matches!(digit.as_bytes(), [b'0'..=b'9']) => (digit, u32::from(digit.as_bytes()[0]), digit),
             other => panic!("the driver has no key {other}"),
         };
         let down = if text.is_empty() { "rawKeyDown" } else { "keyDown" };

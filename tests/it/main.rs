@@ -23,6 +23,7 @@ mod clients;
 mod cluster;
 mod commands;
 mod conformance;
+mod console;
 #[cfg(target_os = "linux")]
 mod counts;
 mod ctl;
