@@ -40,6 +40,7 @@ use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
+use crate::trace::{Context, Tracer};
 use change::Change;
 use part::{Done, Job, Part};
 use unbound::Unbound;
@@ -148,6 +149,7 @@ pub struct Gateway {
     /// None: clients need no uid.
     unbound: Option<Unbound>,
     metrics: Arc<Metrics>,
+    tracer: Tracer,
 }
 
 /// What a client may have.
@@ -169,6 +171,7 @@ impl Gateway {
         time_zone: &jiff::tz::TimeZone,
         has_webhook: bool,
         metrics: Arc<Metrics>,
+        tracer: Tracer,
     ) -> Self {
         let send_limit =
             SendLimit { bytes: config.send_buffer, policy: config.slow_consumer, dropped: metrics.dropped.clone() };
@@ -189,6 +192,7 @@ impl Gateway {
             leaving: Semaphore::new(MOST_LEAVING),
             unbound: config.unauthed_timeout.map(Unbound::new),
             metrics,
+            tracer,
         }
     }
 
@@ -200,6 +204,11 @@ impl Gateway {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What begins spans.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// The same, to keep.
@@ -396,10 +405,10 @@ impl Gateway {
 
     // --- commands ---
 
-    /// Carries a command out. When it answers, it is done.
-    pub async fn execute(&self, command: Command) -> Result<Reply, Failure> {
+    /// Carries a command out, as a step of a trace, if there is one. When it answers, it is done.
+    pub async fn execute(&self, command: Command, trace: Option<&Context>) -> Result<Reply, Failure> {
         let op = command.name();
-        let result = Box::pin(self.carry_out(command)).await;
+        let result = Box::pin(self.carry_out(command, trace)).await;
         self.count(op, &result);
         result
     }
@@ -409,13 +418,13 @@ impl Gateway {
         self.metrics.commands.get_or_create(&Outcome { op, outcome }).inc();
     }
 
-    async fn carry_out(&self, command: Command) -> Result<Reply, Failure> {
+    async fn carry_out(&self, command: Command, trace: Option<&Context>) -> Result<Reply, Failure> {
         let names = Names::of(&command);
         let query = match Job::of(command) {
-            Ok(job) => return self.do_job(job?, names).await,
+            Ok(job) => return self.do_job(job?.of_trace(trace), names).await,
             Err(query) => query,
         };
-        let query = match Box::pin(self.about_tasks(query)).await {
+        let query = match Box::pin(self.about_tasks(query, trace)).await {
             Ok(done) => return done,
             Err(query) => *query,
         };
@@ -535,8 +544,7 @@ impl Gateway {
 
     /// Sends a message that is no more than a message.
     async fn send(&self, to: Target, message: Message) -> Result<(), Failure> {
-        let (binary, except, confirm) = (message.is_binary(), None, false);
-        self.send_job(Job { part: Part::Send { to, except, binary, confirm }, message: Some(message) }).await.map(drop)
+        self.send_job(Job::send(to, None, message, false)).await.map(drop)
     }
 
     /// Sends a message to all who are meant.
@@ -545,8 +553,8 @@ impl Gateway {
             let done = self.finish(self.begin(job).await?, Instant::now() + ASK_TIME).await?;
             return Ok(Delivered { nodes: u64::from(!done.held.is_empty()), held: done.held, clients: done.clients });
         };
-        let Part::Send { to, except, binary, confirm } = &job.part else { return Ok(Delivered::default()) };
-        let (plain, confirm) = (except.is_none(), *confirm);
+        let Part::Send { to, except, binary, confirm, trace } = &job.part else { return Ok(Delivered::default()) };
+        let (plain, confirm) = (except.is_none() && trace.is_none(), *confirm);
         // Each node answers what it holds of many.
         let channel = match to {
             Target::All => Channel::Topic(Topic::All),

@@ -42,6 +42,7 @@ mod redis;
 mod streams;
 mod tasks;
 mod tls;
+mod traces;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
 mod world;

@@ -19,7 +19,7 @@ fn read(file: &str) -> String {
 /// What `/metrics` shows when each series has something to show: one with labels is not there before.
 fn everything() -> String {
     let all = Metrics::new();
-    let reasons = [&all.refused, &all.closed, &all.bus_lost, &all.events_lost];
+    let reasons = [&all.refused, &all.closed, &all.bus_lost, &all.events_lost, &all.spans_dropped];
     let of_php = [&all.php_refused, &all.php_ignored, &all.php_events_lost];
     for family in reasons.into_iter().chain(of_php) {
         drop(family.get_or_create(&Reason { reason: "" }));
