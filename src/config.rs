@@ -3,6 +3,7 @@
 //! [`Config::read`] takes the variables as they are, so tests never touch the real environment; it reports all
 //! mistakes at once, one line each.
 
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
@@ -11,6 +12,8 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
+use percent_encoding::percent_decode_str;
+use reqwest::header::{HeaderMap, HeaderName, HeaderValue};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 
@@ -18,6 +21,7 @@ use crate::access::{Origins, Proxies, Tokens};
 use crate::event::Kinds;
 use crate::id::LanAddress;
 use crate::message::Protocol;
+use crate::trace::Sampler;
 
 /// What every variable's name begins with.
 pub const PREFIX: &str = "MOONGATE_";
@@ -32,6 +36,25 @@ pub struct Setting {
     /// What of its value is never shown.
     pub secret: Secret,
 }
+
+/// `OpenTelemetry`'s variables that are read, its own for every program. Others of its are for other programs.
+const OTEL: &[&str] = &[
+    "OTEL_SDK_DISABLED",
+    "OTEL_TRACES_EXPORTER",
+    "OTEL_EXPORTER_OTLP_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+    "OTEL_EXPORTER_OTLP_HEADERS",
+    "OTEL_EXPORTER_OTLP_TRACES_HEADERS",
+    "OTEL_EXPORTER_OTLP_PROTOCOL",
+    "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL",
+    "OTEL_SERVICE_NAME",
+    "OTEL_RESOURCE_ATTRIBUTES",
+    "OTEL_TRACES_SAMPLER",
+    "OTEL_TRACES_SAMPLER_ARG",
+];
+
+/// What they say; empty ones are unset.
+type Otel = HashMap<&'static str, String>;
 
 /// What of a setting's value is never shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,6 +168,8 @@ pub struct Config {
     pub drain: Duration,
     /// The log.
     pub log: LogConfig,
+    /// Where traces go; none: nowhere.
+    pub traces: Option<TracesConfig>,
     /// `TZ`: what `{time}` in templates is written in.
     pub time_zone: TimeZone,
 }
@@ -281,6 +306,19 @@ pub struct WebhookConfig {
     pub connect_fails_open: bool,
 }
 
+/// Settings of the export of traces.
+#[derive(Debug, Clone)]
+pub struct TracesConfig {
+    /// Where the collector takes them; there may be a password in it.
+    pub url: SecretString,
+    /// What else it is told with each request, such as a token; no value is shown by `Debug`.
+    pub headers: HeaderMap,
+    /// What this process is called, and the rest that is to be known of it.
+    pub resource: Vec<(String, String)>,
+    /// Which traces there are.
+    pub sampler: Sampler,
+}
+
 /// Certificate chain and key, PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(missing_docs)]
@@ -399,7 +437,7 @@ impl Config {
     pub fn read(variables: impl IntoIterator<Item = (OsString, OsString)>) -> Result<Self, ConfigErrors> {
         let mut errors = Vec::new();
         let mut ours = Vec::new();
-        let mut time_zone = TimeZone::UTC;
+        let (mut time_zone, mut otel) = (TimeZone::UTC, Otel::new());
         for (name, value) in variables {
             let Some(name) = name.to_str() else {
                 if name.to_string_lossy().starts_with(PREFIX) {
@@ -409,6 +447,14 @@ impl Config {
             };
             if name == "TZ" {
                 time_zone = read_time_zone(&value, &mut errors);
+                continue;
+            }
+            if let Some(known) = OTEL.iter().find(|known| **known == name) {
+                match value.into_string() {
+                    Ok(value) if value.is_empty() => {}
+                    Ok(value) => drop(otel.insert(known, value)),
+                    Err(_) => errors.push(not_utf8(name)),
+                }
                 continue;
             }
             let Some(short) = name.strip_prefix(PREFIX) else { continue };
@@ -433,7 +479,7 @@ impl Config {
                 Raw::default()
             }
         };
-        let config = Reader { errors: &mut errors }.config(raw, time_zone);
+        let config = Reader { errors: &mut errors }.config(raw, &otel, time_zone);
         if errors.is_empty() {
             Ok(config)
         } else {
@@ -484,7 +530,7 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
-    fn config(mut self, mut raw: Raw, time_zone: TimeZone) -> Config {
+    fn config(mut self, mut raw: Raw, otel: &Otel, time_zone: TimeZone) -> Config {
         let php = self.php(&mut raw);
         let tokens = self.tokens(&mut raw);
         let positive = "takes a size above zero, such as 64KiB or 1MiB";
@@ -665,8 +711,72 @@ impl Reader<'_> {
                     _ => None,
                 }),
             },
+            traces: self.traces(otel),
             time_zone,
         }
+    }
+
+    /// As <https://opentelemetry.io/docs/specs/otel/configuration/sdk-environment-variables/> has it, but that a mistake is
+    /// told, and that without a sampler the callers say which traces there are.
+    fn traces(&mut self, otel: &Otel) -> Option<TracesConfig> {
+        let first = |names: &[&'static str]| names.iter().find_map(|name| Some((*name, otel.get(name)?.as_str())));
+        let mut wrong = |name: &str, got: &str, takes: &str| self.errors.push(format!("{name}: got {got}, {takes}"));
+        let endpoint = first(&["OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"]);
+        let is_disabled = otel.get("OTEL_SDK_DISABLED").is_some_and(|text| text.eq_ignore_ascii_case("true"));
+        let (name, endpoint) = endpoint.filter(|_| !is_disabled)?;
+        match first(&["OTEL_TRACES_EXPORTER"]) {
+            None | Some((_, "otlp")) => {}
+            Some((_, "none")) => return None,
+            Some((name, other)) => wrong(name, &format!("{other:?}"), "takes otlp or none"),
+        }
+        if !reqwest::Url::parse(endpoint).is_ok_and(|url| ["http", "https"].contains(&url.scheme())) {
+            let takes = "takes the http://… or https://… of a collector, such as http://127.0.0.1:4318";
+            wrong(name, &format!("{:?}", without_password(endpoint)), takes);
+        }
+        // What is for all signals has a path for each.
+        let is_base = name == "OTEL_EXPORTER_OTLP_ENDPOINT";
+        let url = if is_base { format!("{}/v1/traces", endpoint.trim_end_matches('/')) } else { endpoint.to_owned() };
+        let protocol = first(&["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
+        if let Some((name, protocol)) = protocol.filter(|(_, protocol)| *protocol != "http/protobuf") {
+            wrong(name, &format!("{protocol:?}"), "takes http/protobuf, whose port is 4318 where that of grpc is 4317");
+        }
+        let mut headers = HeaderMap::new();
+        if let Some((name, text)) = first(&["OTEL_EXPORTER_OTLP_TRACES_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS"]) {
+            let header = |(name, value): (String, String)| {
+                let mut value = HeaderValue::from_str(&value).ok()?;
+                value.set_sensitive(true);
+                Some((HeaderName::from_bytes(name.as_bytes()).ok()?, value))
+            };
+            match pairs(text).and_then(|pairs| pairs.into_iter().map(header).collect::<Option<Vec<_>>>()) {
+                Some(pairs) => headers.extend(pairs),
+                None => wrong(name, "<hidden>", "takes headers such as x-api-key=secret, with commas between"),
+            }
+        }
+        let mut resource = Vec::new();
+        if let Some((name, text)) = first(&["OTEL_RESOURCE_ATTRIBUTES"]) {
+            match pairs(text) {
+                Some(pairs) => resource = pairs,
+                None => wrong(name, &format!("{text:?}"), "takes key=value, or several with commas between"),
+            }
+        }
+        let service = first(&["OTEL_SERVICE_NAME"]).map(|(_, name)| name);
+        if service.is_some() || !resource.iter().any(|(key, _)| key == "service.name") {
+            resource.retain(|(key, _)| key != "service.name");
+            resource.insert(0, ("service.name".to_owned(), service.unwrap_or("moongate").to_owned()));
+        }
+        let (name, sampler) = first(&["OTEL_TRACES_SAMPLER"]).unwrap_or(("", "parentbased_always_off"));
+        let ratio = match first(&["OTEL_TRACES_SAMPLER_ARG"]).filter(|_| sampler.ends_with("traceidratio")) {
+            None => 1.0,
+            Some((name, text)) => parse(text).filter(|ratio| (0.0..=1.0).contains(ratio)).unwrap_or_else(|| {
+                wrong(name, &format!("{text:?}"), "takes a number from 0 to 1");
+                1.0
+            }),
+        };
+        let Some(sampler) = Sampler::named(sampler, ratio) else {
+            wrong(name, &format!("{sampler:?}"), &format!("takes {}", Sampler::NAMES));
+            return None;
+        };
+        Some(TracesConfig { url: url.into(), headers, resource, sampler })
     }
 
     fn api(&mut self, listen: Option<String>, secret: Option<String>) -> (SocketAddr, Option<SecretString>) {
@@ -882,6 +992,17 @@ fn filled(raw: Option<String>) -> Option<String> {
 
 fn parse<T: FromStr>(text: &str) -> Option<T> {
     text.parse().ok()
+}
+
+/// `key=value`, or several with commas between; what they may not contain is written `%2C`.
+fn pairs(text: &str) -> Option<Vec<(String, String)>> {
+    let decoded = |text: &str| Some(percent_decode_str(text.trim()).decode_utf8().ok()?.into_owned());
+    let pairs = text.split(',').map(str::trim).filter(|pair| !pair.is_empty());
+    let pair = |pair: &str| {
+        let (key, value) = pair.split_once('=')?;
+        Some((decoded(key).filter(|key| !key.is_empty())?, decoded(value)?))
+    };
+    pairs.map(pair).collect()
 }
 
 /// `10s`, `500ms`, `2m`; at most a day, which no setting needs.
@@ -1350,6 +1471,84 @@ mod tests {
                 "MOONGATE_API_TOKEN: got <hidden>, takes 1 to 256 visible ASCII characters",
             ]
         );
+    }
+
+    #[test]
+    fn traces_are_set_as_for_every_program_with_opentelemetry() {
+        let traces =
+            |more: &[(&str, &str)]| read(&[&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318/")], more].concat());
+        assert!(
+            read(&[("OTEL_SERVICE_NAME", "x"), ("OTEL_TRACES_SAMPLER", "jaeger_remote")]).unwrap().traces.is_none()
+        );
+        for (name, value) in [("OTEL_SDK_DISABLED", "True"), ("OTEL_TRACES_EXPORTER", "none")] {
+            assert!(traces(&[(name, value)]).unwrap().traces.is_none(), "{name}");
+        }
+        let usual = traces(&[("OTEL_SDK_DISABLED", "false"), ("OTEL_BSP_MAX_QUEUE_SIZE", "many")]).unwrap();
+        let usual = usual.traces.unwrap();
+        assert_eq!(usual.url.expose_secret(), "http://c:4318/v1/traces");
+        assert_eq!(usual.resource, [("service.name".to_owned(), "moongate".to_owned())]);
+        assert_eq!(Some(usual.sampler), Sampler::named("parentbased_always_off", 1.0));
+
+        let config = traces(&[
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "https://:hunter2@c/otlp"),
+            ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "Authorization=Basic%20hunter2, x-tenant = 7 ,"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "service.name=push,k8s.pod.name=a%2Cb"),
+            ("OTEL_TRACES_SAMPLER", "traceidratio"),
+            ("OTEL_TRACES_SAMPLER_ARG", "0.25"),
+        ]);
+        let config = config.unwrap();
+        assert!(!format!("{config:?}").contains("hunter2"));
+        let config = config.traces.unwrap();
+        assert_eq!(config.url.expose_secret(), "https://:hunter2@c/otlp");
+        assert_eq!(
+            (&config.headers["authorization"], &config.headers["x-tenant"]),
+            (&HeaderValue::from_static("Basic hunter2"), &HeaderValue::from_static("7"),)
+        );
+        let resource = [("service.name", "push"), ("k8s.pod.name", "a,b")];
+        assert_eq!(config.resource, resource.map(|(key, value)| (key.to_owned(), value.to_owned())));
+        assert_eq!(Some(config.sampler), Sampler::named("traceidratio", 0.25));
+        let named =
+            traces(&[("OTEL_RESOURCE_ATTRIBUTES", "service.name=push"), ("OTEL_SERVICE_NAME", "mine")]).unwrap();
+        assert_eq!(named.traces.unwrap().resource, [("service.name".to_owned(), "mine".to_owned())]);
+    }
+
+    #[test]
+    fn what_is_wrong_with_traces_is_told_in_a_line_each() {
+        for (name, value, words) in [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "c:4318", "got \"c:4318\", takes the http://… or https://… of a collector"),
+            (
+                "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT",
+                "grpc://:hunter2@c",
+                "got \"grpc://<hidden>@c\", takes the http://…",
+            ),
+            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "got \"grpc\", takes http/protobuf"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "hunter2", "got <hidden>, takes headers"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a b=hunter2", "got <hidden>, takes headers"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=hunter2%0A", "got <hidden>, takes headers"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "push", "got \"push\", takes key=value"),
+            ("OTEL_RESOURCE_ATTRIBUTES", "a=%ff", "got \"a=%ff\", takes key=value"),
+            ("OTEL_TRACES_EXPORTER", "zipkin", "got \"zipkin\", takes otlp or none"),
+            ("OTEL_TRACES_SAMPLER", "sometimes", "got \"sometimes\", takes always_on, always_off"),
+        ] {
+            let errors = read(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c:4318"), (name, value)]).unwrap_err();
+            assert_eq!(errors.len(), 1, "{errors:?}");
+            assert!(errors[0].starts_with(&format!("{name}: {words}")), "{errors:?}");
+        }
+        let ratio = |text| {
+            [
+                ("OTEL_EXPORTER_OTLP_ENDPOINT", "http://c"),
+                ("OTEL_TRACES_SAMPLER", "parentbased_traceidratio"),
+                ("OTEL_TRACES_SAMPLER_ARG", text),
+            ]
+        };
+        for text in ["1.1", "-0.1", "NaN", "half"] {
+            assert_eq!(
+                read(&ratio(text)).unwrap_err(),
+                [format!("OTEL_TRACES_SAMPLER_ARG: got {text:?}, takes a number from 0 to 1")]
+            );
+        }
     }
 
     #[cfg(unix)]

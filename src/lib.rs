@@ -27,6 +27,7 @@
 //! | [`command`] | the vocabulary: every command, query and answer | does I/O |
 //! | [`event`] | what clients do, in the words in which applications hear of it, and the memory in which that waits | does I/O |
 //! | [`message`], [`session`], [`task`], [`template`], [`heartbeat`], [`id`], [`json`] | one idea each | do I/O |
+//! | [`trace`] | spans, which of them are sampled, and the collector that is told | is waited for |
 //! | `fuzz` | what must hold for any bytes from outside, a target for each door; fuzzers and tests feed it | is in a release |
 //! | [`metrics`] | what is counted | has a uid, group or client id for a label |
 //! | [`vitals`] | how nodes do, in numbers, for people who look at all of them | knows Redis or a door |
@@ -57,7 +58,7 @@
 //!
 //! **`POST /api/sendToGroup`.** [`http`] checks the token, reads the fields into a [`command::Command`], and says it to the
 //! gateway, which publishes it, in the very bytes a foreign program would, also when all members are here: one path, one
-//! order. What a bare payload cannot say travels in an envelope (`cluster::envelope`).
+//! order. What a bare payload cannot say travels in an envelope (`cluster::envelope`): of a send that is traced, where.
 //!
 //! **`bindUid`, for a client of another node.** Its address is in its id. The gateway asks the node on its channel, with a
 //! deadline that travels along. There a change is a closure that goes through the same inbox as the messages; the shard
@@ -132,5 +133,6 @@ pub mod task;
 pub mod tasks;
 pub mod template;
 mod throttle;
+pub mod trace;
 pub mod vitals;
 pub mod webhook;

@@ -168,6 +168,10 @@ pub struct Metrics {
     pub task_seconds: Histogram,
     /// Tasks that were given up.
     pub dead_letters: Counter,
+    /// Spans that the collector has taken.
+    pub spans_exported: Counter,
+    /// Spans that it was not told of, or has refused, by reason.
+    pub spans_dropped: Family<Reason, Counter>,
 }
 
 impl Metrics {
@@ -253,6 +257,8 @@ impl Metrics {
                 histogram
             },
             webhook_in_flight: series!("webhook_in_flight", "Requests to the webhook under way"),
+            spans_exported: series!("spans_exported", "Spans of traces that the collector has taken"),
+            spans_dropped: series!("spans_dropped", "Spans of traces that the collector has not taken, by reason"),
             registry,
         };
         // What must not be missed once is there from the start: Prometheus sees no increase to a first sample.

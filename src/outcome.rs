@@ -9,6 +9,7 @@ use utoipa::ToSchema;
 use crate::command::{Command, ParseError, Reply};
 use crate::gateway::{BatchFailure, Failure, Gateway};
 use crate::json::Invalid;
+use crate::trace::Context;
 
 /// JSON with a line's end, so that an answer in a terminal does not run into the prompt.
 pub fn line(value: &impl Serialize) -> Bytes {
@@ -51,12 +52,12 @@ pub enum Item {
 }
 
 impl Outcome {
-    /// Carries a command out, or a batch.
-    pub async fn of(gateway: &Gateway, command: Command) -> Result<Self, Problem> {
+    /// Carries a command out, or a batch, as a step of a trace, if there is one.
+    pub async fn of(gateway: &Gateway, command: Command, trace: Option<&Context>) -> Result<Self, Problem> {
         let Command::Batch(batch) = command else {
-            return Ok(Self::One { result: gateway.execute(command).await? });
+            return Ok(Self::One { result: gateway.execute(command, trace).await? });
         };
-        let results = Box::pin(gateway.batch(batch)).await?;
+        let results = Box::pin(gateway.batch(batch, trace)).await?;
         let results = results.into_iter().map(|result| match result {
             Ok(result) => Item::Result { result },
             Err(failure) => Item::Error { error: failure.into() },

@@ -28,6 +28,8 @@ use crate::message::{Close, Message, Protocol};
 use crate::metrics::Metrics;
 use crate::php::{self, Entrance, Workers};
 use crate::tasks::Runner;
+use crate::trace::Tracer;
+use crate::trace::otlp::Exporter;
 use crate::vitals::Monitor;
 use crate::webhook::{Caller, Webhook};
 
@@ -62,6 +64,9 @@ pub enum StartError {
     /// No client can be made that calls the webhook.
     #[error("MOONGATE_WEBHOOK_URL: {0}")]
     Webhook(reqwest::Error),
+    /// No client can be made that exports traces.
+    #[error("OTEL_EXPORTER_OTLP_ENDPOINT: {0}")]
+    Traces(reqwest::Error),
 }
 
 /// The node cannot go on.
@@ -93,6 +98,10 @@ pub struct Server {
     certificates: Option<Certificates>,
     /// The application's own address.
     webhook: Option<(Arc<Caller>, WebhookConfig)>,
+    tracer: Tracer,
+    /// Where traces go, if anywhere.
+    exporter: Option<Exporter>,
+    metrics: Arc<Metrics>,
 }
 
 impl Server {
@@ -116,8 +125,12 @@ impl Server {
             _ => None,
         };
         let entrance = Arc::new(entrance);
+        let metrics = Arc::new(Metrics::new());
+        let traces = config.traces.as_ref().map(|settings| Exporter::new(settings, &metrics)).transpose();
+        let (tracer, exporter) = traces.map_err(StartError::Traces)?.unzip();
+        let tracer = tracer.unwrap_or_default();
         let webhook = config.webhook.clone();
-        let webhook = webhook.map(|settings| Ok((Caller::new(&settings)?, settings))).transpose();
+        let webhook = webhook.map(|settings| Ok((Caller::new(&settings, tracer.clone())?, settings))).transpose();
         let webhook = webhook.map_err(StartError::Webhook)?;
         Ok(Self {
             config,
@@ -132,6 +145,9 @@ impl Server {
             register,
             certificates,
             webhook,
+            tracer,
+            exporter,
+            metrics,
         })
     }
 
@@ -174,9 +190,11 @@ impl Server {
             register,
             certificates,
             webhook,
+            tracer,
+            exporter,
+            metrics,
             ..
         } = self;
-        let metrics = Arc::new(Metrics::new());
         let ping = match config.clients.ping_data.as_str() {
             "" => Message::ping(),
             data => Message::text(data),
@@ -228,8 +246,16 @@ impl Server {
             Arc::clone(&metrics),
             monitor,
             standing,
+            tracer,
         );
         let gateway = Arc::new(gateway);
+
+        let (mut exporting, last_spans) = (JoinSet::new(), CancellationToken::new());
+        if let Some(exporter) = exporter {
+            let named = Arc::clone(&events);
+            let node = move || named.origin().node.clone();
+            exporting.spawn(exporter.run(node, last_spans.clone()));
+        }
 
         let (refusing, closed) = (CancellationToken::new(), CancellationToken::new());
         let (connections, mut services) = (TaskTracker::new(), JoinSet::new());
@@ -351,6 +377,9 @@ impl Server {
         closed.cancel();
         // Whoever does not read an answer, or finish a request, is not waited for: what is left is dropped.
         drop(timeout(LAST_ANSWERS, async { while services.join_next().await.is_some() {} }).await);
+        // The spans of all that have ended by now; it takes its time, and no more.
+        last_spans.cancel();
+        while exporting.join_next().await.is_some() {}
         Ok(left)
     }
 }

@@ -20,6 +20,7 @@ use utoipa::ToSchema;
 use crate::command::{AddTask, Command};
 use crate::id::TaskId;
 use crate::json::{self, Invalid};
+use crate::trace::{Context, TRACEPARENT, TRACESTATE};
 
 /// How often a task is tried that does not say.
 const ATTEMPTS: u32 = 5;
@@ -122,10 +123,22 @@ impl Fields {
         Shown(out)
     }
 
-    /// What a cron's tick is made of: the same but for its schedule, under an id of its own.
+    /// Has the task be a step of a trace. A cron is none: its trace would never end.
+    pub fn carry(&mut self, trace: &Context) {
+        if self.get("cron").is_some() {
+            return;
+        }
+        self.push(TRACEPARENT, trace.traceparent());
+        if !trace.tracestate().is_empty() {
+            self.push(TRACESTATE, trace.tracestate().to_owned());
+        }
+    }
+
+    /// What a cron's tick is made of: the same but for its schedule and its trace, under an id of its own.
     #[must_use]
     pub fn of_tick(&self, at: u64) -> Self {
-        let stays = |(name, _): &&(Bytes, Bytes)| !matches!(&**name, b"cron" | b"tz" | b"id");
+        let stays =
+            |(name, _): &&(Bytes, Bytes)| !matches!(&**name, b"cron" | b"tz" | b"id" | b"traceparent" | b"tracestate");
         let mut fields = Self(self.0.iter().filter(stays).cloned().collect());
         fields.push("id", format!("{}@{at}", self.get("id").unwrap_or_default()));
         fields
@@ -189,6 +202,8 @@ pub struct Task {
     pub max_attempts: u32,
     /// The key of the list that is told what came of it.
     pub reply_to: Option<String>,
+    /// The place in a trace at which it was added.
+    pub trace: Option<Context>,
 }
 
 impl Task {
@@ -199,6 +214,7 @@ impl Task {
         }
         let (mut command, mut webhook, mut at, mut delay, mut cron) = (None, None, None, None, None);
         let (mut tz, mut id, mut max_attempts, mut reply_to) = (None, None, None, None);
+        let (mut traceparent, mut tracestate) = (None, None);
         for (name, value) in &fields.0 {
             let text = || std::str::from_utf8(value).map_err(|_| "is not UTF-8".to_owned());
             let known = |place: &mut Option<String>, field: &'static str| {
@@ -218,6 +234,8 @@ impl Task {
                 b"id" => known(&mut id, "id")?,
                 b"max_attempts" => known(&mut max_attempts, "max_attempts")?,
                 b"reply_to" if reply_prefix.is_some() => known(&mut reply_to, "reply_to")?,
+                b"traceparent" => known(&mut traceparent, TRACEPARENT)?,
+                b"tracestate" => known(&mut tracestate, TRACESTATE)?,
                 other => {
                     let name: String = String::from_utf8_lossy(other).chars().take(64).collect();
                     return Err(Invalid::field(name, "is not a field of a task"));
@@ -270,7 +288,8 @@ impl Task {
         {
             return Err(Invalid::field("reply_to", format_args!("takes a key that begins with {prefix}")));
         }
-        Ok(Self { work, when, id, max_attempts, reply_to })
+        let trace = traceparent.and_then(|parent| Context::read(&parent, &tracestate.unwrap_or_default()));
+        Ok(Self { work, when, id, max_attempts, reply_to, trace })
     }
 }
 

@@ -23,6 +23,8 @@ use crate::gateway::Gateway;
 use crate::metrics::Attempt;
 use crate::outcome::{Outcome, Problem, line};
 use crate::task::{Ending, Taken, Work, wait_after};
+use crate::trace::otlp::SpanKind;
+use crate::trace::{Context, Span};
 use crate::webhook::{ANSWER, Caller};
 
 /// What is not written is said again this often.
@@ -107,12 +109,14 @@ impl Runner {
     /// One attempt.
     async fn carry_out(&self, taken: &Taken) -> Ending {
         let started = Instant::now();
+        let mut span = self.begins(taken);
+        let trace = span.as_ref().map(Span::context);
         let ending = if taken.attempt > taken.task.max_attempts {
             dead(Problem::from(crate::gateway::Failure::Unreachable("the nodes that had it in hand died".into())))
         } else {
             match &taken.task.work {
-                Work::Command(command) => self.command(taken, command).await,
-                Work::Webhook(payload) => self.webhook(taken, payload).await,
+                Work::Command(command) => self.command(taken, command, trace).await,
+                Work::Webhook(payload) => self.webhook(taken, payload, trace).await,
             }
         };
         let outcome = match &ending {
@@ -126,13 +130,33 @@ impl Runner {
                 "again"
             }
         };
+        // The reason may name a client, and stays out.
+        if let Some(span) = span.as_mut().filter(|_| outcome != "done") {
+            span.fail(outcome);
+        }
         let metrics = self.gateway.metrics();
         metrics.task_attempts.get_or_create(&Attempt { outcome }).inc();
         metrics.task_seconds.observe(started.elapsed().as_secs_f64());
         ending
     }
 
-    async fn command(&self, taken: &Taken, command: &Command) -> Ending {
+    /// The span of an attempt; it does not say the task's id, which may be somebody's.
+    fn begins(&self, taken: &Taken) -> Option<Span> {
+        let op = match &taken.task.work {
+            Work::Command(command) => command.name(),
+            Work::Webhook(_) => "webhook",
+        };
+        let tracer = self.gateway.tracer();
+        let mut span = tracer.begin(SpanKind::Consumer, format_args!("task {op}"), taken.task.trace.as_ref())?;
+        span.set("messaging.system", "moongate");
+        span.set("messaging.operation.name", "task");
+        span.set("messaging.operation.type", "process");
+        span.set("moongate.op", op);
+        span.set("moongate.attempt", u64::from(taken.attempt));
+        Some(span)
+    }
+
+    async fn command(&self, taken: &Taken, command: &Command, trace: Option<&Context>) -> Ending {
         let mut command = command.clone();
         // Of what is said of one id, what stands later in the stream counts, whichever node does it first.
         match &mut command {
@@ -140,7 +164,7 @@ impl Runner {
             Command::CancelTask(cancel) => cancel.entry = Some(taken.entry.clone()),
             _ => {}
         }
-        match Outcome::of(&self.gateway, command).await {
+        match Outcome::of(&self.gateway, command, trace).await {
             Ok(outcome) => match outcome.unsure() {
                 Some(problem) => failed(taken, problem.detail.clone(), line(&outcome)),
                 None => Ending::Done(line(&outcome)),
@@ -150,7 +174,7 @@ impl Runner {
         }
     }
 
-    async fn webhook(&self, taken: &Taken, payload: &RawValue) -> Ending {
+    async fn webhook(&self, taken: &Taken, payload: &RawValue, trace: Option<&Context>) -> Ending {
         let Some(caller) = &self.caller else {
             let detail = "needs MOONGATE_WEBHOOK_URL to be set";
             return dead(Problem::from(crate::json::Invalid::field("webhook", detail)));
@@ -163,9 +187,9 @@ impl Runner {
             payload,
             attempt: taken.attempt,
         };
-        match caller.call(line(&told), ANSWER).await {
+        match caller.call(told.event, line(&told), ANSWER, trace).await {
             Ok(accepted) => {
-                self.gateway.run_answered(&accepted.commands).await;
+                self.gateway.run_answered(&accepted.commands, accepted.trace.as_ref()).await;
                 Ending::Done(line(&Outcome::One { result: Reply::DONE }))
             }
             Err(refused) => {

@@ -17,6 +17,7 @@ use crate::hub::{Shard, Single};
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
 use crate::session::Session;
+use crate::trace::Context;
 
 /// What a whole batch may take.
 const BATCH_TIME: Duration = Duration::from_secs(30);
@@ -142,7 +143,11 @@ impl Gateway {
     }
 
     /// Runs commands in order; one result for each.
-    pub async fn batch(&self, batch: Batch) -> Result<Vec<Result<Reply, BatchFailure>>, Failure> {
+    pub async fn batch(
+        &self,
+        batch: Batch,
+        trace: Option<&Context>,
+    ) -> Result<Vec<Result<Reply, BatchFailure>>, Failure> {
         if batch.commands.len() > MAX_BATCH {
             return Err(Invalid::field("commands", format_args!("takes at most {MAX_BATCH} commands")).into());
         }
@@ -170,7 +175,7 @@ impl Gateway {
                 }
                 (_, Err(command)) => {
                     self.finish_step(&mut step, deadline, &mut results).await;
-                    let result = in_time(deadline, self.execute(command)).await;
+                    let result = in_time(deadline, self.execute(command, trace)).await;
                     results.push(result.unwrap_or(Err(OUT_OF_TIME)).map_err(BatchFailure::Failed));
                 }
             }
@@ -181,11 +186,11 @@ impl Gateway {
     }
 
     /// Runs the commands of an answer: there is nobody who waits for what comes of them.
-    pub(crate) async fn run_answered(&self, commands: &[Value]) {
+    pub(crate) async fn run_answered(&self, commands: &[Value], trace: Option<&Context>) {
         if commands.is_empty() {
             return;
         }
-        match Box::pin(self.batch(Batch { commands: commands.to_vec() })).await {
+        match Box::pin(self.batch(Batch { commands: commands.to_vec() }, trace)).await {
             Ok(results) => {
                 for (place, failure) in
                     results.iter().enumerate().filter_map(|(place, result)| Some((place, result.as_ref().err()?)))

@@ -161,7 +161,8 @@ impl Ear {
 
     /// Finishes a job in its own time, and answers.
     fn finish(&mut self, started: Started, back: Option<Back>) {
-        if back.is_none() && matches!(started, Started::Delivering(_)) {
+        // Nobody asks what became of it, and no trace.
+        if back.is_none() && matches!(started, Started::Delivering(_, None)) {
             return;
         }
         let gateway = Arc::clone(&self.gateway);

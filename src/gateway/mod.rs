@@ -41,6 +41,7 @@ use crate::message::{Close, Message};
 use crate::metrics::{Metrics, Outcome, Reason};
 use crate::session::Session;
 use crate::template::{Filling, Template};
+use crate::trace::{Context, Tracer};
 use crate::vitals::{self, Monitor, Node, Nodes};
 use change::Change;
 use part::{Done, Job, Part};
@@ -156,6 +157,7 @@ pub struct Gateway {
     metrics: Arc<Metrics>,
     monitor: Arc<Monitor>,
     standing: Standing,
+    tracer: Tracer,
 }
 
 /// What a client may have.
@@ -179,6 +181,7 @@ impl Gateway {
         metrics: Arc<Metrics>,
         monitor: Arc<Monitor>,
         standing: Standing,
+        tracer: Tracer,
     ) -> Self {
         let send_limit =
             SendLimit { bytes: config.send_buffer, policy: config.slow_consumer, dropped: metrics.dropped.clone() };
@@ -202,6 +205,7 @@ impl Gateway {
             metrics,
             monitor,
             standing,
+            tracer,
         }
     }
 
@@ -213,6 +217,11 @@ impl Gateway {
     /// What is counted.
     pub fn metrics(&self) -> &Metrics {
         &self.metrics
+    }
+
+    /// What begins spans.
+    pub(crate) fn tracer(&self) -> &Tracer {
+        &self.tracer
     }
 
     /// The same, to keep.
@@ -437,10 +446,10 @@ impl Gateway {
 
     // --- commands ---
 
-    /// Carries a command out. When it answers, it is done.
-    pub async fn execute(&self, command: Command) -> Result<Reply, Failure> {
+    /// Carries a command out, as a step of a trace, if there is one. When it answers, it is done.
+    pub async fn execute(&self, command: Command, trace: Option<&Context>) -> Result<Reply, Failure> {
         let op = command.name();
-        let result = Box::pin(self.carry_out(command)).await;
+        let result = Box::pin(self.carry_out(command, trace)).await;
         self.count(op, &result);
         result
     }
@@ -450,13 +459,13 @@ impl Gateway {
         self.metrics.commands.get_or_create(&Outcome { op, outcome }).inc();
     }
 
-    async fn carry_out(&self, command: Command) -> Result<Reply, Failure> {
+    async fn carry_out(&self, command: Command, trace: Option<&Context>) -> Result<Reply, Failure> {
         let names = Names::of(&command);
         let query = match Job::of(command) {
-            Ok(job) => return self.do_job(job?, names).await,
+            Ok(job) => return self.do_job(job?.of_trace(trace), names).await,
             Err(query) => query,
         };
-        let query = match Box::pin(self.about_tasks(query)).await {
+        let query = match Box::pin(self.about_tasks(query, trace)).await {
             Ok(done) => return done,
             Err(query) => *query,
         };
@@ -576,8 +585,7 @@ impl Gateway {
 
     /// Sends a message that is no more than a message.
     async fn send(&self, to: Target, message: Message) -> Result<(), Failure> {
-        let (binary, except, confirm) = (message.is_binary(), None, false);
-        self.send_job(Job { part: Part::Send { to, except, binary, confirm }, message: Some(message) }).await.map(drop)
+        self.send_job(Job::send(to, None, message, false)).await.map(drop)
     }
 
     /// Sends a message to all who are meant.
@@ -586,8 +594,8 @@ impl Gateway {
             let done = self.finish(self.begin(job).await?, Instant::now() + ASK_TIME).await?;
             return Ok(Delivered { nodes: u64::from(!done.held.is_empty()), held: done.held, clients: done.clients });
         };
-        let Part::Send { to, except, binary, confirm } = &job.part else { return Ok(Delivered::default()) };
-        let (plain, confirm) = (except.is_none(), *confirm);
+        let Part::Send { to, except, binary, confirm, trace } = &job.part else { return Ok(Delivered::default()) };
+        let (plain, confirm) = (except.is_none() && trace.is_none(), *confirm);
         // Each node answers what it holds of many.
         let channel = match to {
             Target::All => Channel::Topic(Topic::All),
@@ -771,8 +779,19 @@ mod tests {
             let workers = Arc::new(Workers::new(config.php.workers, false, Arc::clone(&metrics)));
             let lan = LanAddress { ip: [127, 0, 0, 1].into(), port: 2900 };
             let (clients, time_zone) = (&config.clients, &config.time_zone);
-            let gateway =
-                Gateway::new(hub, cluster, lan, workers, clients, time_zone, false, metrics, monitor, standing);
+            let gateway = Gateway::new(
+                hub,
+                cluster,
+                lan,
+                workers,
+                clients,
+                time_zone,
+                false,
+                metrics,
+                monitor,
+                standing,
+                Tracer::default(),
+            );
 
             let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
             let (peer, accepted) =

@@ -20,6 +20,8 @@ use crate::hub::{Begun, Delivering, Except, Receipt, Shard, Single, Stopped, Tar
 use crate::id::{ClientId, Group, Uid};
 use crate::json::Invalid;
 use crate::message::{Close, Message};
+use crate::trace::otlp::SpanKind;
+use crate::trace::{Context, Span};
 
 /// What is to be done, with the message that belongs to it.
 #[derive(Debug, Clone)]
@@ -52,6 +54,9 @@ pub(super) enum Part {
         binary: bool,
         #[serde(default, skip_serializing_if = "std::ops::Not::not")]
         confirm: bool,
+        /// Where it was sent, if that is sampled.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        trace: Option<Context>,
     },
     Close {
         client_id: ClientId,
@@ -205,9 +210,17 @@ impl Job {
         }
     }
 
-    fn send(to: Target, except: Option<Arc<Except>>, message: Message, confirm: bool) -> Self {
+    pub(super) fn send(to: Target, except: Option<Arc<Except>>, message: Message, confirm: bool) -> Self {
         let binary = message.is_binary();
-        Self { part: Part::Send { to, except, binary, confirm }, message: Some(message) }
+        Self { part: Part::Send { to, except, binary, confirm, trace: None }, message: Some(message) }
+    }
+
+    /// The same, as a step of a trace, if there is one and it is a send.
+    pub(super) fn of_trace(mut self, trace: Option<&Context>) -> Self {
+        if let Part::Send { trace: place, .. } = &mut self.part {
+            *place = trace.cloned();
+        }
+        self
     }
 
     /// The job as it is said to other nodes: its part in JSON, and the bytes of its message; neither larger than they take.
@@ -268,7 +281,7 @@ fn except(clients: Option<command::List<ClientId>>, uids: Option<command::List<U
 
 /// A job that is in the shards' inboxes.
 pub(super) enum Started {
-    Delivering(Delivering),
+    Delivering(Delivering, Option<Span>),
     /// Whether the target is here.
     Closing(Begun<(bool, Receipt)>),
     /// When it is known whether the client is the later one.
@@ -293,9 +306,12 @@ impl Gateway {
     pub(super) async fn begin(&self, job: Job) -> Result<Started, Stopped> {
         let Job { part, message } = job;
         Ok(match part {
-            Part::Send { to, except, confirm, .. } => {
+            Part::Send { to, except, confirm, trace, .. } => {
                 let message = message.unwrap_or_else(|| Message::text(""));
-                Started::Delivering(self.hub.begin_delivery(to, except, message, confirm).await?)
+                let span = trace.and_then(|trace| self.delivers(&to, &trace));
+                // It says how many took it.
+                let confirm = confirm || span.is_some();
+                Started::Delivering(self.hub.begin_delivery(to, except, message, confirm).await?, span)
             }
             Part::Close { client_id, close, .. } => Started::Closing(
                 self.hub
@@ -364,12 +380,32 @@ impl Gateway {
         })
     }
 
+    /// The span of a delivery; it names nobody.
+    fn delivers(&self, to: &Target, trace: &Context) -> Option<Span> {
+        let mut span = self.tracer.begin(SpanKind::Consumer, format_args!("deliver"), Some(trace))?;
+        let (target, count) = match to {
+            Target::All => ("all", 1),
+            Target::Clients(ids) => ("client", ids.len()),
+            Target::Uids(uids) => ("uid", uids.len()),
+            Target::Groups(groups) => ("group", groups.len()),
+        };
+        span.set("messaging.system", "moongate");
+        span.set("messaging.operation.name", "deliver");
+        span.set("messaging.operation.type", "process");
+        span.set("moongate.target", target);
+        span.set("moongate.targets", count as u64);
+        Some(span)
+    }
+
     /// Waits until a job is done: applied, in Redis, and subscribed to.
     pub(super) async fn finish(&self, started: Started, deadline: Instant) -> Result<Done, Failure> {
         let mut done = Done::default();
         match started {
-            Started::Delivering(delivering) => {
+            Started::Delivering(delivering, span) => {
                 let delivered = delivering.done().await?;
+                if let Some(mut span) = span {
+                    span.set("moongate.clients", delivered.clients);
+                }
                 done.held = delivered.held;
                 done.clients = delivered.clients;
             }

@@ -2,38 +2,67 @@
 //! `GatewayWorker`'s manual.
 
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::body::Bytes;
 use axum::extract::rejection::{BytesRejection, PathRejection};
-use axum::extract::{Path, State};
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::extract::{FromRef, FromRequestParts, Path, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 
 use crate::command::{Command, Operation, ParseError};
 use crate::gateway::Gateway;
 use crate::json::{self, Invalid};
 use crate::outcome::{Outcome, Problem, line};
+use crate::trace::otlp::SpanKind;
+use crate::trace::{Context, Span};
+
+/// The place in a trace at which a request was made, where traces are wanted.
+pub(super) struct Parent(Option<Context>);
+
+impl<S: Send + Sync> FromRequestParts<S> for Parent
+where
+    Arc<Gateway>: FromRef<S>,
+{
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Infallible> {
+        Ok(Self(Arc::<Gateway>::from_ref(state).tracer().parent(&parts.headers)))
+    }
+}
 
 /// `POST /api/<op>`
 pub(super) async fn run(
     State(gateway): State<Arc<Gateway>>,
     op: Result<Path<String>, PathRejection>,
+    Parent(parent): Parent,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     // The name first: an unknown one is 404 whatever its body is.
     let op = op.map_or_else(|_| String::new(), |Path(op)| op);
     let op = Operation::find(&op).map_err(ParseError::from)?;
-    let body = whole(body)?;
-    let fields = if body.trim_ascii().is_empty() { Vec::new() } else { json::fields(&body)? };
-    answer(gateway, Command::parse(op.name, &fields)?).await
+    let mut span = gateway.tracer().begin(SpanKind::Server, format_args!("POST /api/{}", op.name), parent.as_ref());
+    let answered = async {
+        let body = whole(body)?;
+        let fields = if body.trim_ascii().is_empty() { Vec::new() } else { json::fields(&body)? };
+        answer(gateway, Command::parse(op.name, &fields)?, span.as_ref()).await
+    };
+    let answered = answered.await;
+    if let Some(span) = &mut span {
+        describe(span, "POST", &format!("/api/{}", op.name), op.name, &answered);
+    }
+    answered
 }
 
 /// `/?method=<op>&args[]=…`, the arguments in the query or in a form body.
 pub(super) async fn run_method(
     gateway: Arc<Gateway>,
+    method: &Method,
     query: &str,
     headers: &HeaderMap,
+    Parent(parent): Parent,
     body: Result<Bytes, BytesRejection>,
 ) -> Result<Response, Problem> {
     let body = whole(body)?;
@@ -42,7 +71,33 @@ pub(super) async fn run_method(
         .is_some_and(|kind| kind.as_bytes().starts_with(b"application/x-www-form-urlencoded"));
     let form = if is_form { &body[..] } else { b"" };
     let (op, fields) = positional(query.as_bytes(), form)?;
-    answer(gateway, Command::parse(op.name, &json::fields(fields.as_bytes())?)?).await
+    let mut span = gateway.tracer().begin(SpanKind::Server, format_args!("{method} /"), parent.as_ref());
+    let answered = async {
+        let command = Command::parse(op.name, &json::fields(fields.as_bytes())?)?;
+        answer(gateway, command, span.as_ref()).await
+    };
+    let answered = answered.await;
+    if let Some(span) = &mut span {
+        describe(span, method.as_str(), "/", op.name, &answered);
+    }
+    answered
+}
+
+/// What a request's span says of it. Its query may have names in it, and stays out.
+fn describe(span: &mut Span, method: &str, path: &str, op: &'static str, answered: &Result<Response, Problem>) {
+    span.set("http.request.method", method);
+    span.set("http.route", path);
+    span.set("url.path", path);
+    span.set("url.scheme", "http");
+    span.set("moongate.op", op);
+    let status = answered.as_ref().map_or_else(|problem| problem.status, |response| response.status().as_u16());
+    span.set("http.response.status_code", u64::from(status));
+    match answered {
+        Ok(_) => {}
+        // A mistake of whoever asks is none of ours.
+        Err(problem) if problem.status < 500 => span.set("error.type", problem.code),
+        Err(problem) => span.fail(problem.code),
+    }
 }
 
 fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
@@ -57,11 +112,12 @@ fn whole(body: Result<Bytes, BytesRejection>) -> Result<Bytes, Problem> {
 }
 
 /// What has several steps runs in a task of its own: a caller that hangs up in the middle leaves nothing half done.
-async fn answer(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
+async fn answer(gateway: Arc<Gateway>, command: Command, span: Option<&Span>) -> Result<Response, Problem> {
+    let trace = span.map(|span| span.context().clone());
     match command {
-        Command::Batch(_) => own_task(run_to_end(gateway, command)).await,
-        Command::BindUid(ref bind) if bind.single => own_task(run_to_end(gateway, command)).await,
-        _ => run_to_end(gateway, command).await,
+        Command::Batch(_) => own_task(run_to_end(gateway, command, trace)).await,
+        Command::BindUid(ref bind) if bind.single => own_task(run_to_end(gateway, command, trace)).await,
+        _ => run_to_end(gateway, command, trace).await,
     }
 }
 
@@ -69,8 +125,8 @@ async fn own_task(work: impl Future<Output = Result<Response, Problem>> + Send +
     tokio::spawn(work).await.unwrap_or_else(|_| Err(Problem::internal()))
 }
 
-async fn run_to_end(gateway: Arc<Gateway>, command: Command) -> Result<Response, Problem> {
-    let outcome = Outcome::of(&gateway, command).await?;
+async fn run_to_end(gateway: Arc<Gateway>, command: Command, trace: Option<Context>) -> Result<Response, Problem> {
+    let outcome = Outcome::of(&gateway, command, trace.as_ref()).await?;
     Ok(([(header::CONTENT_TYPE, HeaderValue::from_static("application/json"))], line(&outcome)).into_response())
 }
 

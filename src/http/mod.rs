@@ -105,6 +105,7 @@ async fn root(
     method: Method,
     headers: HeaderMap,
     RawQuery(query): RawQuery,
+    parent: api::Parent,
     body: Result<Bytes, BytesRejection>,
 ) -> Response {
     let query = query.unwrap_or_default();
@@ -113,7 +114,8 @@ async fn root(
             return Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", "?method= takes GET or POST")
                 .into_response();
         }
-        return api::run_method(Arc::clone(&shared.api.gateway), &query, &headers, body).await.into_response();
+        let gateway = Arc::clone(&shared.api.gateway);
+        return api::run_method(gateway, &method, &query, &headers, parent, body).await.into_response();
     }
     let mut page = Html(shared.page.to_string()).into_response();
     page.headers_mut().insert(header::X_FRAME_OPTIONS, HeaderValue::from_static("DENY"));

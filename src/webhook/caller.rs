@@ -15,6 +15,8 @@ use tokio::time::timeout;
 
 use crate::command::Value;
 use crate::config::WebhookConfig;
+use crate::trace::otlp::SpanKind;
+use crate::trace::{Context, Span, TRACEPARENT, TRACESTATE, Tracer};
 
 /// What an answer may take, but for that to `connect`, which has its own setting.
 pub const ANSWER: Duration = Duration::from_secs(10);
@@ -26,7 +28,11 @@ const MAX_ANSWER: usize = 1 << 20;
 pub struct Caller {
     client: Client,
     url: SecretString,
+    /// Of the URL, what spans may say.
+    host: String,
+    port: u64,
     key: Option<hmac::Key>,
+    tracer: Tracer,
 }
 
 /// It took what it was told, and wants these commands run.
@@ -34,6 +40,8 @@ pub struct Caller {
 pub struct Accepted {
     /// Each as in a batch.
     pub commands: Vec<Value>,
+    /// The step of a trace in which it was called, if there is one.
+    pub trace: Option<Context>,
 }
 
 /// It did not.
@@ -73,20 +81,51 @@ struct Answer {
 
 impl Caller {
     /// For the settings' URL.
-    pub fn new(config: &WebhookConfig) -> Result<Arc<Self>, reqwest::Error> {
+    pub fn new(config: &WebhookConfig, tracer: Tracer) -> Result<Arc<Self>, reqwest::Error> {
         let client = Client::builder().redirect(Policy::none()).no_proxy().connect_timeout(ANSWER / 2).build()?;
         let key =
             config.secret.as_ref().map(|secret| hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes()));
-        Ok(Arc::new(Self { client, url: config.url.clone(), key }))
+        // It was checked.
+        let url = reqwest::Url::parse(config.url.expose_secret()).ok();
+        let host = url.as_ref().and_then(reqwest::Url::host_str).unwrap_or_default().to_owned();
+        let port = url.and_then(|url| url.port_or_known_default()).unwrap_or_default().into();
+        Ok(Arc::new(Self { client, url: config.url.clone(), host, port, key, tracer }))
     }
 
-    /// Posts a JSON body.
-    pub async fn call(&self, body: Bytes, within: Duration) -> Result<Accepted, Refused> {
-        let answered = timeout(within, self.post(body)).await;
-        answered.unwrap_or_else(|_| Err(Refused::NoAnswer(format!("within {} s", within.as_secs_f32()))))
+    /// Posts an event's JSON body.
+    pub async fn call(
+        &self,
+        event: &'static str,
+        body: Bytes,
+        within: Duration,
+        parent: Option<&Context>,
+    ) -> Result<Accepted, Refused> {
+        let mut span = self.begins(event, parent);
+        let answered = timeout(within, self.post(body, span.as_mut())).await;
+        let mut answered =
+            answered.unwrap_or_else(|_| Err(Refused::NoAnswer(format!("within {} s", within.as_secs_f32()))));
+        if let Some(span) = &mut span {
+            match &mut answered {
+                Ok(accepted) => accepted.trace = Some(span.context().clone()),
+                Err(Refused::Status(status)) => span.fail(&status.to_string()),
+                Err(Refused::Unreachable(_)) => span.fail("unreachable"),
+                Err(Refused::NoAnswer(_)) => span.fail("no_answer"),
+            }
+        }
+        answered
     }
 
-    async fn post(&self, body: Bytes) -> Result<Accepted, Refused> {
+    /// The span of a call; of the URL it says no more than where it leads.
+    fn begins(&self, event: &'static str, parent: Option<&Context>) -> Option<Span> {
+        let mut span = self.tracer.begin(SpanKind::Client, format_args!("POST"), parent)?;
+        span.set("http.request.method", "POST");
+        span.set("server.address", self.host.as_str());
+        span.set("server.port", self.port);
+        span.set("moongate.event", event);
+        Some(span)
+    }
+
+    async fn post(&self, body: Bytes, span: Option<&mut Span>) -> Result<Accepted, Refused> {
         let mut request = self
             .client
             .post(self.url.expose_secret())
@@ -95,8 +134,17 @@ impl Caller {
         if let Some(key) = &self.key {
             request = request.header("Moongate-Signature", sign(key, jiff::Timestamp::now().as_second(), &body));
         }
+        if let Some(trace) = span.as_ref().map(|span| span.context()) {
+            request = request.header(TRACEPARENT, trace.traceparent());
+            if !trace.tracestate().is_empty() {
+                request = request.header(TRACESTATE, trace.tracestate());
+            }
+        }
         let response = request.body(body).send().await.map_err(|error| no_answer(&error))?;
         let status = response.status();
+        if let Some(span) = span {
+            span.set("http.response.status_code", u64::from(status.as_u16()));
+        }
         if !status.is_success() {
             return Err(Refused::Status(status.as_u16()));
         }
@@ -130,7 +178,7 @@ pub(crate) fn accepted(body: &[u8]) -> Accepted {
         return Accepted::default();
     }
     match serde_json::from_slice(body) {
-        Ok(Answer { commands }) => Accepted { commands },
+        Ok(Answer { commands }) => Accepted { commands, trace: None },
         Err(error) => {
             tracing::warn!(%error, "the webhook's answer cannot be read");
             Accepted::default()

@@ -91,8 +91,8 @@ impl Webhook {
         let (room, what) = (Room::default(), What::Connect(request));
         let body = Event { about: about.clone(), uid: None, what, room }.to_json();
         let consent = |commands| Consent::new(Arc::clone(&self.events), about, commands);
-        let commands = match self.call(body, within).await {
-            Ok(Accepted { commands }) => commands,
+        let commands = match self.call(Kind::Connect.name(), body, within).await {
+            Ok(Accepted { commands, .. }) => commands,
             Err(Refused::Status(status @ (401 | 403))) => {
                 return Err(NotAdmitted::Refused(StatusCode::from_u16(status).unwrap_or(StatusCode::FORBIDDEN)));
             }
@@ -109,10 +109,10 @@ impl Webhook {
         Ok(consent(commands))
     }
 
-    async fn call(&self, body: bytes::Bytes, within: Duration) -> Result<Accepted, Refused> {
+    async fn call(&self, event: &'static str, body: bytes::Bytes, within: Duration) -> Result<Accepted, Refused> {
         let started = Instant::now();
         self.metrics.webhook_in_flight.inc();
-        let result = self.caller.call(body, within).await;
+        let result = self.caller.call(event, body, within, None).await;
         self.metrics.webhook_in_flight.dec();
         self.metrics.webhook_seconds.observe(started.elapsed().as_secs_f64());
         let outcome = match &result {
@@ -252,11 +252,11 @@ impl Teller {
         let (webhook, gateway) = (Arc::clone(&self.webhook), Arc::clone(&self.gateway));
         match &mut item.errand {
             Errand::Tell(event) => {
-                let body = event.to_json();
+                let (kind, body) = (event.what.kind().name(), event.to_json());
                 self.calls.spawn(async move {
-                    let called = webhook.call(body, ANSWER).await;
-                    if let Ok(Accepted { commands }) = &called {
-                        gateway.run_answered(commands).await;
+                    let called = webhook.call(kind, body, ANSWER).await;
+                    if let Ok(Accepted { commands, trace }) = &called {
+                        gateway.run_answered(commands, trace.as_ref()).await;
                     }
                     (client, called.map(drop))
                 });
@@ -264,7 +264,7 @@ impl Teller {
             Errand::Run(_, commands) => {
                 let commands = std::mem::take(commands);
                 self.calls.spawn(async move {
-                    gateway.run_answered(&commands).await;
+                    gateway.run_answered(&commands, None).await;
                     (client, Ok(()))
                 });
             }

@@ -46,6 +46,7 @@ mod streams;
 mod tasks;
 mod tls;
 mod top;
+mod traces;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
 mod world;

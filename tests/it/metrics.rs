@@ -13,7 +13,7 @@ const RULES: &str = "deploy/alerts.yml";
 const OPERATING: [&str; 2] = ["docs/operating.md", "docs/operating.zh-CN.md"];
 
 /// Where each series by reason gets its reasons: in the brackets that these open in a file.
-const REASONS: [(&str, &[(&str, &str)]); 7] = [
+const REASONS: [(&str, &[(&str, &str)]); 8] = [
     (
         "moongate_handshakes_refused_total",
         &[("edge/mod.rs", "refuse("), ("edge/handshake.rs", "refuse("), ("edge/handshake.rs", "not_now(")],
@@ -32,6 +32,7 @@ const REASONS: [(&str, &[(&str, &str)]); 7] = [
     ),
     ("moongate_php_ignored_total", &[("php/commands.rs", "ignored("), ("php/commands.rs", "Reason {")]),
     ("moongate_php_events_lost_total", &[("php/workers.rs", "lost(")]),
+    ("moongate_spans_dropped_total", &[("trace/otlp.rs", "dropped(")]),
     ("moongate_events_lost_total", &[("event.rs", "lost("), ("webhook/mod.rs", "lost("), ("hub/journal.rs", "lost(")]),
 ];
 
@@ -42,7 +43,7 @@ fn read(file: &str) -> String {
 /// What `/metrics` shows when each series has something to show: one with labels is not there before.
 fn everything() -> String {
     let all = Metrics::new();
-    for family in [&all.refused, &all.closed, &all.php_refused, &all.php_ignored] {
+    for family in [&all.refused, &all.closed, &all.php_refused, &all.php_ignored, &all.spans_dropped] {
         drop(family.get_or_create(&Reason { reason: "" }));
     }
     for family in [&all.bus_published, &all.bus_publish_errors, &all.bus_heard] {

@@ -14,6 +14,7 @@ use crate::command::{AddTask, Added, Command, Limit, ListTasks, Reply};
 use crate::json::Invalid;
 use crate::metrics::Metrics;
 use crate::task::{Ending, Fields, Taken, Task, When, Work};
+use crate::trace::Context;
 use memory::Memory;
 
 /// The tasks of a page where that is not said.
@@ -41,9 +42,12 @@ impl Queue {
         Self { place, has_webhook, metrics: Arc::clone(metrics) }
     }
 
-    async fn add(&self, mut add: AddTask) -> Result<String, Failure> {
+    async fn add(&self, mut add: AddTask, trace: Option<&Context>) -> Result<String, Failure> {
         let entry = add.entry.take();
-        let fields = Fields::from(add);
+        let mut fields = Fields::from(add);
+        if let Some(trace) = trace {
+            fields.carry(trace);
+        }
         let task = Task::read(&fields, None)?;
         if matches!(task.work, Work::Webhook(_)) && !self.has_webhook {
             return Err(Invalid::field("webhook", "needs MOONGATE_WEBHOOK_URL to be set").into());
@@ -122,11 +126,15 @@ impl Gateway {
     }
 
     /// A command about tasks; as it was, if it is none.
-    pub(super) async fn about_tasks(&self, command: Command) -> Result<Result<Reply, Failure>, Box<Command>> {
+    pub(super) async fn about_tasks(
+        &self,
+        command: Command,
+        trace: Option<&Context>,
+    ) -> Result<Result<Reply, Failure>, Box<Command>> {
         let queue = &self.queue;
         let flag = |done: Result<bool, Unavailable>| Ok(Reply::Flag(done?));
         Ok(match command {
-            Command::AddTask(c) => queue.add(c).await.map(|id| Reply::Added(Added { id })),
+            Command::AddTask(c) => queue.add(c, trace).await.map(|id| Reply::Added(Added { id })),
             Command::CancelTask(c) => match &queue.place {
                 Place::Redis(tasks) => flag(tasks.cancel(&c.id, c.entry.as_deref()).await),
                 Place::Memory(memory) => memory.cancel(&c.id).map(Reply::Flag),
