@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use moongate::access::Tokens;
 use moongate::check::EXIT_SETTINGS;
 use moongate::config::{CallerConfig, Config, LogConfig, LogFormat};
 use moongate::server::{Ended, Server, StartError};
@@ -91,6 +92,11 @@ fn with_runtime(work: impl Future<Output = ExitCode>) -> ExitCode {
 
 async fn serve(config: Config) -> ExitCode {
     let tls = config.tls.is_some();
+    if config.clients.tokens.as_ref().is_some_and(Tokens::is_weak) {
+        tracing::warn!(
+            "MOONGATE_JWT_SECRET is shorter than 32 bytes: whoever has one token can guess it, and be any uid"
+        );
+    }
     let stop = CancellationToken::new();
     let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),

@@ -5,8 +5,10 @@
 //! | `keys` | every key and channel, one table |
 //! | `redis` | connections, commands, errors |
 //! | `sentinel` | who says where Redis is, where that may change |
+//! | `slots` | Redis Cluster: which master has which keys and channels |
 //! | `envelope` | what nodes say to each other |
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
+//! | `listeners` | the same on Redis Cluster, at each master |
 //! | `post` | what is said to single nodes, together where it can be |
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
@@ -25,11 +27,13 @@ mod envelope;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keys;
+mod listeners;
 mod members;
 mod php;
 mod post;
 mod redis;
 mod sentinel;
+mod slots;
 mod tasks;
 
 use std::collections::HashMap;
@@ -373,7 +377,7 @@ impl Cluster {
         let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
         hub.events().set_origin(Origin { node: node_id.clone(), run: run.clone() });
         let shared = Arc::new(Shared {
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.prefix, matches!(address, Address::Cluster(_))),
             link: Link::default(),
             metrics: Arc::clone(metrics),
             clock: Clock::default(),
@@ -383,6 +387,9 @@ impl Cluster {
             monitor: Arc::clone(monitor),
             standing: Arc::clone(standing),
         });
+        if matches!(address, Address::Cluster(_)) {
+            hub.others().topics.follow_clients();
+        }
         let (post, letters) = Post::new();
         let (bus, inbox) = Bus::new(Arc::clone(&shared), post);
         let (bus, stop) = (Arc::new(bus), CancellationToken::new());
