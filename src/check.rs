@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use serde_json::json;
 
+use crate::access::Tokens;
 use crate::cluster::{self, Finding, Level};
 use crate::config::{Config, RegisterListen};
 use crate::edge::tls::Certificates;
@@ -42,6 +43,10 @@ pub async fn run(config: &Config, as_json: bool) -> ExitCode {
             }
         },
     };
+    if config.clients.tokens.as_ref().is_some_and(Tokens::is_weak) {
+        let words = "shorter than 32 bytes: whoever has one token can guess it, and be any uid";
+        findings.push(Finding::advice("JWT_SECRET", words));
+    }
     findings.extend(machine(config));
     let is_good = findings.iter().all(|finding| finding.level != Level::Error);
     let mut stdout = std::io::stdout();

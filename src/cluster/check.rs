@@ -79,14 +79,11 @@ pub async fn check(config: &ClusterConfig) -> Result<(String, Vec<Finding>), Ref
         (Address::Sentinels(sentinels), Some(place)) => {
             format!("Redis answers: {place} is the master {}", sentinels.service())
         }
-        (Address::Cluster(_), _) => format!("Redis answers: a Cluster of {} masters", connection.apart().len()),
+        (Address::Cluster(_), _) => format!("Redis answers: a Cluster of {} masters", connection.servers()),
         _ => "Redis answers".to_owned(),
     };
-    let look = Look {
-        connection,
-        keys: Keys::new(&config.prefix, matches!(address, Address::Cluster(_))),
-        prefix: &config.prefix,
-    };
+    let is_cluster = matches!(address, Address::Cluster(_));
+    let look = Look { connection, keys: Keys::new(&config.prefix, is_cluster), prefix: &config.prefix };
     match look.around().await {
         Ok(findings) => Ok((place, findings)),
         Err(error) => Err(Refused { variable: "MOONGATE_REDIS_URL", why: error.to_string() }),
@@ -101,23 +98,19 @@ struct Look<'a> {
 
 impl Look<'_> {
     async fn around(&self) -> Result<Vec<Finding>, RedisError> {
-        let mut findings = Vec::new();
+        let mut of_servers = Vec::new();
         for server in self.connection.apart() {
-            let found = Self::at(&server).await?;
-            let place = server.place().filter(|_| self.keys.are_sharded());
-            findings.extend(found.into_iter().map(|finding| match &place {
-                Some(place) => Finding { words: format!("{place}: {}", finding.words), ..finding },
-                None => finding,
-            }));
+            let place = server.place().map(|place| place.to_string()).unwrap_or_default();
+            of_servers.push((place, self.at(&server).await?));
         }
-        findings.extend(self.rights().await?);
+        let mut findings = together(of_servers);
         findings.extend(self.types().await?);
         findings.extend(self.nodes().await?);
         Ok(findings)
     }
 
-    /// What is found at one server.
-    async fn at(server: &Connection) -> Result<Vec<Finding>, RedisError> {
+    /// Looks at one server.
+    async fn at(&self, server: &Connection) -> Result<Vec<Finding>, RedisError> {
         let info = server.call(Command::info("default")).await?.text().unwrap_or_default();
         let info = Info::read(&info);
         let names = ["client-output-buffer-limit", "timeout", "appendfsync", "save"];
@@ -129,41 +122,21 @@ impl Look<'_> {
                 Err(error) => settings.refusal = Some(error.to_string()),
             }
         }
-        let mut findings = vec![info.server(), Self::round_trip(server).await?, info.policy(), info.memory()];
+        let mut findings = vec![info.server(), round_trip(server).await?, info.policy(), info.memory()];
         findings.push(info.persistence(&settings));
         findings.extend(info.last_save());
         findings.extend(settings.buffers());
         findings.extend(settings.timeout());
         findings.extend(info.connections());
+        findings.extend(self.rights(server).await?);
         Ok(findings)
     }
 
-    async fn round_trip(server: &Connection) -> Result<Finding, RedisError> {
-        let mut trips = Vec::new();
-        for _ in 0..TRIPS {
-            let asked = Instant::now();
-            server.call(Command::client("ID")).await?;
-            trips.push(asked.elapsed());
-        }
-        trips.sort_unstable();
-        let trip = trips.get(TRIPS / 2).copied().unwrap_or_default();
-        let words = format!("{:.2} ms", trip.as_secs_f64() * 1000.0);
-        Ok(if trip > FAR {
-            Finding::advice(
-                "round trip",
-                format!("{words}: each change takes several of them; Redis belongs near the nodes"),
-            )
-        } else {
-            Finding::ok("round trip", words)
-        })
-    }
-
     /// Whether this user may do what a node does. Redis tells from 7.0 on, and tries nothing for it.
-    async fn rights(&self) -> Result<Option<Finding>, RedisError> {
-        let more = if self.keys.are_sharded() { NEEDED_ON_CLUSTER } else { &[] };
-        let commands = NEEDED.iter().chain(more).map(|command| command.replace('%', self.prefix));
-        let asked = Command::script(RIGHTS, []).args(commands);
-        let mut reply = match self.connection.call(asked).await {
+    async fn rights(&self, server: &Connection) -> Result<Option<Finding>, RedisError> {
+        let channels = if self.keys.are_sharded() { CLUSTER } else { CHANNELS };
+        let commands = channels.iter().chain(NEEDED).map(|command| command.replace('%', self.prefix));
+        let mut reply = match server.call(Command::script(RIGHTS, []).args(commands)).await {
             Ok(reply) => reply.list().into_iter(),
             Err(error @ RedisError::Refused { .. }) => {
                 return Ok(Some(Finding::error("MOONGATE_REDIS_URL", format!("nodes work with scripts: {error}"))));
@@ -234,6 +207,46 @@ impl Look<'_> {
         };
         Ok(Some(Finding::ok("nodes", words)))
     }
+}
+
+async fn round_trip(server: &Connection) -> Result<Finding, RedisError> {
+    let mut trips = Vec::new();
+    for _ in 0..TRIPS {
+        let asked = Instant::now();
+        server.call(Command::client("ID")).await?;
+        trips.push(asked.elapsed());
+    }
+    trips.sort_unstable();
+    let trip = trips.get(TRIPS / 2).copied().unwrap_or_default();
+    let words = format!("{:.2} ms", trip.as_secs_f64() * 1000.0);
+    Ok(if trip > FAR {
+        Finding::advice(
+            "round trip",
+            format!("{words}: each change takes several of them; Redis belongs near the nodes"),
+        )
+    } else {
+        Finding::ok("round trip", words)
+    })
+}
+
+/// What was found on all servers is said once, and of other things where they were found.
+fn together(of_servers: Vec<(String, Vec<Finding>)>) -> Vec<Finding> {
+    let all = of_servers.len();
+    let mut found: Vec<(Finding, Vec<String>)> = Vec::new();
+    for (place, findings) in of_servers {
+        for finding in findings {
+            match found.iter_mut().find(|(other, _)| *other == finding) {
+                Some((_, places)) => places.push(place.clone()),
+                None => found.push((finding, vec![place.clone()])),
+            }
+        }
+    }
+    let said = found.into_iter().map(|(finding, places)| {
+        let words =
+            if places.len() == all { finding.words } else { format!("{}: {}", places.join(", "), finding.words) };
+        Finding { words, ..finding }
+    });
+    said.collect()
 }
 
 /// What `INFO` says, by name.
@@ -427,19 +440,33 @@ if redis.acl_check_cmd then
 end
 return denied";
 
-/// What more it takes on a Cluster.
-const NEEDED_ON_CLUSTER: &[&str] = &["SPUBLISH %:all x", "SSUBSCRIBE %:all", "CLUSTER SLOTS", "ASKING"];
-
-/// Every command that nodes and their scripts give, once, and each kind of key and channel; `%` is the prefix. The first few
-/// are told where many are missing, so what tells of keys and channels is there.
-const NEEDED: &[&str] = &[
-    "HSET %:client:x f v",
-    "HSET {%:nodes}:runs f v",
+/// What nodes do with channels, of each kind; `%` is the prefix.
+const CHANNELS: &[&str] = &[
     "PUBLISH %:all x",
     "PUBLISH %.ask x",
     "SUBSCRIBE %:all",
     "SUBSCRIBE %.ask",
     "PSUBSCRIBE %:client:x*",
+    "PUBSUB NUMSUB %:all",
+    "UNSUBSCRIBE %:all",
+];
+
+/// The same on a Cluster, and what else there is.
+const CLUSTER: &[&str] = &[
+    "SPUBLISH %:all x",
+    "SPUBLISH %.ask x",
+    "SSUBSCRIBE %:all",
+    "SSUBSCRIBE %.ask",
+    "PUBSUB SHARDNUMSUB %:all",
+    "SUNSUBSCRIBE %:all",
+    "CLUSTER SLOTS",
+    "ASKING",
+];
+
+/// Every other command that nodes and their scripts give, once, and first each kind of key.
+const NEEDED: &[&str] = &[
+    "HSET %:client:x f v",
+    "HSET {%:nodes}:runs f v",
     "CLIENT ID",
     "CLIENT INFO",
     "CLIENT KILL ID 1",
@@ -462,7 +489,6 @@ const NEEDED: &[&str] = &[
     "LLEN {%:tasks}:x",
     "LRANGE {%:tasks}:x 0 1",
     "PEXPIRE {%:nodes}:swept 1",
-    "PUBSUB NUMSUB %:all",
     "RPUSH %:reply:x x",
     "SADD %:uid:x:clients x",
     "SCARD %:uid:x:clients",
@@ -472,7 +498,6 @@ const NEEDED: &[&str] = &[
     "SSCAN %:uid:x:clients 0",
     "TIME",
     "UNLINK %:client:x",
-    "UNSUBSCRIBE %:all",
     "XACK %:tasks g 0-1",
     "XADD %:events * f v",
     "XCLAIM %:tasks g c 1 0-1",
@@ -601,6 +626,18 @@ mod tests {
     }
 
     #[test]
+    fn what_is_so_on_all_servers_is_said_once() {
+        let [aof, no_aof] = [Finding::ok("appendonly", "yes"), Finding::advice("appendonly", "no")];
+        let version = Finding::ok("server", "Redis 7.0.15");
+        let of = |place: &str, aof: &Finding| (place.to_owned(), vec![version.clone(), aof.clone()]);
+        let found = together(vec![of("a:1", &aof), of("b:1", &no_aof), of("c:1", &aof)]);
+        assert_eq!(
+            found,
+            [version, Finding::ok("appendonly", "a:1, c:1: yes"), Finding::advice("appendonly", "b:1: no")]
+        );
+    }
+
+    #[test]
     fn a_right_that_a_node_needs_is_an_error_and_one_that_it_can_do_without_is_advice() {
         let [kill, add] = ["CLIENT KILL ID 1", "XADD mg:events * f v"].map(str::to_owned);
         assert_eq!(rights(std::slice::from_ref(&kill)).level, Level::Advice);
@@ -625,8 +662,8 @@ mod tests {
         // How it asks itself, what only this asks, and what sentinels are asked.
         given.retain(|name| !["EVAL", "CONFIG", "TYPE", "SENTINEL"].contains(&name.as_str()));
         for name in given {
-            let mut needed = NEEDED.iter().chain(NEEDED_ON_CLUSTER);
-            assert!(needed.any(|command| command.split(' ').next() == Some(&name)), "{name}");
+            let mut asked = NEEDED.iter().chain(CHANNELS).chain(CLUSTER);
+            assert!(asked.any(|command| command.split(' ').next() == Some(&name)), "{name}");
         }
     }
 }

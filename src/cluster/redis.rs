@@ -654,10 +654,15 @@ impl Connection {
         self.sockets.first().and_then(Socket::place)
     }
 
-    /// To each server that it leads to, one that leads there alone.
+    /// The same connection, to each of its servers by itself.
     pub(super) fn apart(&self) -> Vec<Self> {
-        let alone = |socket: &Socket| Self { sockets: [socket.clone()].into(), routes: None, ..self.clone() };
-        self.sockets.iter().map(alone).collect()
+        let to_one = |socket: &Socket| Self { sockets: [socket.clone()].into(), routes: None, ..self.clone() };
+        self.sockets.iter().map(to_one).collect()
+    }
+
+    /// How many servers it leads to.
+    pub(super) fn servers(&self) -> usize {
+        self.sockets.len()
     }
 
     fn client(&self) -> Result<&Client, RedisError> {

@@ -769,23 +769,22 @@ mod tests {
             let others = config.cluster.is_some().then(Others::default);
             let (hub, _shards) = Hub::start(1, None, &metrics, others, None, &events);
             let hub = Arc::new(hub);
-            let (monitor, standing): (_, Standing) =
-                (Arc::new(Monitor::new(&hub, &metrics)), Arc::new(|among_others| among_others));
-            let start =
-                |config| Cluster::start(&config, &hub, &metrics, &monitor, &standing, Box::new(|_| Ok(()))).unwrap();
-            let cluster = config.cluster.map(start);
+            let monitor = Arc::new(Monitor::new(&hub, &metrics));
+            let standing: Standing = Arc::new(|among_others| among_others);
+            let cluster = config.cluster.map(|config| {
+                Cluster::start(&config, &hub, &metrics, &monitor, &standing, Box::new(|_| Ok(()))).unwrap()
+            });
             let (cluster, _rest) =
                 cluster.map_or((None, None), |(cluster, told, tasks)| (Some(cluster), Some((told, tasks))));
             let workers = Arc::new(Workers::new(config.php.workers, false, Arc::clone(&metrics)));
             let lan = LanAddress { ip: [127, 0, 0, 1].into(), port: 2900 };
-            let (clients, time_zone) = (&config.clients, &config.time_zone);
             let gateway = Gateway::new(
                 hub,
                 cluster,
                 lan,
                 workers,
-                clients,
-                time_zone,
+                &config.clients,
+                &config.time_zone,
                 false,
                 metrics,
                 monitor,

@@ -462,6 +462,24 @@ async fn a_url_of_the_wrong_kind_is_refused_in_words_and_check_says_what_it_foun
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn check_says_once_what_is_so_on_all_masters_and_names_the_one_that_differs() {
+    let cluster = Cluster::start().await;
+    let other = cluster.servers[1].command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    assert_eq!(other, Reply::text("OK"));
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moongate"));
+    command.arg("check").env_clear().env("MOONGATE_REDIS_URL", cluster.url());
+    let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()), "{said}");
+    let count = |word: &str| said.lines().filter(|line| line.contains(word)).count();
+    for (word, lines) in [("  rights  ", 1), ("  timeout  ", 1), ("  maxmemory-policy  ", 2), ("  nodes  ", 1)] {
+        assert_eq!(count(word), lines, "{word}: {said}");
+    }
+    assert_eq!(count(&format!("{}: allkeys-lru: ", cluster.servers[1].address())), 1, "{said}");
+    assert!(said.ends_with(", Redis answers: a Cluster of 3 masters\n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_user_and_a_password_are_for_all_servers_and_shown_nowhere() {
     let cluster = Cluster::start_with(&["--requirepass", "hunter2", "--masterauth", "hunter2"]).await;
     let url = cluster.url().replace("redis-cluster://", "redis-cluster://:hunter2@");
