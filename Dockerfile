@@ -11,9 +11,11 @@ RUN apt-get update \
 ENV TARGET_CC=musl-gcc
 WORKDIR /src
 COPY . .
+# jemalloc takes pages to be as large as here, at the most; on arm64 there are kernels with 16 and with 64 KiB.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     target="$(uname -m)-unknown-linux-musl" \
+    && case $target in aarch64-*) export JEMALLOC_SYS_WITH_LG_PAGE=16 ;; esac \
     && cargo build --profile dist --locked --package moongate --features jemalloc --target "$target" \
     && cp "target/$target/dist/moongate" /moongate
 

@@ -4,6 +4,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use moongate::access::Tokens;
 use moongate::config::{CallerConfig, Config, LogConfig, LogFormat};
 use moongate::ctl;
 use moongate::server::{Ended, Server, StartError};
@@ -92,6 +93,11 @@ async fn check(config: &Config) -> ExitCode {
 
 async fn serve(config: Config) -> ExitCode {
     let tls = config.tls.is_some();
+    if config.clients.tokens.as_ref().is_some_and(Tokens::is_weak) {
+        tracing::warn!(
+            "MOONGATE_JWT_SECRET is shorter than 32 bytes: whoever has one token can guess it, and be any uid"
+        );
+    }
     let stop = CancellationToken::new();
     let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),

@@ -183,7 +183,7 @@ impl Metrics {
                 series
             }};
         }
-        Self {
+        let metrics = Self {
             clients: series!("clients", "Clients connected now"),
             uids: series!("uids", "Uids online now"),
             groups: series!("groups", "Groups with members now"),
@@ -257,7 +257,20 @@ impl Metrics {
             spans_exported: series!("spans_exported", "Spans of traces that the collector has taken"),
             spans_dropped: series!("spans_dropped", "Spans of traces that the collector has not taken, by reason"),
             registry,
+        };
+        // What must not be missed once is there from the start: Prometheus sees no increase to a first sample.
+        let lost = [
+            (&metrics.bus_lost, &["overload", "lagged", "late", "too_large", "invalid", "garbage", "unknown"][..]),
+            (&metrics.events_lost, &["memory", "too_old", "refused", "stopped", "node"]),
+            (&metrics.php_events_lost, &["slow_worker", "no_worker"]),
+            (&metrics.spans_dropped, &["full", "refused", "stopped"]),
+        ];
+        for (family, reasons) in lost {
+            for reason in reasons {
+                drop(family.get_or_create(&Reason { reason }));
+            }
         }
+        metrics
     }
 
     /// The page in the Prometheus text format.

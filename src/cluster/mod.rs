@@ -5,8 +5,10 @@
 //! | `keys` | every key and channel, one table |
 //! | `redis` | connections, commands, errors |
 //! | `sentinel` | who says where Redis is, where that may change |
+//! | `slots` | Redis Cluster: which master has which keys and channels |
 //! | `envelope` | what nodes say to each other |
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
+//! | `listeners` | the same on Redis Cluster, at each master |
 //! | `post` | what is said to single nodes, together where it can be |
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
@@ -23,11 +25,13 @@ mod envelope;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keys;
+mod listeners;
 mod members;
 mod php;
 mod post;
 mod redis;
 mod sentinel;
+mod slots;
 mod tasks;
 
 use std::collections::HashMap;
@@ -329,7 +333,7 @@ impl Cluster {
         let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
         hub.events().set_origin(Origin { node: node_id.clone(), run: run.clone() });
         let shared = Arc::new(Shared {
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.prefix, matches!(address, Address::Cluster(_))),
             link: Link::default(),
             metrics: Arc::clone(metrics),
             clock: Clock::default(),
@@ -337,6 +341,9 @@ impl Cluster {
             identity: RwLock::new(Arc::new(Identity { node_id, run, lan })),
             member: watch::Sender::new(false),
         });
+        if matches!(address, Address::Cluster(_)) {
+            hub.others().topics.follow_clients();
+        }
         let (post, letters) = Post::new();
         let (bus, inbox) = Bus::new(Arc::clone(&shared), post);
         let (bus, stop) = (Arc::new(bus), CancellationToken::new());
@@ -532,6 +539,7 @@ pub async fn check(config: &ClusterConfig) -> Result<String, Refused> {
         (Address::Sentinels(sentinels), Some(place)) => {
             format!("Redis answers: {place} is the master {}", sentinels.service())
         }
+        (Address::Cluster(_), _) => format!("Redis answers: a Cluster of {} masters", connection.servers()),
         _ => "Redis answers".to_owned(),
     })
 }
