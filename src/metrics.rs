@@ -266,6 +266,7 @@ impl Metrics {
             (&metrics.bus_lost, &["overload", "lagged", "late", "too_large", "invalid", "garbage", "unknown"][..]),
             (&metrics.events_lost, &["memory", "too_old", "refused", "stopped", "node"]),
             (&metrics.php_events_lost, &["slow_worker", "no_worker"]),
+            (&metrics.spans_dropped, &["full", "refused", "stopped"]),
         ];
         for (family, reasons) in lost {
             for reason in reasons {
