@@ -11,9 +11,11 @@ RUN apt-get update \
 ENV TARGET_CC=musl-gcc
 WORKDIR /src
 COPY . .
+# jemalloc takes pages to be as large as here, at the most; on arm64 there are kernels with 16 and with 64 KiB.
 RUN --mount=type=cache,target=/usr/local/cargo/registry \
     --mount=type=cache,target=/src/target \
     target="$(uname -m)-unknown-linux-musl" \
+    && case $target in aarch64-*) export JEMALLOC_SYS_WITH_LG_PAGE=16 ;; esac \
     && cargo build --profile dist --locked --package moongate --features jemalloc --target "$target" \
     && cp "target/$target/dist/moongate" /moongate
 
@@ -26,4 +28,8 @@ ENV MOONGATE_API_LISTEN=0.0.0.0:7273
 USER 65532:65532
 EXPOSE 7272 7273
 STOPSIGNAL SIGTERM
+# Ready, and not just alive: Docker and Compose restart nobody for it, but tell who waits for a node (`up --wait`,
+# `depends_on`) when it takes clients. One that has lost Redis together with all others stays ready. Kubernetes does not
+# look at this, and has a probe for each.
+HEALTHCHECK --interval=5s --timeout=3s --start-period=30s CMD ["/moongate", "check", "--ready"]
 ENTRYPOINT ["/moongate"]

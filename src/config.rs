@@ -706,7 +706,7 @@ impl Reader<'_> {
     }
 
     fn public_key(&mut self, text: &str) -> Option<Tokens> {
-        let takes = "takes an RSA (2048 bits or more), P-256 or Ed25519 public key in PEM, or the path of one, which begins with / or .";
+        let takes = "takes an RSA (2048 to 8192 bits), P-256 or Ed25519 public key in PEM, or the path of one, which begins with / or .";
         let is_path = text.starts_with(['/', '.']);
         let pem = if is_path { std::fs::read_to_string(text) } else { Ok(text.to_owned()) };
         let key = pem.map(|pem| Tokens::of_public_key(&pem));
@@ -941,8 +941,13 @@ fn redis_url(text: &str) -> Option<Option<SecretString>> {
         return Some(None);
     }
     if let Some((place, query)) = of_sentinels(text) {
-        let fits = names_a_service(query) && are_sentinels(place, query);
+        let fits = names_a_service(query) && are_servers(place, query);
         return fits.then(|| Some(text.to_owned().into()));
+    }
+    if let Some((place, query)) = of_a_cluster(text) {
+        // It has only one database.
+        let has_no_database = !place.rsplit_once('@').map_or(place, |(_, place)| place).contains('/');
+        return (has_no_database && are_servers(place, query)).then(|| Some(text.to_owned().into()));
     }
     let after = |scheme: &str| {
         let rest = text.strip_prefix(scheme)?;
@@ -969,10 +974,19 @@ fn redis_url_takes(text: &str) -> &'static str {
         Some(_) => {
             "takes redis-sentinel://host:port?sentinelServiceName=name&node=host:port, with a node= for each sentinel more; names or IPv4 addresses"
         }
+        None if of_a_cluster(text).is_some() => {
+            "takes redis-cluster://host:port?node=host:port, with a node= for each server more that may be asked; names or IPv4 addresses, no database"
+        }
         None => {
-            "takes redis://host:port, rediss://host:port, redis+unix:///path/to/socket or redis-sentinel://host:port?sentinelServiceName=name"
+            "takes redis://host:port, rediss://host:port, redis+unix:///path/to/socket, redis-sentinel://host:port?sentinelServiceName=name or redis-cluster://host:port"
         }
     }
+}
+
+/// Of a URL of a Cluster, what stands before and after the question mark, without the scheme.
+fn of_a_cluster(url: &str) -> Option<(&str, &str)> {
+    let rest = url.strip_prefix("redis-cluster://").or_else(|| url.strip_prefix("rediss-cluster://"))?;
+    Some(rest.split_once('?').unwrap_or((rest, "")))
 }
 
 /// Of a URL of sentinels, what stands before and after the question mark, without the scheme.
@@ -985,8 +999,8 @@ fn names_a_service(query: &str) -> bool {
     query.split('&').any(|pair| pair.strip_prefix("sentinelServiceName=").is_some_and(|name| !name.is_empty()))
 }
 
-/// Whether the first sentinel, a database and the other sentinels are written as they should.
-fn are_sentinels(place: &str, query: &str) -> bool {
+/// Whether the first server, a database and the other servers are written as they should.
+fn are_servers(place: &str, query: &str) -> bool {
     let place = place.rsplit_once('@').map_or(place, |(_, place)| place);
     let (first, database) = place.split_once('/').unwrap_or((place, ""));
     let is_host = |host: &str| !host.is_empty() && !host.contains([',', ':']);
@@ -1169,7 +1183,7 @@ mod tests {
             ),
             (
                 &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_PUBLIC_KEY", &private)],
-                "MOONGATE_JWT_PUBLIC_KEY: got <hidden>, takes an RSA (2048 bits or more), P-256 or Ed25519 public key",
+                "MOONGATE_JWT_PUBLIC_KEY: got <hidden>, takes an RSA (2048 to 8192 bits), P-256 or Ed25519 public key",
             ),
             (
                 &[("MOONGATE_AUTH", "required"), ("MOONGATE_JWT_PUBLIC_KEY", "./nowhere.pem")],

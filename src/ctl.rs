@@ -1,7 +1,10 @@
-//! `moongate ctl`: one command to a node's API from the shell.
+//! `moongate ctl`: one command to a node's API from the shell; and what else asks a node: `moongate check --ready`, and
+//! `moongate top` in [`top`].
 //!
-//! To a script it says one line of JSON, as the node wrote it. To a reader at a terminal it says the same JSON in
-//! lines, and a page of tasks as a table.
+//! To a script it says one line of JSON, as the node wrote it. To a reader at a terminal it says lists, and what is told of
+//! several clients, uids, groups or tasks, as a table, and anything else as the same JSON in lines.
+
+pub mod top;
 
 use std::fmt::Write as _;
 use std::io::{ErrorKind, IsTerminal as _, Write as _};
@@ -10,20 +13,25 @@ use std::process::ExitCode;
 use std::str::FromStr;
 use std::time::Duration;
 
+use bytes::Bytes;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use reqwest::header::{CONTENT_TYPE, USER_AGENT};
 use reqwest::redirect::Policy;
-use reqwest::{Client, StatusCode};
-use secrecy::ExposeSecret as _;
+use reqwest::{Client, Method, StatusCode};
+use secrecy::{ExposeSecret as _, SecretString};
 use serde::Deserialize;
 use serde_json::Value;
+use serde_json::value::RawValue;
 use unicode_width::UnicodeWidthStr as _;
 
 use crate::command::OPERATIONS;
 use crate::config::CallerConfig;
 use crate::json;
+
+/// What asking whether a node is ready may take: whoever asks does so again.
+const READY: Duration = Duration::from_secs(2);
 
 /// What connecting may take.
 const CONNECT: Duration = Duration::from_secs(5);
@@ -118,12 +126,11 @@ pub async fn run(request: &Request, config: &CallerConfig) -> ExitCode {
     let answer = match ask(request, config).await {
         Ok(answer) => answer,
         Err(error) => {
-            eprintln!("{}", visible(&error.to_string()));
-            return ExitCode::FAILURE;
+            let unsure = if matches!(error, Failed::NoAnswer(..)) { "; not known to be done" } else { "" };
+            return failed(&format!("{error}{unsure}"));
         }
     };
-    let mut stdout = std::io::stdout();
-    let mut shown = if stdout.is_terminal() {
+    let mut shown = if std::io::stdout().is_terminal() {
         let width = terminal_size::terminal_size().map_or(COLUMNS, |(width, _)| width.0.into());
         let reader = Reader { width, now: Timestamp::now(), time_zone: &config.time_zone };
         reader.show(request, &answer.json)
@@ -131,17 +138,40 @@ pub async fn run(request: &Request, config: &CallerConfig) -> ExitCode {
         answer.json
     };
     shown.push('\n');
-    match stdout.write_all(shown.as_bytes()).and_then(|()| stdout.flush()) {
+    match print(&shown) {
         Ok(()) if answer.is_good => ExitCode::SUCCESS,
-        Ok(()) => ExitCode::FAILURE,
-        Err(error) => {
-            // Whoever reads no further knows.
-            if error.kind() != ErrorKind::BrokenPipe {
-                eprintln!("cannot print the result: {error}");
-            }
-            ExitCode::FAILURE
-        }
+        Ok(()) | Err(CannotPrint) => ExitCode::FAILURE,
     }
+}
+
+/// Asks the node whether it is ready, and prints its word.
+pub async fn ready(config: &CallerConfig) -> ExitCode {
+    match is_ready(config).await {
+        Ok((is_ready, word)) => match print(&format!("{}\n", visible(&word))) {
+            Ok(()) if is_ready => ExitCode::SUCCESS,
+            Ok(()) | Err(CannotPrint) => ExitCode::FAILURE,
+        },
+        Err(error) => failed(&error.to_string()),
+    }
+}
+
+fn failed(why: &str) -> ExitCode {
+    eprintln!("{}", visible(why));
+    ExitCode::FAILURE
+}
+
+/// It was said why, where somebody would read it.
+struct CannotPrint;
+
+fn print(text: &str) -> Result<(), CannotPrint> {
+    let mut stdout = std::io::stdout();
+    stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {
+        // Whoever reads no further knows.
+        if error.kind() != ErrorKind::BrokenPipe {
+            eprintln!("cannot print the result: {error}");
+        }
+        CannotPrint
+    })
 }
 
 // --- asking ----------------------------------------------------------------------------------------------------------
@@ -161,7 +191,7 @@ enum Failed {
     Client(#[source] reqwest::Error),
     #[error("cannot connect to {0}: {1}")]
     NoConnection(SocketAddr, String),
-    #[error("no answer from {0}: {1}; not known to be done")]
+    #[error("no answer from {0}: {1}")]
     NoAnswer(SocketAddr, String),
     #[error("{detail} ({code})")]
     Refused { code: String, detail: String },
@@ -178,36 +208,75 @@ struct Problem {
 }
 
 async fn ask(request: &Request, config: &CallerConfig) -> Result<Answer, Failed> {
-    let address = reachable(config.listen);
-    // No certificates are looked for: the API speaks no TLS.
-    let client = Client::builder()
-        .tls_certs_only([])
-        .redirect(Policy::none())
-        .no_proxy()
-        .connect_timeout(CONNECT)
-        .timeout(ANSWER)
-        .build()
-        .map_err(Failed::Client)?;
+    let caller = Caller::new(config, CONNECT, ANSWER)?;
     let op = utf8_percent_encode(&request.op, NON_ALPHANUMERIC);
-    let mut post = client
-        .post(format!("http://{address}/api/{op}"))
-        .header(CONTENT_TYPE, "application/json")
-        .header(USER_AGENT, concat!("moongate/", env!("CARGO_PKG_VERSION")));
-    if let Some(token) = &config.token {
-        post = post.bearer_auth(token.expose_secret());
-    }
-    let response = post.body(body(&request.fields)).send().await.map_err(|error| no_answer(address, &error))?;
-    let status = response.status();
-    let body = response.bytes().await.map_err(|error| no_answer(address, &error))?;
+    let (status, body) = caller.ask(Method::POST, &format!("/api/{op}"), Some(body(&request.fields))).await?;
     if status.is_success() {
-        return read(&body).ok_or(Failed::Foreign(address, status));
+        return read(&body).ok_or(Failed::Foreign(caller.address, status));
     }
-    match serde_json::from_slice(&body) {
-        Ok(Problem { code, detail }) if status == StatusCode::UNAUTHORIZED => {
-            Err(Failed::Token { address, code, detail })
+    Err(caller.refusal(status, &body))
+}
+
+async fn is_ready(config: &CallerConfig) -> Result<(bool, String), Failed> {
+    let caller = Caller::new(config, READY, READY)?;
+    let (status, body) = caller.ask(Method::GET, "/readyz", None).await?;
+    let word = String::from_utf8_lossy(&body).trim_end().to_owned();
+    match status {
+        StatusCode::OK if word.starts_with("ready") => Ok((true, word)),
+        StatusCode::SERVICE_UNAVAILABLE if !word.is_empty() => Ok((false, word)),
+        _ => Err(Failed::Foreign(caller.address, status)),
+    }
+}
+
+/// Whoever asks a node.
+struct Caller<'a> {
+    client: Client,
+    address: SocketAddr,
+    token: Option<&'a SecretString>,
+}
+
+impl<'a> Caller<'a> {
+    /// Asks the node of these settings; connecting, and all together, may take so long.
+    fn new(config: &'a CallerConfig, connect: Duration, answer: Duration) -> Result<Self, Failed> {
+        // No certificates are looked for: the API speaks no TLS.
+        let client = Client::builder()
+            .tls_certs_only([])
+            .redirect(Policy::none())
+            .no_proxy()
+            .connect_timeout(connect)
+            .timeout(answer)
+            .build()
+            .map_err(Failed::Client)?;
+        Ok(Self { client, address: reachable(config.listen), token: config.token.as_ref() })
+    }
+
+    async fn ask(&self, method: Method, path: &str, json: Option<String>) -> Result<(StatusCode, Bytes), Failed> {
+        let no_answer = |error| no_answer(self.address, &error);
+        let mut request = self
+            .client
+            .request(method, format!("http://{}{path}", self.address))
+            .header(USER_AGENT, concat!("moongate/", env!("CARGO_PKG_VERSION")));
+        if let Some(token) = self.token {
+            request = request.bearer_auth(token.expose_secret());
         }
-        Ok(Problem { code, detail }) => Err(Failed::Refused { code, detail }),
-        Err(_) => Err(Failed::Foreign(address, status)),
+        if let Some(json) = json {
+            request = request.header(CONTENT_TYPE, "application/json").body(json);
+        }
+        let response = request.send().await.map_err(no_answer)?;
+        let status = response.status();
+        Ok((status, response.bytes().await.map_err(no_answer)?))
+    }
+
+    /// What an answer says that is no success.
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> Failed {
+        let address = self.address;
+        match serde_json::from_slice(body) {
+            Ok(Problem { code, detail }) if status == StatusCode::UNAUTHORIZED => {
+                Failed::Token { address, code, detail }
+            }
+            Ok(Problem { code, detail }) => Failed::Refused { code, detail },
+            Err(_) => Failed::Foreign(address, status),
+        }
     }
 }
 
@@ -273,21 +342,12 @@ impl Reader<'_> {
         {
             return self.tasks(request, &page);
         }
-        indented(json)
+        listing(request, json).unwrap_or_else(|| indented(json))
     }
 
     fn tasks(&self, request: &Request, page: &Page) -> String {
         let mut lines = if page.items.is_empty() { vec!["no tasks".to_owned()] } else { self.table(&page.items) };
-        if let Some(cursor) = &page.cursor {
-            let mut more = format!("\nThere are more: moongate ctl {}", request.op);
-            let others = request.fields.iter().filter(|field| field.name != "cursor");
-            let others = others.map(|field| (field.name.as_str(), field.text.as_str()));
-            for (name, value) in others.chain([("cursor", cursor.as_str())]) {
-                more.push(' ');
-                more.push_str(&quoted(&format!("{name}={value}")));
-            }
-            lines.push(more);
-        }
+        lines.extend(page.cursor.as_deref().map(|cursor| next_page(request, cursor)));
         lines.join("\n")
     }
 
@@ -349,13 +409,10 @@ impl Reader<'_> {
     /// What is less than a day away is told by how far.
     fn moment(&self, at: Timestamp) -> String {
         let seconds = at.as_second() - self.now.as_second();
-        let (hours, minutes) = (seconds.abs() / 3600, seconds.abs() / 60 % 60);
-        let far = match (hours, minutes) {
-            (24.., _) => return at.to_zoned(self.time_zone.clone()).strftime("%Y-%m-%d %H:%M").to_string(),
-            (0, 0) => format!("{}s", seconds.abs()),
-            (0, _) => format!("{minutes}m"),
-            (_, _) => format!("{hours}h{minutes:02}m"),
-        };
+        if seconds.abs() >= DAY {
+            return at.to_zoned(self.time_zone.clone()).strftime("%Y-%m-%d %H:%M").to_string();
+        }
+        let far = span(seconds.unsigned_abs());
         match seconds {
             0 => "now".to_owned(),
             1.. => format!("in {far}"),
@@ -363,6 +420,71 @@ impl Reader<'_> {
         }
     }
 }
+
+/// A line to paste.
+fn next_page(request: &Request, cursor: &str) -> String {
+    let mut more = format!("\nThere are more: moongate ctl {}", request.op);
+    let others = request.fields.iter().filter(|field| field.name != "cursor");
+    let others = others.map(|field| (field.name.as_str(), field.text.as_str()));
+    for (name, value) in others.chain([("cursor", cursor)]) {
+        more.push(' ');
+        more.push_str(&quoted(&format!("{name}={value}")));
+    }
+    more
+}
+
+/// What questions answer about many, a row for each, in order; none for what is not about many.
+fn listing(request: &Request, json: &str) -> Option<String> {
+    let op = request.op.as_str();
+    let about_many = op.starts_with("get") || op.starts_with("batchGet") || op == "isUidsOnline";
+    // A session's fields are the application's, and a task is one.
+    if !about_many || matches!(op, "getSession" | "getTask") {
+        return None;
+    }
+    let is_page = request.fields.iter().any(|field| field.name == "limit");
+    let (page, items);
+    let (json, cursor) = if is_page {
+        page = json::fields(json.as_bytes()).ok()?;
+        let field = |wanted: &str| page.iter().find(|(name, _)| name == wanted).map(|(_, raw)| raw.get());
+        items = field("items")?;
+        (items, serde_json::from_str::<Option<String>>(field("cursor")?).ok()?)
+    } else {
+        (json, None)
+    };
+    let mut rows: Vec<(String, String)> = if json.starts_with('[') {
+        let items: Vec<&RawValue> = serde_json::from_str(json).ok()?;
+        items.into_iter().map(|item| (cell(item.get()), String::new())).collect()
+    } else if json.starts_with('{') {
+        let items = json::fields(json.as_bytes()).ok()?;
+        items.into_iter().map(|(name, value)| (visible(&name), cell(value.get()))).collect()
+    } else {
+        return None;
+    };
+    rows.sort_unstable();
+    let width = rows.iter().map(|(name, _)| name.width()).max().unwrap_or_default();
+    let row = |(name, value): &(String, String)| format!("{}  {value}", padded(name, width)).trim_end().to_owned();
+    let mut lines: Vec<String> = rows.iter().map(row).collect();
+    if lines.is_empty() {
+        lines.push("none".to_owned());
+    }
+    lines.extend(cursor.map(|cursor| next_page(request, &cursor)));
+    Some(lines.join("\n"))
+}
+
+/// A text as it is, several in one line, anything else as JSON.
+fn cell(json: &str) -> String {
+    if let Ok(text) = serde_json::from_str::<String>(json) {
+        return visible(&text);
+    }
+    match serde_json::from_str::<Vec<String>>(json) {
+        Ok(texts) if texts.is_empty() => "-".to_owned(),
+        Ok(texts) => visible(&texts.join(" ")),
+        Err(_) => visible(json),
+    }
+}
+
+/// Seconds.
+const DAY: i64 = 24 * 60 * 60;
 
 /// Between two columns.
 const GAP: usize = 2;
@@ -406,8 +528,19 @@ impl Work {
     }
 }
 
+/// A length of time in few letters.
+fn span(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86_400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds}s"),
+        (0, 0, _) => format!("{minutes}m"),
+        (0, ..) => format!("{hours}h{minutes:02}m"),
+        _ => format!("{days}d{hours:02}h"),
+    }
+}
+
 /// Without what a terminal would act upon; the end of a line is a space.
-fn visible(text: &str) -> String {
+pub(crate) fn visible(text: &str) -> String {
     let show = |c: char| match c {
         '\n' | '\r' | '\t' => ' ',
         c if c.is_control() => char::REPLACEMENT_CHARACTER,
@@ -633,6 +766,31 @@ c                waiting  1         2026-11-22 20:00  sendToU…
         ] {
             let shown = shown(80, fields, &page(cursor));
             assert_eq!(shown.lines().last().unwrap().strip_prefix("There are more: "), Some(line));
+        }
+    }
+
+    #[test]
+    fn what_is_told_of_many_is_a_row_for_each() {
+        for (op, fields, json, expected) in [
+            ("isUidsOnline", &[][..], r#"{"b":false,"a":true}"#, "a  true\nb  false"),
+            ("getAllUidList", &[], r#"["eve","42","a\nb"]"#, "42\na b\neve"),
+            ("getAllUidList", &[], "[]", "none"),
+            ("getUidListByGroup", &["limit=2"], r#"{"items":[],"cursor":null}"#, "none"),
+            ("batchGetClientIdByUid", &[], r#"{"订单":["7f","80"],"eve":[]}"#, "eve   -\n订单  7f 80"),
+            ("getAllGroupUidCount", &[], r#"{"items":1,"cursor":2}"#, "cursor  2\nitems   1"),
+            (
+                "getAllClientSessions",
+                &["limit=1", "cursor=a"],
+                r#"{"items":{"7f":{"n":12345678901234567890123,"s":"\u001b"}},"cursor":"b"}"#,
+                "7f  {\"n\":12345678901234567890123,\"s\":\"\\u001b\"}\n\nThere are more: moongate ctl getAllClientSessions limit=1 cursor=b",
+            ),
+        ] {
+            let now = "2026-11-20T12:00:00Z".parse().unwrap();
+            let reader = Reader { width: 80, now, time_zone: &TimeZone::UTC };
+            assert_eq!(reader.show(&request(op, fields), json), expected, "{op}");
+        }
+        for (op, json) in [("getSession", r#"{"a":1}"#), ("sendToUid", r#"{"nodes":1}"#), ("getAllUidCount", "7")] {
+            assert_eq!(listing(&request(op, &[]), json), None, "{op}");
         }
     }
 

@@ -9,7 +9,8 @@
 //! | room | what is in it | it never |
 //! | --- | --- | --- |
 //! | `main` | command line, settings, log, signals | |
-//! | [`ctl`] | the caller's side of the API: one command from the shell, its answer for a script or a reader | runs a node |
+//! | [`ctl`] | the caller's side of the API: one command from the shell, its answer for a script or a reader; whether a node is ready; all nodes, live | runs a node |
+//! | [`check`] | whether a node could run with these settings, this machine and this Redis, with advice | changes anything |
 //! | [`config`] | every setting, its default, its check; the only reader of the environment | binds a port |
 //! | [`server`] | puts the rooms together: bind, run, drain | knows the process |
 //! | [`access`] | who may connect: tokens, origins, proxies, how many | does I/O |
@@ -105,6 +106,7 @@
 
 mod accept;
 pub mod access;
+pub mod check;
 pub mod client;
 pub mod cluster;
 pub mod command;

@@ -4,9 +4,11 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use moongate::access::Tokens;
+use moongate::check::EXIT_SETTINGS;
 use moongate::config::{CallerConfig, Config, LogConfig, LogFormat};
-use moongate::ctl;
 use moongate::server::{Ended, Server, StartError};
+use moongate::{check, ctl};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -35,15 +37,28 @@ struct Arguments {
 enum Action {
     /// Run a node (the default).
     Serve,
-    /// Check the settings and the certificate, try Redis, and exit.
-    Check,
+    /// Check the settings, the certificate, Redis and this machine, give advice, and exit.
+    #[command(
+        after_help = "Exit code 0: a node can run, whatever is advised; 2: it cannot.\nWith --ready 0: the node is ready; 1: it is not, or gives no answer within 2 s."
+    )]
+    Check(Check),
     /// Give a running node one command, and print its result as JSON.
     #[command(after_help = ctl::help())]
     Ctl(ctl::Request),
+    /// Watch all nodes, live: clients, rates, processor and memory of each.
+    #[command(after_help = ctl::top::HELP)]
+    Top(ctl::top::Options),
 }
 
-/// Settings are wrong.
-const EXIT_SETTINGS: u8 = 2;
+#[derive(clap::Args)]
+struct Check {
+    /// Ask the node that runs with these settings whether it is ready, and nothing else.
+    #[arg(long)]
+    ready: bool,
+    /// Print what was found as JSON.
+    #[arg(long, conflicts_with = "ready")]
+    json: bool,
+}
 
 fn main() -> ExitCode {
     let action = Arguments::parse().action.unwrap_or(Action::Serve);
@@ -52,8 +67,12 @@ fn main() -> ExitCode {
             start_log(&config.log);
             with_runtime(serve(config))
         }),
-        Action::Check => Config::from_env().map(|config| with_runtime(check(&config))),
+        Action::Check(Check { ready: true, .. }) => {
+            CallerConfig::from_env().map(|config| with_runtime(ctl::ready(&config)))
+        }
+        Action::Check(Check { json, .. }) => Config::from_env().map(|config| with_runtime(check::run(&config, json))),
         Action::Ctl(request) => CallerConfig::from_env().map(|config| with_runtime(ctl::run(&request, &config))),
+        Action::Top(options) => CallerConfig::from_env().map(|config| with_runtime(ctl::top::run(&options, &config))),
     };
     ended.unwrap_or_else(|errors| {
         eprintln!("{errors}");
@@ -71,27 +90,13 @@ fn with_runtime(work: impl Future<Output = ExitCode>) -> ExitCode {
     }
 }
 
-async fn check(config: &Config) -> ExitCode {
-    if let Some(Err(error)) = config.tls.as_ref().map(moongate::edge::tls::Certificates::load) {
-        eprintln!("{error}");
-        return ExitCode::from(EXIT_SETTINGS);
-    }
-    let others = match &config.cluster {
-        None => "standalone".to_owned(),
-        Some(cluster) => match moongate::cluster::check(cluster).await {
-            Ok(found) => found,
-            Err(refused) => {
-                eprintln!("{refused}");
-                return ExitCode::from(EXIT_SETTINGS);
-            }
-        },
-    };
-    println!("settings are good: clients on {}, API on {}, {others}", config.listen, config.api.listen);
-    ExitCode::SUCCESS
-}
-
 async fn serve(config: Config) -> ExitCode {
     let tls = config.tls.is_some();
+    if config.clients.tokens.as_ref().is_some_and(Tokens::is_weak) {
+        tracing::warn!(
+            "MOONGATE_JWT_SECRET is shorter than 32 bytes: whoever has one token can guess it, and be any uid"
+        );
+    }
     let stop = CancellationToken::new();
     let mut signals = match (signal(SignalKind::terminate()), signal(SignalKind::interrupt())) {
         (Ok(terminate), Ok(interrupt)) => (terminate, interrupt),

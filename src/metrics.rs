@@ -181,7 +181,7 @@ impl Metrics {
                 series
             }};
         }
-        Self {
+        let metrics = Self {
             clients: series!("clients", "Clients connected now"),
             uids: series!("uids", "Uids online now"),
             groups: series!("groups", "Groups with members now"),
@@ -254,7 +254,19 @@ impl Metrics {
             },
             webhook_in_flight: series!("webhook_in_flight", "Requests to the webhook under way"),
             registry,
+        };
+        // What must not be missed once is there from the start: Prometheus sees no increase to a first sample.
+        let lost = [
+            (&metrics.bus_lost, &["overload", "lagged", "late", "too_large", "invalid", "garbage", "unknown"][..]),
+            (&metrics.events_lost, &["memory", "too_old", "refused", "stopped", "node"]),
+            (&metrics.php_events_lost, &["slow_worker", "no_worker"]),
+        ];
+        for (family, reasons) in lost {
+            for reason in reasons {
+                drop(family.get_or_create(&Reason { reason }));
+            }
         }
+        metrics
     }
 
     /// The page in the Prometheus text format.

@@ -24,6 +24,9 @@ const LEEWAY: u64 = 30;
 /// The object identifier of the curve P-256 in DER (RFC 5480, 2.1.1.1).
 const P_256: [u8; 10] = [0x06, 0x08, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07];
 
+/// How long the secret of HS256 has to be (RFC 7518, 3.2).
+const SECRET_BYTES: usize = 32;
+
 /// How long an RSA key may be.
 const RSA_BITS: RangeInclusive<usize> = 2048..=8192;
 
@@ -72,6 +75,7 @@ pub struct Tokens {
     key: DecodingKey,
     validation: Validation,
     is_needed: bool,
+    is_weak: bool,
 }
 
 impl fmt::Debug for Tokens {
@@ -83,7 +87,7 @@ impl fmt::Debug for Tokens {
 impl Tokens {
     /// Signed with a secret: HS256.
     pub fn of_secret(secret: &[u8]) -> Self {
-        Self::new(Algorithm::HS256, DecodingKey::from_secret(secret))
+        Self { is_weak: secret.len() < SECRET_BYTES, ..Self::new(Algorithm::HS256, DecodingKey::from_secret(secret)) }
     }
 
     /// Signed with the private key to this public one, in PEM: RS256, ES256 or `EdDSA`, as its kind is. None for what is none.
@@ -112,7 +116,7 @@ impl Tokens {
         // Both are the application's affair, and so is whether its tokens end.
         validation.validate_aud = false;
         validation.required_spec_claims.clear();
-        Self { key, validation, is_needed: false }
+        Self { key, validation, is_needed: false, is_weak: false }
     }
 
     /// Whoever brings none, or one without a uid, is not let in.
@@ -124,6 +128,12 @@ impl Tokens {
     /// Whether nobody is let in without one.
     pub fn is_needed(&self) -> bool {
         self.is_needed
+    }
+
+    /// Whether the secret is shorter than 32 bytes: whoever has one token can try secrets until one fits, and sign for any
+    /// uid.
+    pub fn is_weak(&self) -> bool {
+        self.is_weak
     }
 
     /// What a client gets by the token that it brings, if it does.

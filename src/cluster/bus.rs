@@ -1,6 +1,7 @@
 //! What is said between nodes, and by programs in any language, over Redis' publish/subscribe.
 //!
-//! **Hearing.** One connection of its own subscribes to what this node must hear, and to nothing else. One task owns it:
+//! **Hearing.** One connection of its own, on Cluster one to each master, subscribes to what this node must hear there,
+//! and to nothing else. One task owns it:
 //! it takes the topics that have changed, asks the hub which hold, and sends the difference. What was sent counts as
 //! confirmed when the `CLIENT INFO` behind it was answered, and counts as many. Changes wait for each other for 2 ms, or
 //! until somebody waits for one. When the connection ends, or the node does not hear its own heartbeat through it any
@@ -34,9 +35,10 @@ use super::directory::TICK;
 use super::envelope::{self, Answer, Back, Do, Header, NotAnEnvelope};
 use super::keys::{Channel, Keys};
 use super::post::Post;
-use super::redis::{ANSWER, Address, Command, Connection, Mark, Published, RING, RedisError};
-use super::{Backoff, Shared, redis};
-use crate::hub::{Hub, Tailed, Topic};
+use super::redis::{ANSWER, Address, ConnectError, Connection, Mark, Published, RING, RedisError};
+use super::slots::{Map, Shards, Slots};
+use super::{Backoff, Shared, listeners, redis};
+use crate::hub::{Hub, Tailed, Topic, Topics};
 use crate::id::LanAddress;
 use crate::message::Message;
 use crate::metrics::{Kind, Reason};
@@ -50,8 +52,8 @@ pub(super) const BEAT: Duration = Duration::from_millis(700);
 /// Three missed heartbeats, while Redis takes them: deaf. Counted from the first of them.
 const DEAF: Duration = Duration::from_millis(1500);
 
-/// Channels that every node hears.
-const CONTROL: usize = 3;
+/// On Cluster it is looked so often who has which slots, and what each master knows to be heard.
+pub(super) const LOOK: Duration = Duration::from_secs(1);
 
 /// Channels in one `SUBSCRIBE`.
 const CHANNELS: usize = 1000;
@@ -112,8 +114,10 @@ pub(super) struct Bus {
     post: Post,
     asks: Mutex<HashMap<u64, mpsc::Sender<Answer>>>,
     next_ask: AtomicU64,
-    /// Changes of topics that the server is known to know.
+    /// Changes of topics that the server is known to know; on Cluster that all are.
     confirmed: watch::Sender<u64>,
+    /// Of each listener, how many it has confirmed, and to how many topics it is subscribed.
+    listeners: Mutex<HashMap<Listener, (u64, usize)>>,
     inbox: mpsc::Sender<Heard>,
     inbox_bytes: Arc<AtomicUsize>,
     /// When Redis took the last heartbeat, and when the last one that was heard was said, ms since `began`.
@@ -150,6 +154,7 @@ impl Bus {
             // Answers to the questions of an earlier process with this address shall find nobody.
             next_ask: AtomicU64::new(uuid::Uuid::new_v4().as_u64_pair().0 >> 16),
             confirmed: watch::Sender::new(0),
+            listeners: Mutex::default(),
             inbox,
             inbox_bytes: Arc::clone(&bytes),
             began: Instant::now(),
@@ -170,7 +175,7 @@ impl Bus {
     pub(super) async fn publish(&self, channel: &Channel, payload: Bytes) -> Result<u64, RedisError> {
         let connection = self.shared.link.get()?;
         let name = self.shared.keys.channel(channel);
-        let heard = connection.call(Command::publish(name).arg(payload)).await;
+        let heard = connection.call(connection.publication(name, payload)).await;
         let kind = Kind { kind: channel.kind() };
         match heard {
             Ok(heard) => {
@@ -215,7 +220,8 @@ impl Bus {
         let published = timeout_at(deadline, said).await;
         let heard = published.unwrap_or_else(|_| Err(RedisError::Away("no answer in time".to_owned())))?;
         // Only one node has this address.
-        let heard = if matches!(channel, Channel::Client(_) | Channel::Node(_)) { heard.min(1) } else { heard };
+        let heard =
+            if matches!(channel, Channel::Topic(Topic::Client(_)) | Channel::Node(_)) { heard.min(1) } else { heard };
         let mut asked = Asked { heard, answers: Vec::new() };
         let mut doubt = Some(Instant::now() + DOUBT);
         while (asked.answers.len() as u64) < asked.heard {
@@ -236,9 +242,9 @@ impl Bus {
     /// How many nodes hear a channel: those who have subscribed to it by its name, and not by a pattern, as tools do.
     async fn subscribers(&self, channel: &Channel) -> Result<u64, RedisError> {
         // Only a client's own channel is heard by a pattern by nodes, too; its node is there or not.
-        let node = if let Channel::Client(id) = channel { Some(Channel::Node(id.lan)) } else { None };
-        let count = Command::pubsub("NUMSUB").arg(self.shared.keys.channel(node.as_ref().unwrap_or(channel)));
-        Ok(self.shared.link.get()?.call(count).await?.list().get(1).map_or(0, redis::Reply::number))
+        let node = if let Channel::Topic(Topic::Client(id)) = channel { Some(Channel::Node(id.lan)) } else { None };
+        let name = self.shared.keys.channel(node.as_ref().unwrap_or(channel));
+        Ok(self.shared.link.get()?.listeners(vec![name]).await?.first().copied().unwrap_or_default())
     }
 
     /// Says what came of an ask.
@@ -307,7 +313,63 @@ impl Bus {
 
     /// Redis is there again: whoever waits to subscribe waits no longer.
     pub(super) fn hurry(&self) {
+        self.hurry.notify_waiters();
         self.hurry.notify_one();
+    }
+
+    /// One listener has confirmed so many changes, and is subscribed to so many topics; what all have is confirmed.
+    fn has_confirmed(&self, listener: Listener, changes: u64, topics: usize) {
+        let mut listeners = self.listeners.lock();
+        // One that was told to end may not know it yet.
+        if let Some(confirmed) = listeners.get_mut(&listener) {
+            *confirmed = (changes, topics);
+        }
+        self.count_confirmed(&listeners);
+    }
+
+    /// A listener is about to listen: until it does, nothing more is confirmed.
+    pub(super) fn begins(&self, listener: Listener) {
+        let mut listeners = self.listeners.lock();
+        listeners.insert(listener, (0, 0));
+        self.count_confirmed(&listeners);
+    }
+
+    /// What a listener had to hear is heard by others, or by nobody.
+    pub(super) fn ends(&self, listener: Listener) {
+        let mut listeners = self.listeners.lock();
+        listeners.remove(&listener);
+        self.count_confirmed(&listeners);
+    }
+
+    fn count_confirmed(&self, listeners: &HashMap<Listener, (u64, usize)>) {
+        let topics: usize = listeners.values().map(|(_, topics)| topics).sum();
+        self.shared.metrics.subscriptions_confirmed.set(i64::try_from(topics).unwrap_or(i64::MAX));
+        let changes = listeners.values().map(|(changes, _)| *changes).min().unwrap_or_default();
+        if changes > 0 {
+            self.heard_as.lock().clone_from(&self.shared.identity().run);
+        }
+        self.confirmed.send_replace(changes);
+    }
+
+    /// Waits for company: for the time that topics wait for each other, or until somebody waits for one.
+    pub(super) async fn company(&self, since: Instant) {
+        tokio::select! {
+            () = self.wanted.notified() => {}
+            () = sleep_until(since + TICK) => {}
+        }
+    }
+
+    /// Asks which master has what, over the connection for commands where there is one.
+    pub(super) async fn map(&self, shards: &Shards) -> Result<Map, ConnectError> {
+        match self.shared.link.get() {
+            Ok(connection) => shards.ask(&connection).await,
+            Err(_) => shards.map(&self.shared.metrics).await,
+        }
+    }
+
+    /// Whether a topic is said in these slots.
+    pub(super) fn is_in(&self, topic: &Topic, slots: &Slots) -> bool {
+        slots.contain_name(&self.shared.keys.channel(&Channel::Topic(topic.clone())))
     }
 
     /// Whether it was ever possible to hear anything, in this run.
@@ -330,6 +392,22 @@ impl Bus {
 
     /// Subscribes, again and again, until `stop`.
     pub(super) async fn listen(self: Arc<Self>, address: Address, hub: Arc<Hub>, stop: CancellationToken) {
+        if let Address::Cluster(shards) = address {
+            return listeners::listen(self, shards, hub, stop).await;
+        }
+        self.begins(0);
+        let share = Share { listener: 0, topics: Arc::clone(&hub.others().topics), slots: None };
+        self.listen_to(address, share, hub, stop).await;
+    }
+
+    /// Subscribes to its share, again and again, until `stop`.
+    pub(super) async fn listen_to(
+        self: Arc<Self>,
+        address: Address,
+        mut share: Share,
+        hub: Arc<Hub>,
+        stop: CancellationToken,
+    ) {
         let mut backoff = Backoff::up_to(Duration::from_secs(2));
         // Since when nothing is heard, once something was.
         let mut gap: Option<Instant> = None;
@@ -338,9 +416,8 @@ impl Bus {
             let heard = tokio::select! {
                 biased;
                 () = stop.cancelled() => break,
-                heard = Box::pin(self.listen_once(&address, &hub, &mut gap, &mut last)) => heard,
+                heard = Box::pin(self.listen_once(&address, &mut share, &hub, &mut gap, &mut last)) => heard,
             };
-            self.shared.metrics.subscriptions_confirmed.set(0);
             match heard {
                 Ok(ended) => {
                     backoff.begin();
@@ -363,6 +440,7 @@ impl Bus {
     async fn listen_once(
         self: &Arc<Self>,
         address: &Address,
+        share: &mut Share,
         hub: &Arc<Hub>,
         gap: &mut Option<Instant>,
         last: &mut Option<Mark>,
@@ -371,26 +449,30 @@ impl Bus {
         // The sender is here.
         drop(member.wait_for(|member| *member).await);
         let identity = self.shared.identity();
+        let words = |error: RedisError| error.to_string();
         let (connection, mut alive) =
             Connection::open(address, &self.shared.metrics, RING).await.map_err(|error| error.to_string())?;
-        connection.bear_the_name_of(&identity.run).await.map_err(|error| error.to_string())?;
+        connection.bear_the_name_of(&identity.run).await.map_err(words)?;
         // What is half-open counts as a listener for minutes.
-        connection.take_over_from(last).await.map_err(|error| error.to_string())?;
-        let mut mover = Mover::start(Arc::clone(self), connection.published());
-        let mut ears = Ears { connection: &connection, keys: &self.shared.keys, held: HashSet::new() };
+        connection.take_over_from(last).await.map_err(words)?;
+        let mut mover = Mover::start(Arc::clone(self), connection.published().map_err(words)?);
+        let mut ears = Ears::of(&connection, &self.shared.keys, identity.lan, share.slots_now());
 
-        let topics = &hub.others().topics;
+        let topics = Arc::clone(&share.topics);
         let (changes, _) = topics.take();
-        ears.subscribe_to_all(hub, identity.lan).await.map_err(|error| {
+        ears.subscribe_to_all(hub).await.map_err(|error| {
             if matches!(error, RedisError::Refused { .. }) {
                 tracing::error!(%error, "this node cannot hear what it must");
             }
             error.to_string()
         })?;
-        self.heard_as.lock().clone_from(&identity.run);
-        self.is_hearing(changes, &ears, gap);
-        self.has_heard_itself(self.elapsed());
+        self.is_hearing(share, changes, &ears, gap);
+        if ears.hear_the_heartbeat() {
+            self.has_heard_itself(self.elapsed());
+        }
 
+        // A share is asked for what it hears, as most of them hear no heartbeat.
+        let mut asked = Instant::now();
         let mut subscribed = Instant::now();
         let mut check = interval(Duration::from_millis(100));
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -403,42 +485,61 @@ impl Bus {
                         break "this node was taken for dead".into();
                     }
                 }
+                slots = share.next_slots() => {
+                    let (changes, changed) = topics.take();
+                    if let Err(error) = ears.fit(hub, slots, changed).await {
+                        break error.to_string().into();
+                    }
+                    self.is_hearing(share, changes, &ears, gap);
+                }
                 () = topics.next() => {
-                    // In one go with all that changes until somebody waits for it.
-                    tokio::select! {
-                        () = self.wanted.notified() => {}
-                        () = sleep_until(subscribed + TICK) => {}
+                    // In one go with all that changes until somebody waits for it; shares are put in in such goes.
+                    if share.slots.is_none() {
+                        self.company(subscribed).await;
                     }
                     subscribed = Instant::now();
                     let (changes, changed) = topics.take();
                     if let Err(error) = ears.follow(hub, changed).await {
                         break error.to_string().into();
                     }
-                    self.is_hearing(changes, &ears, gap);
+                    self.is_hearing(share, changes, &ears, gap);
                 }
                 _ = check.tick() => {
-                    if self.shared.link.get().is_ok_and(|link| link.mark.run_id != connection.mark.run_id) {
+                    if self.shared.link.get().is_ok_and(|link| !link.mark.covers(&connection.mark)) {
                         break "Redis is another server by now".into();
                     }
-                    if self.hears_nothing() {
+                    if ears.hear_the_heartbeat() && self.hears_nothing() {
                         self.became_deaf();
                         break "this node did not hear its own heartbeat".into();
+                    }
+                    if share.slots.is_some() && asked.elapsed() > LOOK {
+                        match ears.are_as_they_should().await {
+                            Ok(true) => asked = Instant::now(),
+                            // Slots have moved: soon it is known which.
+                            Ok(false) if asked.elapsed() < LOOK * 4 => {}
+                            Ok(false) => break "it was unsubscribed".into(),
+                            Err(error) => break error.to_string().into(),
+                        }
                     }
                 }
             }
         };
         // The gap began when the last heartbeat that was heard was said, or later. That may be long ago: where nothing comes
         // through and no connection breaks, it takes some seconds until this one is given up.
-        let silent = self.elapsed().saturating_sub(self.beat_heard.load(Ordering::Relaxed));
-        *gap = Instant::now().checked_sub(Duration::from_millis(silent));
+        *gap = if share.slots.is_some() {
+            Some(asked)
+        } else {
+            let silent = self.elapsed().saturating_sub(self.beat_heard.load(Ordering::Relaxed));
+            Instant::now().checked_sub(Duration::from_millis(silent))
+        };
         drop(alive);
         // Nothing is known to be subscribed to until the next connection is.
-        self.confirmed.send_replace(0);
+        self.has_confirmed(share.listener, 0, 0);
         mover.finish().await;
         Ok(ended)
     }
 
-    fn is_hearing(&self, changes: u64, ears: &Ears<'_>, gap: &mut Option<Instant>) {
+    fn is_hearing(&self, share: &Share, changes: u64, ears: &Ears<'_>, gap: &mut Option<Instant>) {
         if let Some(since) = gap.take() {
             self.shared.metrics.bus_gaps.inc();
             self.shared.metrics.bus_gap_seconds.inc_by(since.elapsed().as_secs_f64());
@@ -447,9 +548,10 @@ impl Bus {
                 "hearing again; what was said meanwhile is lost"
             );
         }
-        self.deaf.store(false, Ordering::Relaxed);
-        self.shared.metrics.subscriptions_confirmed.set(i64::try_from(ears.held.len()).unwrap_or(i64::MAX));
-        self.confirmed.send_replace(changes);
+        if ears.hear_the_heartbeat() {
+            self.deaf.store(false, Ordering::Relaxed);
+        }
+        self.has_confirmed(share.listener, changes, ears.held.len());
     }
 
     /// Redis takes heartbeats, and none has come for too long.
@@ -512,7 +614,7 @@ impl Bus {
             return self.lost("too_large");
         } else {
             match channel {
-                Channel::Topic(_) | Channel::Client(_) => Said::Message(message(&bytes)),
+                Channel::Topic(_) => Said::Message(message(&bytes)),
                 Channel::Command => Said::Command(bytes),
                 Channel::Ask | Channel::Node(_) => return self.lost("garbage"),
             }
@@ -543,43 +645,128 @@ impl Drop for Forget<'_> {
     }
 }
 
+/// Which listener it is.
+pub(super) type Listener = u64;
+
+/// What one connection has to hear.
+pub(super) struct Share {
+    pub(super) listener: Listener,
+    /// What changes of it.
+    pub(super) topics: Arc<Topics>,
+    /// On Cluster, the slots of the master to which it leads.
+    pub(super) slots: Option<watch::Receiver<Slots>>,
+}
+
+impl Share {
+    fn slots_now(&mut self) -> Option<Slots> {
+        self.slots.as_mut().map(|slots| slots.borrow_and_update().clone())
+    }
+
+    /// Waits until it is another one.
+    async fn next_slots(&mut self) -> Slots {
+        if let Some(slots) = &mut self.slots
+            && slots.changed().await.is_ok()
+        {
+            return slots.borrow_and_update().clone();
+        }
+        std::future::pending().await
+    }
+}
+
 /// What one connection is subscribed to.
 struct Ears<'a> {
     connection: &'a Connection,
     keys: &'a Keys,
+    lan: LanAddress,
+    /// On Cluster, all that it may be subscribed to.
+    slots: Option<Slots>,
+    control: Vec<Channel>,
     held: HashSet<Topic>,
 }
 
-impl Ears<'_> {
-    async fn subscribe_to_all(&mut self, hub: &Hub, lan: LanAddress) -> Result<(), RedisError> {
-        let control: [Channel; CONTROL] = [Channel::Command, Channel::Ask, Channel::Node(lan)];
-        let control = control.map(|channel| self.keys.channel(&channel));
-        self.connection.subscribe(control.to_vec()).await?;
-        self.connection.subscribe_to_pattern(self.keys.client_pattern(lan)).await?;
+impl<'a> Ears<'a> {
+    fn of(connection: &'a Connection, keys: &'a Keys, lan: LanAddress, slots: Option<Slots>) -> Self {
+        Self { connection, keys, lan, slots, control: Vec::new(), held: HashSet::new() }
+    }
+
+    /// Whether a channel is heard here, and not through another connection.
+    fn has(&self, channel: &Channel) -> bool {
+        self.slots.as_ref().is_none_or(|slots| slots.contain_name(&self.keys.channel(channel)))
+    }
+
+    fn has_topic(&self, topic: &Topic) -> bool {
+        self.slots.is_none() || self.has(&Channel::Topic(topic.clone()))
+    }
+
+    fn hear_the_heartbeat(&self) -> bool {
+        self.control.contains(&Channel::Node(self.lan))
+    }
+
+    async fn subscribe_to_all(&mut self, hub: &Hub) -> Result<(), RedisError> {
+        let control = [Channel::Command, Channel::Ask, Channel::Node(self.lan)];
+        let control: Vec<Channel> =
+            control.into_iter().filter(|channel| self.has(channel) && !self.control.contains(channel)).collect();
+        self.connection.subscribe(control.iter().map(|channel| self.keys.channel(channel)).collect()).await?;
+        self.control.extend(control);
+        if self.slots.is_none() {
+            self.connection.subscribe_to_pattern(self.keys.client_pattern(self.lan)).await?;
+        }
         let mut topics: Vec<Topic> = hub.holds(&Topic::All).then_some(Topic::All).into_iter().collect();
         hub.for_each_uid(|uid, _| topics.push(Topic::Uid(uid.clone())));
         hub.for_each_group(|group, _| topics.push(Topic::Group(group.clone())));
+        topics.extend(hub.others().topics.clients().into_iter().map(Topic::Client));
+        topics.retain(|topic| self.has_topic(topic) && !self.held.contains(topic));
         let known = self.connection.barrier().await?;
         self.check(known)?;
         self.change(&[], &topics).await
     }
 
+    /// Its slots are others now. Where one has left, the server has ended what was heard there.
+    async fn fit(&mut self, hub: &Hub, slots: Slots, changed: HashSet<Topic>) -> Result<(), RedisError> {
+        self.slots = Some(slots);
+        let mut held = std::mem::take(&mut self.held);
+        held.retain(|topic| self.has_topic(topic));
+        self.held = held;
+        let mut control = std::mem::take(&mut self.control);
+        control.retain(|channel| self.has(channel));
+        self.control = control;
+        self.follow(hub, changed).await?;
+        self.subscribe_to_all(hub).await
+    }
+
     /// Whether the server took all of it.
-    fn check(&self, (channels, patterns): (usize, usize)) -> Result<(), RedisError> {
-        let expected = CONTROL + self.held.len();
-        if (channels, patterns) == (expected, 1) {
+    fn check(&self, known: Option<(usize, usize)>) -> Result<(), RedisError> {
+        if self.fits(known) {
             return Ok(());
         }
+        let expected = self.control.len() + self.held.len();
+        let (channels, patterns) = known.unwrap_or_default();
         let error = format!(
-            "of {expected} channels and 1 pattern it took {channels} and {patterns}; what may the user hear (ACL)?"
+            "of {expected} channels and the pattern it took {channels} and {patterns}; what may the user hear (ACL)?"
         );
         Err(RedisError::Refused { command: "SUBSCRIBE", error })
+    }
+
+    /// Whether it is so many. On Cluster there may be more: of a slot that has just moved away.
+    fn fits(&self, known: Option<(usize, usize)>) -> bool {
+        let expected = self.control.len() + self.held.len();
+        match known {
+            Some((channels, _)) if self.slots.is_some() => channels >= expected,
+            Some(known) => known == (expected, 1),
+            None => true,
+        }
+    }
+
+    /// Whether the server still knows of all of it.
+    async fn are_as_they_should(&self) -> Result<bool, RedisError> {
+        Ok(self.fits(self.connection.barrier().await?))
     }
 
     /// Follows the hub in what has changed.
     async fn follow(&mut self, hub: &Hub, changed: HashSet<Topic>) -> Result<(), RedisError> {
         let (held, not): (Vec<Topic>, Vec<Topic>) = changed.into_iter().partition(|topic| hub.holds(topic));
-        let come: Vec<Topic> = held.into_iter().filter(|topic| !self.held.contains(topic)).collect();
+        let is_new = |topic: &Topic| !self.held.contains(topic) && self.has_topic(topic);
+        let come: Vec<Topic> = held.into_iter().filter(is_new).collect();
         let gone: Vec<Topic> = not.into_iter().filter(|topic| self.held.contains(topic)).collect();
         self.change(&gone, &come).await
     }

@@ -26,7 +26,7 @@ use super::keys::{Channel, Keys};
 use super::redis::{Command, Connection, RedisError, Reply};
 use super::{Clock, Shared, Tell};
 use crate::event::{About, Event, Events, Kind, Number, Room, What};
-use crate::hub::{Change, Hub, Noted, Rebound, Single, Told, Untold, left_of};
+use crate::hub::{Change, Hub, Noted, Rebound, Single, Told, Topic, Untold, left_of};
 use crate::id::{ClientId, Group, LanAddress, Uid};
 use crate::metrics;
 use crate::session::Session;
@@ -240,7 +240,7 @@ impl Directory {
                 stuck = Some((run, lot));
                 continue;
             }
-            let Written { told, mut uids } = match self.releasing(self.write(&connection, &lot, again)).await {
+            let Written { told, mut uids, .. } = match self.releasing(self.write(&connection, &lot, again)).await {
                 Ok(written) => written,
                 Err(error) => {
                     self.shared.metrics.directory_retries.inc();
@@ -382,22 +382,45 @@ impl Directory {
 
     /// Writes a lot. `again`: it may have been written before, so nobody can tell by now who of a uid was first.
     async fn write(&self, connection: &Connection, lot: &Untold, again: bool) -> Result<Written, RedisError> {
-        let writes = Writes::of(lot, &self.shared.keys, &self.shared.identity(), self.hub.events(), again);
-        let (mut told, mut uids) = (Told::default(), HashMap::<usize, Vec<(Uid, What)>>::new());
+        let (keys, identity, events) = (&self.shared.keys, self.shared.identity(), self.hub.events());
+        let mut written = Written::default();
         if again {
             let singles = lot.changes.iter().filter(|(_, change)| change.single);
-            told.refused.extend(singles.map(|(id, _)| (*id, "Redis went away in the middle".to_owned())));
+            written.told.refused.extend(singles.map(|(id, _)| (*id, "Redis went away in the middle".to_owned())));
         }
-        let (commands, notes): (Vec<_>, Vec<_>) =
-            writes.0.into_iter().map(|Write { command, clients, yields }| (command, (clients, yields))).unzip();
         // Until all is written, it is not known how long the index is.
         let indexed = self.indexed.lock().clients.take();
-        let mut grown = 0;
+        if keys.are_sharded() {
+            let (steps, end) = writes_in_steps(lot, keys, &identity, events, again);
+            for step in steps {
+                self.write_some(connection, step, again, &mut written).await?;
+            }
+            let told = events_of(lot, keys, events, &written.uids);
+            self.write_some(connection, told, again, &mut written).await?;
+            self.write_some(connection, end, again, &mut written).await?;
+        } else {
+            let writes = writes_in_order(lot, keys, &identity, events, again);
+            self.write_some(connection, writes, again, &mut written).await?;
+        }
+        self.indexed.lock().clients = indexed.map(|clients| clients.saturating_add_signed(written.grown));
+        Ok(written)
+    }
+
+    async fn write_some(
+        &self,
+        connection: &Connection,
+        writes: Vec<Write>,
+        again: bool,
+        written: &mut Written,
+    ) -> Result<(), RedisError> {
+        let Written { told, uids, grown } = written;
+        let (commands, notes): (Vec<_>, Vec<_>) =
+            writes.into_iter().map(|Write { command, clients, yields }| (command, (clients, yields))).unzip();
         for (reply, (clients, yields)) in connection.pipeline(commands).await?.into_iter().zip(notes) {
             match (reply, yields) {
                 (Ok(_), Yields::Else) => {}
-                (Ok(reply), Yields::Index { longer: true }) => grown += reply.number().cast_signed(),
-                (Ok(reply), Yields::Index { longer: false }) => grown -= reply.number().cast_signed(),
+                (Ok(reply), Yields::Index { longer: true }) => *grown += reply.number().cast_signed(),
+                (Ok(reply), Yields::Index { longer: false }) => *grown -= reply.number().cast_signed(),
                 (Ok(reply), Yields::Uid(written)) => {
                     let reply = reply.list();
                     let (changed, what) = read_uid_change(written.kind, &reply);
@@ -421,8 +444,7 @@ impl Directory {
                 }
             }
         }
-        self.indexed.lock().clients = indexed.map(|clients| clients.saturating_add_signed(grown));
-        Ok(Written { told, uids })
+        Ok(())
     }
 
     /// Waits until the server knows what this node wants to hear, or this node has no place among the others any more.
@@ -470,8 +492,8 @@ impl Directory {
     /// Sends to one client: says whether Redis knows it and a node heard.
     pub(super) async fn publish_to_client(&self, id: ClientId, payload: Bytes) -> Result<bool, RedisError> {
         let connection = self.shared.link.get()?;
-        let (keys, channel) = (&self.shared.keys, Channel::Client(id));
-        let publish = Command::publish(keys.channel(&channel)).arg(payload);
+        let (keys, channel) = (&self.shared.keys, Channel::Topic(Topic::Client(id)));
+        let publish = connection.publication(keys.channel(&channel), payload);
         let replies = connection.pipeline(vec![Command::exists(keys.client(id)), publish]).await?;
         self.shared.metrics.bus_published.get_or_create(&metrics::Kind { kind: "client" }).inc();
         let mut there = true;
@@ -483,10 +505,13 @@ impl Directory {
 }
 
 /// What came of a lot.
+#[derive(Default)]
 struct Written {
     told: Told,
     /// By the place where it was noted, what became of a client's uids.
     uids: HashMap<usize, Vec<(Uid, What)>>,
+    /// How many clients the index has more.
+    grown: i64,
 }
 
 /// One command of a lot, and whom it concerns.
@@ -524,68 +549,127 @@ impl Write {
     }
 }
 
-/// The commands of a lot, in order.
-struct Writes(Vec<Write>);
-
 /// Sets to which clients are added, or from which they are taken: one command for all clients of a set.
 type Sets = BTreeMap<String, Vec<ClientId>>;
 
-impl Writes {
-    /// First what changes for all clients, in few commands; then what has happened, in order, and with it the uids of
-    /// those of whom that is told: so a uid's set and the stream have one order. Last the index of those who are gone.
-    fn of(lot: &Untold, keys: &Keys, identity: &super::Identity, events: &Events, again: bool) -> Self {
-        let places = lot.noted.iter().enumerate().filter_map(|(place, noted)| match noted {
-            Noted::Uid(rebound) => Some((rebound.about.client_id, place)),
-            Noted::Event(_) => None,
-        });
-        // Of several, the last.
-        let places: HashMap<ClientId, usize> = places.collect();
-        let (mut all, mut apart) = (Steps::default(), HashMap::new());
-        for (id, change) in &lot.changes {
-            if !places.contains_key(id) {
-                all.add(*id, change, keys, identity);
-                all.uids(*id, change, keys, again);
-            } else if change.gone || unbound(change).next().is_none() {
-                all.add(*id, change, keys, identity);
-                apart.insert(*id, (change, Steps::default()));
-            } else {
-                // Its index names the old uid until that is left.
-                let mut steps = Steps::default();
-                steps.add(*id, change, keys, identity);
-                apart.insert(*id, (change, steps));
-            }
+/// Of clients whose uid has changed, where that was noted; of several such changes, the last.
+fn rebound(lot: &Untold) -> HashMap<ClientId, (usize, &Rebound)> {
+    let places = lot.noted.iter().enumerate().filter_map(|(place, noted)| match noted {
+        Noted::Uid(rebound) => Some((rebound.about.client_id, (place, rebound))),
+        Noted::Event(_) => None,
+    });
+    places.collect()
+}
+
+/// Binds or unbinds a client of whom that is told.
+fn rebind(
+    (place, rebound): (usize, &Rebound),
+    keys: &Keys,
+    events: &Events,
+    uid: &Uid,
+    kind: Kind,
+    single: bool,
+) -> Write {
+    let is_news = !matches!(rebound.about.number, Number::Again(_));
+    let command = change_uid(keys, events, &rebound.about, uid, kind, single);
+    let written = UidWritten { place: Some(place), is_news, kind, uid: uid.clone(), single };
+    Write { command, clients: vec![rebound.about.client_id], yields: Yields::Uid(written) }
+}
+
+/// The commands of a lot, for one server, which does them in order. First what changes for all clients, in few commands;
+/// then what has happened, in order, and with it the uids of those of whom that is told: so a uid's set and the stream have
+/// one order. Last the index of those who are gone.
+fn writes_in_order(lot: &Untold, keys: &Keys, identity: &super::Identity, events: &Events, again: bool) -> Vec<Write> {
+    let rebound = rebound(lot);
+    let (mut all, mut apart) = (Steps::default(), HashMap::new());
+    for (id, change) in &lot.changes {
+        if !rebound.contains_key(id) {
+            all.add(*id, change, keys, identity);
+            all.uids(*id, change, keys, again);
+        } else if change.gone || unbound(change).next().is_none() {
+            all.add(*id, change, keys, identity);
+            apart.insert(*id, (change, Steps::default()));
+        } else {
+            // Its index names the old uid until that is left.
+            let mut steps = Steps::default();
+            steps.add(*id, change, keys, identity);
+            apart.insert(*id, (change, steps));
         }
-        let index = keys.index(&identity.run);
-        let mut writes = all.begin(keys, &index);
-        for (place, noted) in lot.noted.iter().enumerate() {
-            match noted {
-                Noted::Event(event) if events.is_for_stream(event.what.kind()) => {
-                    writes.push(Write::of(event.about.client_id, add_event(keys, events, event.to_fields())));
-                }
-                Noted::Event(_) => {}
-                Noted::Uid(rebound) => {
-                    let id = rebound.about.client_id;
-                    if places.get(&id) != Some(&place) {
-                        continue;
-                    }
-                    let is_news = !matches!(rebound.about.number, Number::Again(_));
-                    let Some((change, mut steps)) = apart.remove(&id) else { continue };
-                    let tell = |uid: &Uid, kind: Kind, single: bool| {
-                        let command = change_uid(keys, events, &rebound.about, uid, kind, single);
-                        let written = UidWritten { place: Some(place), is_news, kind, uid: uid.clone(), single };
-                        Write { command, clients: vec![id], yields: Yields::Uid(written) }
-                    };
-                    writes.extend(unbound(change).map(|uid| tell(uid, Kind::Unbound, false)).collect::<Vec<_>>());
-                    writes.extend(steps.begin(keys, &index));
-                    if let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) {
-                        writes.push(tell(uid, Kind::Bound, change.single && !again));
-                    }
-                }
-            }
-        }
-        writes.extend(all.end(&index));
-        Self(writes)
     }
+    let index = keys.index(&identity.run);
+    let mut writes: Vec<Write> = all.begin(keys, &index).into_iter().flatten().collect();
+    for (place, noted) in lot.noted.iter().enumerate() {
+        match noted {
+            Noted::Event(event) => writes.extend(told_on_stream(event, keys, events)),
+            Noted::Uid(noted) => {
+                let id = noted.about.client_id;
+                let Some(at) = rebound.get(&id).copied().filter(|(last, _)| *last == place) else { continue };
+                let Some((change, mut steps)) = apart.remove(&id) else { continue };
+                writes.extend(unbound(change).map(|uid| rebind(at, keys, events, uid, Kind::Unbound, false)));
+                writes.extend(steps.begin(keys, &index).into_iter().flatten());
+                if let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) {
+                    writes.push(rebind(at, keys, events, uid, Kind::Bound, change.single && !again));
+                }
+            }
+        }
+    }
+    writes.extend(all.end(&index));
+    writes
+}
+
+/// The commands of a lot, for a Cluster, whose servers know no common order: steps, each of which is done before the next
+/// one begins, and the last of all. Between them it is told what has happened, as then it is known what became of uids.
+fn writes_in_steps(
+    lot: &Untold,
+    keys: &Keys,
+    identity: &super::Identity,
+    events: &Events,
+    again: bool,
+) -> ([Vec<Write>; 3], Vec<Write>) {
+    let rebound = rebound(lot);
+    let (mut all, mut left, mut entered) = (Steps::default(), Vec::new(), Vec::new());
+    for (id, change) in &lot.changes {
+        all.add(*id, change, keys, identity);
+        let Some(at) = rebound.get(id).copied() else {
+            all.uids(*id, change, keys, again);
+            continue;
+        };
+        left.extend(unbound(change).map(|uid| rebind(at, keys, events, uid, Kind::Unbound, false)));
+        if let (Some(uid), true, false) = (&change.uid, change.bound, change.gone) {
+            entered.push(rebind(at, keys, events, uid, Kind::Bound, change.single && !again));
+        }
+    }
+    let index = keys.index(&identity.run);
+    let mut steps = all.begin(keys, &index);
+    let [first, _, last] = &mut steps;
+    first.extend(left);
+    last.extend(entered);
+    (steps, all.end(&index))
+}
+
+/// What has happened, for the stream of a Cluster, which no script of a uid can write.
+fn events_of(lot: &Untold, keys: &Keys, events: &Events, uids: &HashMap<usize, Vec<(Uid, What)>>) -> Vec<Write> {
+    let told = lot.noted.iter().enumerate().flat_map(|(place, noted)| match noted {
+        Noted::Event(event) => told_on_stream(event, keys, events).into_iter().collect::<Vec<_>>(),
+        Noted::Uid(rebound) => {
+            let changes = uids.get(&place).into_iter().flatten();
+            let told = changes.filter_map(|(uid, what)| {
+                told_on_stream(&rebound_event(&rebound.about, uid, what.clone()), keys, events)
+            });
+            told.collect()
+        }
+    });
+    told.collect()
+}
+
+fn told_on_stream(event: &Event, keys: &Keys, events: &Events) -> Option<Write> {
+    let is_told = events.is_for_stream(event.what.kind());
+    is_told.then(|| Write::of(event.about.client_id, add_event(keys, events, event.to_fields())))
+}
+
+/// That a client was bound or unbound.
+pub(super) fn rebound_event(about: &About, uid: &Uid, what: What) -> Event {
+    Event { about: about.clone(), uid: Some(uid.clone()), what, room: Room::default() }
 }
 
 /// The uids that a client has no more.
@@ -665,8 +749,8 @@ impl Steps {
         }
     }
 
-    fn begin(&mut self, keys: &Keys, index: &str) -> Vec<Write> {
-        let mut writes = Vec::new();
+    /// What is left; this node's own index; what is entered.
+    fn begin(&mut self, keys: &Keys, index: &str) -> [Vec<Write>; 3] {
         let sets = |writes: &mut Vec<Write>, sets: Sets, start: fn(String) -> Command| {
             for (set, ids) in sets {
                 for ids in ids.chunks(CLIENTS) {
@@ -675,24 +759,26 @@ impl Steps {
                 }
             }
         };
-        sets(&mut writes, std::mem::take(&mut self.left), Command::srem);
-        writes.append(&mut self.removed);
-        writes.extend(self.of_gone(
+        let mut left = Vec::new();
+        sets(&mut left, std::mem::take(&mut self.left), Command::srem);
+        left.append(&mut self.removed);
+        left.extend(self.of_gone(
             || Yields::Else,
             |ids| {
                 let mut names = ids.iter().flat_map(|id| [keys.client(*id), keys.client_groups(*id)]);
                 Command::del(names.next().unwrap_or_default()).args(names)
             },
         ));
-        for entries in self.indexed.chunks(CLIENTS) {
+        let indexed = self.indexed.chunks(CLIENTS).map(|entries| {
             let command =
                 entries.iter().fold(Command::hset(index), |command, (id, value)| command.arg(*id).arg(value.as_str()));
             let clients = entries.iter().map(|(id, _)| *id).collect();
-            writes.push(Write { command, clients, yields: Yields::Index { longer: true } });
-        }
-        writes.append(&mut self.facts);
-        sets(&mut writes, std::mem::take(&mut self.entered), Command::sadd);
-        writes
+            Write { command, clients, yields: Yields::Index { longer: true } }
+        });
+        let indexed = indexed.collect();
+        let mut entered = std::mem::take(&mut self.facts);
+        sets(&mut entered, std::mem::take(&mut self.entered), Command::sadd);
+        [left, indexed, entered]
     }
 
     fn end(&self, index: &str) -> Vec<Write> {
@@ -708,11 +794,11 @@ impl Steps {
 
 const UID: &str = include_str!("scripts/uid.lua");
 
-/// Binds or unbinds a client, and tells it.
+/// Binds or unbinds a client, and tells it; but on Cluster, where the stream has a slot of its own.
 pub(super) fn change_uid(keys: &Keys, events: &Events, about: &About, uid: &Uid, kind: Kind, single: bool) -> Command {
     let mut names = vec![keys.uid_clients(uid), keys.uid_seq(uid)];
     let mut fields = Vec::new();
-    if events.is_for_stream(kind) {
+    if events.is_for_stream(kind) && !keys.are_sharded() {
         names.push(keys.events());
         // What Redis finds out comes last.
         let what = if kind == Kind::Bound {
@@ -720,7 +806,7 @@ pub(super) fn change_uid(keys: &Keys, events: &Events, about: &About, uid: &Uid,
         } else {
             What::Unbound { last: false, seq: 0 }
         };
-        fields = Event { about: about.clone(), uid: Some(uid.clone()), what, room: Room::default() }.to_fields();
+        fields = rebound_event(about, uid, what).to_fields();
         fields.truncate(fields.len().saturating_sub(4));
     }
     let op = if single { "single" } else { kind.name() };

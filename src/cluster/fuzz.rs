@@ -8,14 +8,15 @@ use serde_json::value::RawValue;
 use super::directory::{Entry, index_value, read_facts, read_uid_change};
 use super::envelope::{Do, Header, MAGIC, is_sealed, open, pack, seal, unpack};
 use super::keys::Keys;
-use super::redis::Reply;
+use super::redis::{Place, Reply};
+use super::slots::Map;
 use super::tasks;
 use crate::event::Kind;
 
 /// A channel's name, a newline, and what was said there. Returns the parts of commands in it, each with its message.
 pub(crate) fn heard(bytes: &[u8]) -> Vec<(Box<RawValue>, Bytes)> {
     let (name, said) = lines(bytes);
-    let keys = Keys::new("mg");
+    let keys = Keys::new("mg", false);
     if let Some(channel) = std::str::from_utf8(name).ok().and_then(|name| keys.parse(name)) {
         assert_eq!(keys.parse(&keys.channel(&channel)), Some(channel));
     }
@@ -70,6 +71,10 @@ pub(crate) fn reply(bytes: &[u8]) {
         read_uid_change(kind, &reply.clone().list());
     }
     tasks::claimed(reply.clone());
+    let asked = Place { host: "asked".to_owned(), port: 1 };
+    if let Ok((map, _)) = Map::read(reply.clone(), &asked) {
+        assert!((0..16_384).all(|slot| map.0.iter().any(|(_, slots)| slots.contain(slot))), "each slot has a master");
+    }
     if let Some(view) = tasks::view(reply) {
         serde_json::to_string(&view).expect("a task can be shown");
     }

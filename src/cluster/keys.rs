@@ -21,7 +21,7 @@
 //! | key | type | holds | lives as long as | slot on Redis Cluster |
 //! | --- | --- | --- | --- | --- |
 //! | `mg:clients:<run>` | hash | client id → `[uid, groups…]` in JSON, for each client of this run of a node: what to sweep | the run has clients | its own |
-//! | `{mg:uid:<uid>:clients}:seq` | string | µs by Redis' clock when the uid's set changed last, where that is told | 10 minutes | the uid's |
+//! | `{mg:uid:<uid>:clients}:seq`, another tag where the uid has braces | string | µs by Redis' clock when the uid's set changed last, where that is told | 10 minutes | the uid's |
 //! | `{mg:nodes}:runs` | hash | node id → its run, a fresh UUID at every start | the node | `mg:nodes` |
 //! | `{mg:nodes}:lan` | hash | LAN address → node id | the node | `mg:nodes` |
 //! | `{mg:nodes}:php` | hash | `<run> <address>`: that run of a node says that PHP finds a gateway there; `workers`: a PHP worker has been connected | the run; `workers` for ever | `mg:nodes` |
@@ -37,16 +37,19 @@
 //! | channel | subscribed by | what is said there |
 //! | --- | --- | --- |
 //! | `mg:uid:<uid>`, `mg:group:<group>`, `mg:all` | nodes that hold the target | a message to it, or a send in an envelope |
-//! | `mg:client:<client_id>` | the node with its address, by a pattern | the same |
+//! | `mg:client:<client_id>` | the node with its address, by a pattern; on Cluster each by its name | the same |
 //! | `mg:cmd` | every node | a JSON command, carried out once |
 //! | `mg.ask` | every node | an envelope: something that each node does its part of, or whom to watch for a tail |
 //! | `mg.lan:<address>` | the node with that LAN address, 12 hex digits | an envelope: changes of its clients, answers, what was seen for its tails, its own heartbeat |
+//!
+//! On Cluster all of them are sharded channels, each in the slot of its name.
 //!
 //! Client ids, uids and groups stand in names as they are. The nodes' own channels have a dot, so that a program that
 //! listens to `mg:*` neither hears them nor counts as a node.
 
 use std::fmt;
 
+use super::slots;
 use crate::hub::Topic;
 use crate::id::{ClientId, Group, LanAddress, Uid};
 
@@ -54,11 +57,18 @@ use crate::id::{ClientId, Group, LanAddress, Uid};
 #[derive(Debug, Clone)]
 pub(super) struct Keys {
     prefix: String,
+    /// They are on a Cluster, in slots.
+    are_sharded: bool,
 }
 
 impl Keys {
-    pub(super) fn new(prefix: &str) -> Self {
-        Self { prefix: prefix.to_owned() }
+    pub(super) fn new(prefix: &str, are_sharded: bool) -> Self {
+        Self { prefix: prefix.to_owned(), are_sharded }
+    }
+
+    /// Whether those of different names may be in different places, which know no common order.
+    pub(super) fn are_sharded(&self) -> bool {
+        self.are_sharded
     }
 
     /// In one piece of just its size: several names are made for each change of a client.
@@ -74,7 +84,7 @@ impl Keys {
     }
 
     pub(super) fn uid_seq(&self, uid: &Uid) -> String {
-        format!("{{{}}}:seq", self.uid_clients(uid))
+        slots::beside(&self.uid_clients(uid), "seq")
     }
 
     pub(super) fn events(&self) -> String {
@@ -149,7 +159,7 @@ impl Keys {
             Channel::Topic(Topic::All) => self.name(&["all"]),
             Channel::Topic(Topic::Uid(uid)) => self.name(&["uid:", uid.as_str()]),
             Channel::Topic(Topic::Group(group)) => self.name(&["group:", group.as_str()]),
-            Channel::Client(id) => self.name(&["client:", &id.to_string()]),
+            Channel::Topic(Topic::Client(id)) => self.name(&["client:", &id.to_string()]),
             Channel::Command => self.name(&["cmd"]),
             Channel::Ask => format!("{}.ask", self.prefix),
             Channel::Node(lan) => format!("{}.lan:{lan}", self.prefix),
@@ -175,7 +185,7 @@ impl Keys {
         Some(match kind {
             "uid" => Channel::Topic(Topic::Uid(name.parse().ok()?)),
             "group" => Channel::Topic(Topic::Group(name.parse().ok()?)),
-            "client" => Channel::Client(name.parse().ok()?),
+            "client" => Channel::Topic(Topic::Client(name.parse().ok()?)),
             "all" => Channel::Topic(Topic::All),
             "cmd" => Channel::Command,
             _ => return None,
@@ -188,8 +198,6 @@ impl Keys {
 pub enum Channel {
     /// To everyone who holds it.
     Topic(Topic),
-    /// To one client.
-    Client(ClientId),
     /// A command from anywhere, to all nodes.
     Command,
     /// From a node to all nodes.
@@ -205,7 +213,7 @@ impl Channel {
             Self::Topic(Topic::All) => "all",
             Self::Topic(Topic::Uid(_)) => "uid",
             Self::Topic(Topic::Group(_)) => "group",
-            Self::Client(_) => "client",
+            Self::Topic(Topic::Client(_)) => "client",
             Self::Command => "cmd",
             Self::Ask => "ask",
             Self::Node(_) => "node",
@@ -219,13 +227,13 @@ mod tests {
 
     #[test]
     fn every_channel_is_read_back_from_its_name() {
-        let keys = Keys::new("mg");
+        let keys = Keys::new("mg", false);
         let id: ClientId = "7f0000010b54a3c1e07f".parse().unwrap();
         for (channel, name) in [
             (Channel::Topic(Topic::Uid("a:b:clients".parse().unwrap())), "mg:uid:a:b:clients"),
             (Channel::Topic(Topic::Group("房间 1".parse().unwrap())), "mg:group:房间 1"),
             (Channel::Topic(Topic::All), "mg:all"),
-            (Channel::Client(id), "mg:client:7f0000010b54a3c1e07f"),
+            (Channel::Topic(Topic::Client(id)), "mg:client:7f0000010b54a3c1e07f"),
             (Channel::Command, "mg:cmd"),
             (Channel::Ask, "mg.ask"),
             (Channel::Node(id.lan), "mg.lan:7f0000010b54"),
@@ -252,7 +260,7 @@ mod tests {
 
     #[test]
     fn what_one_script_looks_at_is_in_one_slot() {
-        let keys = Keys::new("mg");
+        let keys = Keys::new("mg", false);
         for key in [keys.runs(), keys.lan(), keys.php(), keys.swept(), keys.sweeper("x")] {
             assert!(key.starts_with("{mg:nodes}:"), "{key}");
         }

@@ -5,29 +5,35 @@
 //! | `keys` | every key and channel, one table |
 //! | `redis` | connections, commands, errors |
 //! | `sentinel` | who says where Redis is, where that may change |
+//! | `slots` | Redis Cluster: which master has which keys and channels |
 //! | `envelope` | what nodes say to each other |
 //! | `bus` | subscribing to what this node holds; publishing, asking, answering |
+//! | `listeners` | the same on Redis Cluster, at each master |
 //! | `post` | what is said to single nodes, together where it can be |
 //! | `directory` | the shared index: written from the hub's journal, read by queries |
 //! | `members` | the life of a node among the nodes: its place and lease; `sweep`: judging and sweeping the dead |
 //! | `php` | where PHP finds gateways |
 //! | `tasks` | the queue of tasks: a stream, and what is kept of each |
+//! | `check` | what `moongate check` finds in Redis, with advice |
 //! | `scripts/` | Lua, one file per atomic step |
 //!
 //! Redis is an index of what the hubs hold. Each node writes its own clients, in order, in one pipeline for many clients,
 //! and every write may be repeated. A command is answered when hub, Redis and subscription have it.
 
 mod bus;
+mod check;
 mod directory;
 mod envelope;
 #[cfg(any(test, fuzzing))]
 pub(crate) mod fuzz;
 mod keys;
+mod listeners;
 mod members;
 mod php;
 mod post;
 mod redis;
 mod sentinel;
+mod slots;
 mod tasks;
 
 use std::collections::HashMap;
@@ -45,6 +51,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 pub use bus::{Heard, Inbox, MAX_PAYLOAD, Said};
+pub use check::{Finding, Level, check};
 pub use directory::{Entry, Facts};
 pub use envelope::{Answer, Back, Do, MAX_PART};
 pub use keys::Channel;
@@ -64,7 +71,7 @@ use envelope::MAGIC;
 use keys::Keys;
 use members::Members;
 use post::Post;
-use redis::{Address, ConnectError, Connection, Link, Place, RedisError};
+use redis::{Address, ConnectError, Link, Place, RedisError};
 
 /// Redis did not do what it was asked, or it is not known whether it did.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -370,7 +377,7 @@ impl Cluster {
         let node_id = config.node_id.clone().unwrap_or_else(|| run.clone());
         hub.events().set_origin(Origin { node: node_id.clone(), run: run.clone() });
         let shared = Arc::new(Shared {
-            keys: Keys::new(&config.prefix),
+            keys: Keys::new(&config.prefix, matches!(address, Address::Cluster(_))),
             link: Link::default(),
             metrics: Arc::clone(metrics),
             clock: Clock::default(),
@@ -380,6 +387,9 @@ impl Cluster {
             monitor: Arc::clone(monitor),
             standing: Arc::clone(standing),
         });
+        if matches!(address, Address::Cluster(_)) {
+            hub.others().topics.follow_clients();
+        }
         let (post, letters) = Post::new();
         let (bus, inbox) = Bus::new(Arc::clone(&shared), post);
         let (bus, stop) = (Arc::new(bus), CancellationToken::new());
@@ -575,20 +585,6 @@ impl Cluster {
     pub async fn some(&self, most: usize) -> Result<(Vec<Entry>, bool), Unavailable> {
         Ok(self.reader()?.some(most).await?)
     }
-}
-
-/// Connects once, and checks what answers; returns what was found.
-pub async fn check(config: &ClusterConfig) -> Result<String, Refused> {
-    let address = Address::read(&config.redis_url).map_err(|error| refused_url(None, &error))?;
-    let metrics = Arc::new(Metrics::new());
-    let opened = Connection::open(&address, &metrics, redis::NO_RING).await;
-    let (connection, _alive) = opened.map_err(|error| refused_url(Some(&address), &error))?;
-    Ok(match (&address, connection.place()) {
-        (Address::Sentinels(sentinels), Some(place)) => {
-            format!("Redis answers: {place} is the master {}", sentinels.service())
-        }
-        _ => "Redis answers".to_owned(),
-    })
 }
 
 fn refused_url(address: Option<&Address>, error: &ConnectError) -> Refused {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::keys::Channel;
-use super::redis::{Command, Mark, Reply};
+use super::redis::{Command, Mark};
 use super::{Cluster, Unavailable};
 use crate::id::LanAddress;
 
@@ -55,18 +55,14 @@ impl Cluster {
 
         let of_node: HashMap<String, LanAddress> =
             lan.into_iter().filter_map(|(lan, node)| Some((node, lan.parse().ok()?))).collect();
-        let channels: HashMap<&str, String> = runs
+        let (hearers, channels): (Vec<&str>, Vec<String>) = runs
             .iter()
             .filter_map(|(node, run)| Some((&**run, keys.channel(&Channel::Node(*of_node.get(node)?)))))
-            .collect();
-        let heard =
-            connection.call(Command::pubsub("NUMSUB").args(channels.values().map(String::as_str))).await?.list();
-        let hear: HashSet<String> = heard
-            .chunks(2)
-            .filter(|pair| pair.get(1).is_some_and(|listeners| listeners.number() > 0))
-            .filter_map(|pair| pair.first().cloned().and_then(Reply::text))
-            .collect();
-        let is_there = |run: &str| channels.get(run).is_some_and(|channel| hear.contains(channel));
+            .unzip();
+        let listeners = connection.listeners(channels).await?;
+        let hear: HashSet<&str> =
+            hearers.into_iter().zip(listeners).filter(|(_, listeners)| *listeners > 0).map(|(run, _)| run).collect();
+        let is_there = |run: &str| hear.contains(run);
 
         // What this node has said may have been lost with Redis' data; what it does not say any more may stand there.
         let own = told.remove(&*run).unwrap_or_default();

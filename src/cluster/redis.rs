@@ -1,7 +1,7 @@
 //! Connections to Redis. Nothing outside this file names the client library.
 //!
-//! A [`Connection`] is one socket and never comes back: when it ends, or does not answer in time, it is over, and a fresh
-//! one is made and checked from the start. The library's own reconnecting is not used: it repeats commands, and it says
+//! A [`Connection`] is one socket, on Cluster one to each master, and never comes back: when it ends, or does not answer in
+//! time, it is over, and a fresh one is made and checked from the start. The library's own reconnecting is not used: it repeats commands, and it says
 //! nothing of the server behind the new connection being another one. So no command runs twice unless we repeat it.
 //!
 //! Replies must not be flat lists of three or four strings whose first may be foreign text: fred 10.1.0 takes one that
@@ -26,14 +26,16 @@ use fred::interfaces::{
 pub(super) use fred::types::Message as Published;
 use fred::types::config::{Config, ConnectionConfig, PerformanceConfig, ServerConfig, TcpConfig};
 use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
-use futures_util::future::{BoxFuture, maybe_done};
+pub(super) use fred::util::redis_keyslot as slot;
+use futures_util::future::{BoxFuture, join_all, maybe_done, select_all, try_join_all};
 use futures_util::poll;
 use parking_lot::RwLock;
 use secrecy::{ExposeSecret as _, SecretString};
 use tokio::sync::broadcast;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::sentinel::Sentinels;
+use super::slots::{Redirection, Routes, Shards, slot_of};
 use crate::metrics::{Metrics, RedisCommand};
 
 /// What Redis may take for an answer; one that takes longer is given up with its connection.
@@ -48,8 +50,12 @@ pub(super) const NO_RING: usize = 16;
 /// Commands that are on their way at once; each costs some kilobytes until it is answered.
 const PIPELINE: usize = 500;
 
-/// The oldest Redis that has all that is used.
+/// The oldest Redis that has all that is used, and the oldest for a Cluster.
 const OLDEST: (u32, u32) = (6, 2);
+const OLDEST_OF_CLUSTER: (u32, u32) = (7, 0);
+
+/// Between two attempts at keys of which some have moved already.
+const ON_THE_WAY: Duration = Duration::from_millis(20);
 
 /// Why Redis did not do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -81,7 +87,19 @@ impl RedisError {
 
     /// The server itself is not able to take writes now; nothing is wrong with this one.
     pub(super) fn is_server_wide(&self) -> bool {
-        let words = ["OOM", "READONLY", "MISCONF", "LOADING", "MASTERDOWN", "NOREPLICAS", "BUSY", "NOPERM", "NOAUTH"];
+        let words = [
+            "OOM",
+            "READONLY",
+            "MISCONF",
+            "LOADING",
+            "MASTERDOWN",
+            "NOREPLICAS",
+            "BUSY",
+            "NOPERM",
+            "NOAUTH",
+            "TRYAGAIN",
+            "CLUSTERDOWN",
+        ];
         match self {
             Self::Away(_) => true,
             // Where a script was refused, older servers say so first.
@@ -112,18 +130,24 @@ pub(super) struct Command {
 }
 
 macro_rules! commands {
-    ($($function:ident $name:literal)*) => { $(
-        pub(super) fn $function(key: impl Into<Argument>) -> Self {
-            Self { name: $name, args: vec![key.into().0] }
-        }
-    )* };
+    ($($function:ident $name:literal)*) => {
+        /// Every name.
+        #[cfg(test)]
+        pub(super) const NAMES: &[&str] = &[$($name),*];
+
+        $(
+            pub(super) fn $function(key: impl Into<Argument>) -> Self {
+                Self { name: $name, args: vec![key.into().0] }
+            }
+        )*
+    };
 }
 
 impl Command {
     commands! {
-        del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
-        hset "HSET" client "CLIENT" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
-        srem "SREM" sscan "SSCAN" xadd "XADD" xdel "XDEL" xgroup "XGROUP" xinfo "XINFO" xlen "XLEN" xreadgroup "XREADGROUP"
+        config "CONFIG" del "UNLINK" eval "EVAL" exists "EXISTS" hdel "HDEL" hget "HGET" hgetall "HGETALL" hlen "HLEN" hscan "HSCAN"
+        hset "HSET" client "CLIENT" cluster "CLUSTER" info "INFO" kind "TYPE" publish "PUBLISH" pubsub "PUBSUB" sadd "SADD" scard "SCARD" sentinel "SENTINEL" set "SET" smembers "SMEMBERS"
+        spublish "SPUBLISH" srem "SREM" sscan "SSCAN" xadd "XADD" xdel "XDEL" xgroup "XGROUP" xinfo "XINFO" xlen "XLEN" xreadgroup "XREADGROUP"
         zrange "ZRANGE" zrem "ZREM"
     }
 
@@ -137,9 +161,9 @@ impl Command {
         self
     }
 
-    /// Ends the wait of another connection, which is answered as if its time were over.
-    pub(super) fn unblock(connection: &Mark) -> Self {
-        Self::client("UNBLOCK").arg(connection.id)
+    /// Redis' clock.
+    pub(super) fn time() -> Self {
+        Self { name: "TIME", args: Vec::new() }
     }
 
     /// A script with its keys; arguments follow.
@@ -317,6 +341,8 @@ impl fmt::Display for Place {
 #[derive(Clone)]
 pub(super) struct Server {
     config: Config,
+    /// It is one of a Cluster.
+    is_shard: bool,
 }
 
 impl Server {
@@ -329,7 +355,7 @@ impl Server {
     pub(super) fn at(&self, place: &Place) -> Self {
         let mut config = self.config.clone();
         config.server = ServerConfig::new_centralized(place.host.as_str(), place.port);
-        Self { config }
+        Self { config, is_shard: self.is_shard }
     }
 }
 
@@ -345,6 +371,8 @@ pub(super) enum Address {
     Server(Server),
     /// Where these say.
     Sentinels(Arc<Sentinels>),
+    /// In several places, each with a part.
+    Cluster(Arc<Shards>),
 }
 
 impl Address {
@@ -361,8 +389,15 @@ impl Address {
         // fred 10.1.0 says `HELLO 3 AUTH <user> <password>` as an inline command, and quotes nothing.
         config.username = config.username.map(quoted);
         config.password = config.password.map(quoted);
+        if let ServerConfig::Clustered { hosts, .. } = &config.server {
+            let seeds = hosts.iter().map(|server| {
+                let server = ServerConfig::Centralized { server: server.clone() };
+                Server { config: Config { server, database: None, ..config.clone() }, is_shard: true }
+            });
+            return Ok(Self::Cluster(Arc::new(Shards::new(seeds.collect()))));
+        }
         let ServerConfig::Sentinel { mut hosts, service_name, username, password } = config.server.clone() else {
-            return Ok(Self::Server(Server { config }));
+            return Ok(Self::Server(Server { config, is_shard: false }));
         };
         // The library puts the first one last.
         hosts.rotate_right(1);
@@ -370,9 +405,12 @@ impl Address {
         let sentinels = hosts.into_iter().map(|server| {
             let (username, password) = (username.clone(), password.clone());
             let server = ServerConfig::Centralized { server };
-            Server { config: Config { server, username, password, database: None, ..config.clone() } }
+            let config = Config { server, username, password, database: None, ..config.clone() };
+            Server { config, is_shard: false }
         });
-        Ok(Self::Sentinels(Arc::new(Sentinels::new(service_name, sentinels.collect(), Server { config }))))
+        let sentinels = sentinels.collect();
+        let master = Server { config, is_shard: false };
+        Ok(Self::Sentinels(Arc::new(Sentinels::new(service_name, sentinels, master))))
     }
 
     /// Where the URL says that Redis is.
@@ -380,11 +418,15 @@ impl Address {
         match self {
             Self::Server(server) => server.place(),
             Self::Sentinels(_) => None,
+            Self::Cluster(shards) => shards.place(),
         }
     }
 
     /// Returns when Redis is no more where this connection leads, though it may still answer.
     pub(super) async fn left(&self, connection: &Connection) {
+        if let Some(routes) = &connection.routes {
+            return routes.old.cancelled().await;
+        }
         let (Self::Sentinels(sentinels), Some(mut place)) = (self, connection.place()) else {
             return std::future::pending().await;
         };
@@ -418,22 +460,42 @@ fn quoted(word: String) -> String {
 /// Which connection it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Mark {
-    /// The server process behind it.
+    /// The server process behind it; on Cluster all of them.
     pub(super) run_id: Arc<str>,
-    /// Its number there.
-    id: u64,
+    /// Of each server its process, and the connection's number there.
+    sockets: Arc<[(Arc<str>, u64)]>,
+}
+
+impl Mark {
+    /// Whether all servers behind the other connection are behind this one, too.
+    pub(super) fn covers(&self, other: &Self) -> bool {
+        other.sockets.iter().all(|(run_id, _)| self.sockets.iter().any(|(own, _)| own == run_id))
+    }
 }
 
 /// One connection, checked.
 #[derive(Clone)]
 pub(super) struct Connection {
-    client: Client,
+    /// On Cluster one to each master.
+    sockets: Arc<[Socket]>,
+    /// On Cluster, which command goes to which.
+    routes: Option<Arc<Routes>>,
+    is_sharded: bool,
     pub(super) mark: Mark,
     metrics: Arc<Metrics>,
 }
 
-/// Ends when its connection has ended; dropped, it ends it.
-pub(super) struct Alive(ConnectHandle);
+/// One to one server.
+#[derive(Clone)]
+struct Socket {
+    client: Client,
+    run_id: Arc<str>,
+}
+
+/// Ends when its connection has ended, or on Cluster one of its parts; dropped, it ends it.
+pub(super) struct Alive(Vec<AbortOnDrop>);
+
+struct AbortOnDrop(ConnectHandle);
 
 impl Alive {
     /// Connects. The task of the connection is ours from the start: with the library's `init` it would live on, and connect
@@ -442,7 +504,7 @@ impl Alive {
         let mut connected = pin!(client.wait_for_connect());
         // It listens from its first look on, and must before there is something to hear.
         let early = poll!(connected.as_mut());
-        let mut alive = Self(client.connect());
+        let mut alive = AbortOnDrop(client.connect());
         let done = timeout(ANSWER * 2, async {
             tokio::select! {
                 biased;
@@ -451,7 +513,7 @@ impl Alive {
             }
         });
         match done.await {
-            Ok(Ok(())) => Ok(alive),
+            Ok(Ok(())) => Ok(Self(vec![alive])),
             Ok(Err(error)) => Err(connect_error(&error)),
             Err(_) => Err(ConnectError::Away("no answer".to_owned())),
         }
@@ -459,11 +521,11 @@ impl Alive {
 
     pub(super) async fn ended(&mut self) {
         // How it ended does not matter.
-        drop((&mut self.0).await);
+        drop(select_all(self.0.iter_mut().map(|socket| &mut socket.0)).await);
     }
 }
 
-impl Drop for Alive {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -501,10 +563,42 @@ impl Connection {
                 let opened = Self::open_to(&master.server, metrics, ring, answer).await;
                 opened.map_err(|error| sentinels.was_wrong(&master, &error))
             }
+            Address::Cluster(shards) => Self::open_to_all(shards, metrics, ring, answer).await,
         }
     }
 
-    async fn open_to(
+    /// Connects to each master of a Cluster.
+    async fn open_to_all(
+        shards: &Shards,
+        metrics: &Arc<Metrics>,
+        ring: usize,
+        answer: Duration,
+    ) -> Result<(Self, Alive), ConnectError> {
+        let map = shards.map(metrics).await?;
+        let opening =
+            map.0.iter().filter_map(|(place, _)| Some((place, shards.at(place)?))).map(|(place, server)| async move {
+                Self::open_to(&server, metrics, ring, answer).await.map_err(|error| match error {
+                    ConnectError::Unfit(error) => ConnectError::Unfit(format!("{place}: {error}")),
+                    error => ConnectError::Away(format!("{place}, a master as the Cluster says: {error}")),
+                })
+            });
+        let opened = try_join_all(opening).await.inspect_err(|_| shards.was_wrong())?;
+        let (mut sockets, mut marks, mut alive) = (Vec::new(), Vec::new(), Alive(Vec::new()));
+        for (connection, is_alive) in opened {
+            marks.extend(connection.mark.sockets.iter().cloned());
+            sockets.extend(connection.sockets.iter().cloned());
+            alive.0.extend(is_alive.0);
+        }
+        // Whichever order they are told of in.
+        let mut run_ids: Vec<&str> = marks.iter().map(|(run_id, _)| &**run_id).collect();
+        run_ids.sort_unstable();
+        let mark = Mark { run_id: run_ids.join(" ").into(), sockets: marks.into() };
+        let routes = Some(Arc::new(Routes::new(&map)));
+        let metrics = Arc::clone(metrics);
+        Ok((Self { sockets: sockets.into(), routes, is_sharded: true, mark, metrics }, alive))
+    }
+
+    pub(super) async fn open_to(
         server: &Server,
         metrics: &Arc<Metrics>,
         ring: usize,
@@ -518,9 +612,11 @@ impl Connection {
             }
             error => ConnectError::Away(error.to_string()),
         })?;
-        let run_id = check(&info.text().unwrap_or_default())?.into();
+        let run_id: Arc<str> = check(&info.text().unwrap_or_default(), server.is_shard)?.into();
         let id = opened.call(Command::client("ID")).await.map_err(|error| ConnectError::Away(error.to_string()))?;
-        opened.mark = Mark { run_id, id: id.number() };
+        let named = |socket: &Socket| Socket { client: socket.client.clone(), run_id: Arc::clone(&run_id) };
+        opened.sockets = opened.sockets.iter().map(named).collect();
+        opened.mark = Mark { sockets: [(Arc::clone(&run_id), id.number())].into(), run_id };
         Ok((opened, alive))
     }
 
@@ -547,43 +643,125 @@ impl Connection {
         };
         let client = Client::new(server.config.clone(), Some(performance), Some(connection), None);
         let alive = Alive::begin(&client).await?;
-        let mark = Mark { run_id: "".into(), id: 0 };
-        Ok((Self { client, mark, metrics: Arc::clone(metrics) }, alive))
+        let mark = Mark { run_id: "".into(), sockets: [].into() };
+        let sockets = [Socket { client, run_id: Arc::clone(&mark.run_id) }].into();
+        let metrics = Arc::clone(metrics);
+        Ok((Self { sockets, routes: None, is_sharded: server.is_shard, mark, metrics }, alive))
     }
 
-    /// Where it leads; none over a unix socket.
+    /// Where it leads, or its first part; none over a unix socket.
     pub(super) fn place(&self) -> Option<Place> {
-        place(&self.client.client_config())
+        self.sockets.first().and_then(Socket::place)
+    }
+
+    /// The same connection, to each of its servers by itself.
+    pub(super) fn apart(&self) -> Vec<Self> {
+        let to_one = |socket: &Socket| Self { sockets: [socket.clone()].into(), routes: None, ..self.clone() };
+        self.sockets.iter().map(to_one).collect()
+    }
+
+    /// How many servers it leads to.
+    pub(super) fn servers(&self) -> usize {
+        self.sockets.len()
+    }
+
+    fn client(&self) -> Result<&Client, RedisError> {
+        // It has at least one.
+        let socket = self.sockets.first().ok_or_else(|| RedisError::Away("there is no connection".to_owned()))?;
+        Ok(&socket.client)
     }
 
     /// Whoever sweeps after a run finds its connections by their name.
     pub(super) async fn bear_the_name_of(&self, run: &str) -> Result<(), RedisError> {
-        self.call(Command::client("SETNAME").arg(connection_name(run))).await.map(drop)
+        for socket in &*self.sockets {
+            self.call_at(socket, Command::client("SETNAME").arg(connection_name(run))).await?;
+        }
+        Ok(())
     }
 
     /// Ends the last connection that was used in the place of this one, where Redis does not know yet that it has ended:
     /// nobody hears through it any more, and what of it was not read is not done late.
     pub(super) async fn take_over_from(&self, last: &mut Option<Mark>) -> Result<(), RedisError> {
-        if let Some(last) = last.as_ref().filter(|last| last.run_id == self.mark.run_id) {
-            self.kill(last.id).await?;
+        for (run_id, id) in last.iter().flat_map(|last| &*last.sockets) {
+            if let Some(socket) = self.sockets.iter().find(|socket| socket.run_id == *run_id) {
+                self.kill(socket, *id).await?;
+            }
         }
         *last = Some(self.mark.clone());
         Ok(())
     }
 
+    /// Ends all connections of a run, on each server.
+    pub(super) async fn end_all_of(&self, run: &str) -> Result<(), RedisError> {
+        let name = connection_name(run);
+        for socket in &*self.sockets {
+            let list = self.call_at(socket, Command::client("LIST")).await?.text().unwrap_or_default();
+            for line in list.lines() {
+                let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+                if let (Some(Ok(id)), true) = (field("id").map(str::parse), field("name") == Some(name.as_str())) {
+                    self.kill(socket, id).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Ends another connection; one that has ended already is fine.
-    pub(super) async fn kill(&self, id: u64) -> Result<(), RedisError> {
-        match self.call(Command::client("KILL").arg("ID").arg(id)).await {
+    async fn kill(&self, socket: &Socket, id: u64) -> Result<(), RedisError> {
+        match self.call_at(socket, Command::client("KILL").arg("ID").arg(id)).await {
             Err(error @ RedisError::Refused { .. }) => tracing::error!(%error, "cannot end a connection that is over"),
             done => drop(done?),
         }
         Ok(())
     }
 
+    /// Ends the wait of another connection, which is answered as if its time were over.
+    pub(super) async fn unblock(&self, connection: &Mark) -> Result<(), RedisError> {
+        for (run_id, id) in &*connection.sockets {
+            if let Some(socket) = self.sockets.iter().find(|socket| socket.run_id == *run_id) {
+                self.call_at(socket, Command::client("UNBLOCK").arg(*id)).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says something on a channel.
+    pub(super) fn publication(&self, channel: String, payload: Bytes) -> Command {
+        let command = if self.is_sharded { Command::spublish(channel) } else { Command::publish(channel) };
+        command.arg(payload)
+    }
+
+    /// How many connections hear each of these channels by its name.
+    pub(super) async fn listeners(&self, channels: Vec<String>) -> Result<Vec<u64>, RedisError> {
+        let number = |pair: &[Reply]| pair.get(1).map_or(0, Reply::number);
+        if !self.is_sharded {
+            let replies = self.call(Command::pubsub("NUMSUB").args(channels)).await?.list();
+            return Ok(replies.chunks(2).map(number).collect());
+        }
+        let asks = channels.into_iter().map(|channel| Command::pubsub("SHARDNUMSUB").arg(channel)).collect();
+        let replies: Result<Vec<Reply>, RedisError> = self.pipeline(asks).await?.into_iter().collect();
+        Ok(replies?.into_iter().map(|reply| number(&reply.list())).collect())
+    }
+
     /// One command.
     pub(super) async fn call(&self, command: Command) -> Result<Reply, RedisError> {
-        let (name, started) = (command.name, Instant::now());
-        let result = self.start(command).await;
+        let name = command.name;
+        self.counted(name, self.start(command)).await
+    }
+
+    /// One command to one of the servers.
+    async fn call_at(&self, socket: &Socket, command: Command) -> Result<Reply, RedisError> {
+        let name = command.name;
+        self.counted(name, socket.start(command)).await
+    }
+
+    async fn counted(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<Value, Error>>,
+    ) -> Result<Reply, RedisError> {
+        let started = Instant::now();
+        let result = work.await;
         self.metrics.redis_commands.get_or_create(&RedisCommand { command: name }).inc();
         self.metrics.redis_seconds.observe(started.elapsed().as_secs_f64());
         result.map(Reply).map_err(|error| redis_error(name, &error))
@@ -623,6 +801,133 @@ impl Connection {
         Ok(results)
     }
 
+    /// Commands in steps, each of which is begun when the one before is done. A single server does what it is told in
+    /// order, so there all leave in one go; the servers of a Cluster do not wait for each other.
+    pub(super) async fn pipeline_in_steps(
+        &self,
+        steps: Vec<Vec<Command>>,
+    ) -> Result<Vec<Result<Reply, RedisError>>, RedisError> {
+        if !self.is_sharded {
+            return self.pipeline(steps.into_iter().flatten().collect()).await;
+        }
+        let mut results = Vec::new();
+        for step in steps {
+            results.extend(self.pipeline(step).await?);
+        }
+        Ok(results)
+    }
+
+    /// A command on its way.
+    fn start(&self, command: Command) -> BoxFuture<'_, Result<Value, Error>> {
+        match (&self.routes, self.sockets.first()) {
+            (None, Some(socket)) => socket.start(command),
+            (Some(routes), _) if command.name == "UNLINK" && command.args.len() > 1 => {
+                // Each in a slot of its own.
+                let each = command.args.into_iter().map(|key| self.follow(routes, Command::del(key)));
+                let each = join_all(each.collect::<Vec<_>>());
+                Box::pin(async {
+                    let mut deleted = 0;
+                    for one in each.await {
+                        deleted += one?.as_i64().unwrap_or_default();
+                    }
+                    Ok(Value::Integer(deleted))
+                })
+            }
+            (Some(routes), _) => Box::pin(self.follow(routes, command)),
+            (None, None) => Box::pin(async { Err(Error::new(ErrorKind::Canceled, "there is no connection")) }),
+        }
+    }
+
+    /// A command on its way to whoever has its key, on Cluster.
+    async fn follow(&self, routes: &Routes, command: Command) -> Result<Value, Error> {
+        let slot = slot_of(command.name, &command.args);
+        let (mut asked, until) = (None, Instant::now() + ANSWER);
+        loop {
+            let owner = slot.map_or(0, |slot| routes.socket_of(slot));
+            let number = asked.unwrap_or(owner);
+            let Some(socket) = self.sockets.get(number) else {
+                return Err(Error::new(ErrorKind::Canceled, "there is no connection"));
+            };
+            let answered = match asked.take() {
+                Some(_) => Box::pin(socket.start_asking(command.clone())).await,
+                None => socket.start(command.clone()).await,
+            };
+            let Err(error) = &answered else { return answered };
+            let (place, has_moved) = match Redirection::read(error.details(), socket.place().as_ref()) {
+                Some(_) if Instant::now() > until => {
+                    return Err(Error::new(ErrorKind::Timeout, "its slot is on the way to another master"));
+                }
+                Some(Redirection::TryAgain) => {
+                    sleep(ON_THE_WAY).await;
+                    continue;
+                }
+                Some(Redirection::Moved(place)) => (place, true),
+                Some(Redirection::Ask(place)) => (place, false),
+                None => return answered,
+            };
+            let Some(other) = self.sockets.iter().position(|socket| socket.place().as_ref() == Some(&place)) else {
+                routes.old.cancel();
+                return Err(Error::new(ErrorKind::Canceled, format!("its slot is at {place} by now")));
+            };
+            match slot {
+                Some(slot) if has_moved => routes.has_moved(slot, other),
+                _ => asked = Some(other),
+            }
+        }
+    }
+
+    /// What is published to this connection from now on, in the library's ring; it leads to one server.
+    pub(super) fn published(&self) -> Result<broadcast::Receiver<Published>, RedisError> {
+        Ok(self.client()?.message_rx())
+    }
+
+    /// Hears these channels, once the server has heard of it: see [`Connection::barrier`].
+    pub(super) async fn subscribe(&self, channels: Vec<String>) -> Result<(), RedisError> {
+        let client = self.client()?;
+        if self.is_sharded {
+            // The library takes only one at a time.
+            let each = channels.into_iter().map(|channel| client.ssubscribe(channel));
+            return in_time("SSUBSCRIBE", try_join_all(each.collect::<Vec<_>>())).await.map(drop);
+        }
+        in_time("SUBSCRIBE", Box::pin(client.subscribe(channels))).await
+    }
+
+    /// Hears these channels no more.
+    pub(super) async fn unsubscribe(&self, channels: Vec<String>) -> Result<(), RedisError> {
+        let client = self.client()?;
+        if self.is_sharded {
+            let each = channels.into_iter().map(|channel| client.sunsubscribe(channel));
+            return in_time("SUNSUBSCRIBE", try_join_all(each.collect::<Vec<_>>())).await.map(drop);
+        }
+        in_time("UNSUBSCRIBE", Box::pin(client.unsubscribe(channels))).await
+    }
+
+    /// Hears every channel that a pattern matches; there is nothing like it for the channels of a Cluster.
+    pub(super) async fn subscribe_to_pattern(&self, pattern: String) -> Result<(), RedisError> {
+        in_time("PSUBSCRIBE", Box::pin(self.client()?.psubscribe(pattern))).await
+    }
+
+    /// Returns when the server has done what was sent before: to how many channels and patterns this connection is
+    /// subscribed by then; on Cluster from Redis 7.0.3 on. A subscription that is refused, as by an ACL, shows nowhere else.
+    pub(super) async fn barrier(&self) -> Result<Option<(usize, usize)>, RedisError> {
+        let info: String = in_time("CLIENT INFO", Box::pin(self.client()?.client_info())).await?;
+        let count = |name: &str| {
+            let field = info.split_ascii_whitespace().find_map(|field| field.strip_prefix(name));
+            field.and_then(|count| count.parse().ok())
+        };
+        Ok(if self.is_sharded {
+            count("ssub=").map(|channels| (channels, 0))
+        } else {
+            count("sub=").zip(count("psub="))
+        })
+    }
+}
+
+impl Socket {
+    fn place(&self) -> Option<Place> {
+        place(&self.client.client_config())
+    }
+
     /// A command on its way. What the library knows by name may share a write with others, what it does not is written by
     /// itself. The futures are boxed, as each is five kilobytes.
     fn start(&self, command: Command) -> BoxFuture<'_, Result<Value, Error>> {
@@ -648,6 +953,10 @@ impl Connection {
                 let channel = Str::from_inner(key()).unwrap_or_default();
                 Box::pin(client.publish(channel, key()))
             }
+            "SPUBLISH" => {
+                let channel = Str::from_inner(key()).unwrap_or_default();
+                Box::pin(client.spublish(channel, key()))
+            }
             "SADD" => Box::pin(client.sadd(key(), rest.collect::<Vec<_>>())),
             "SCARD" => Box::pin(client.scard(key())),
             "SMEMBERS" => Box::pin(client.smembers(key())),
@@ -657,35 +966,12 @@ impl Connection {
         }
     }
 
-    /// What is published to this connection from now on, in the library's ring.
-    pub(super) fn published(&self) -> broadcast::Receiver<Published> {
-        self.client.message_rx()
-    }
-
-    /// Hears these channels, once the server has heard of it: see [`Connection::barrier`].
-    pub(super) async fn subscribe(&self, channels: Vec<String>) -> Result<(), RedisError> {
-        in_time("SUBSCRIBE", Box::pin(self.client.subscribe(channels))).await
-    }
-
-    /// Hears these channels no more.
-    pub(super) async fn unsubscribe(&self, channels: Vec<String>) -> Result<(), RedisError> {
-        in_time("UNSUBSCRIBE", Box::pin(self.client.unsubscribe(channels))).await
-    }
-
-    /// Hears every channel that a pattern matches.
-    pub(super) async fn subscribe_to_pattern(&self, pattern: String) -> Result<(), RedisError> {
-        in_time("PSUBSCRIBE", Box::pin(self.client.psubscribe(pattern))).await
-    }
-
-    /// Returns when the server has done what was sent before: to how many channels and patterns this connection is
-    /// subscribed by then. A subscription that is refused, as by an ACL, shows nowhere else.
-    pub(super) async fn barrier(&self) -> Result<(usize, usize), RedisError> {
-        let info: String = in_time("CLIENT INFO", Box::pin(self.client.client_info())).await?;
-        let count = |name: &str| {
-            let field = info.split_ascii_whitespace().find_map(|field| field.strip_prefix(name));
-            field.and_then(|count| count.parse().ok()).unwrap_or_default()
-        };
-        Ok((count("sub="), count("psub=")))
+    /// The same, of a key that this server is about to have.
+    async fn start_asking(&self, command: Command) -> Result<Value, Error> {
+        let together = self.client.pipeline();
+        let _queued: Value = Box::pin(together.custom(custom("ASKING"), Vec::<Bytes>::new())).await?;
+        let _queued: Value = Box::pin(together.custom(custom(command.name), command.args)).await?;
+        together.try_all().await.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Canceled, "it was not answered")))
     }
 }
 
@@ -752,22 +1038,31 @@ fn connect_error(error: &Error) -> ConnectError {
     }
 }
 
-/// Reads `INFO`: returns the `run_id`.
-fn check(info: &str) -> Result<String, ConnectError> {
+/// Reads `INFO` of a single Redis, or of a server of a Cluster: returns the `run_id`.
+fn check(info: &str, is_shard: bool) -> Result<String, ConnectError> {
     let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
-    if field("redis_mode") == Some("sentinel") {
+    // The second name is Valkey's.
+    if field("redis_mode").or(field("server_mode")) == Some("sentinel") {
         return Err(ConnectError::Unfit(
             "this is a sentinel; a URL of sentinels begins with redis-sentinel://".to_owned(),
         ));
     }
     let version = field("redis_version").unwrap_or("unknown");
     let mut parts = version.split('.').map(|part| part.parse::<u32>().unwrap_or_default());
-    if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < OLDEST {
-        let (major, minor) = OLDEST;
+    let (major, minor) = if is_shard { OLDEST_OF_CLUSTER } else { OLDEST };
+    if (parts.next().unwrap_or_default(), parts.next().unwrap_or_default()) < (major, minor) {
         return Err(ConnectError::Unfit(format!("this is Redis {version}; it takes Redis {major}.{minor} or newer")));
     }
-    if field("cluster_enabled") == Some("1") {
-        return Err(ConnectError::Unfit("this is a Redis Cluster; it takes a single Redis".to_owned()));
+    match (field("cluster_enabled") == Some("1"), is_shard) {
+        (true, false) => {
+            let words = "this is a Redis Cluster; its URL begins with redis-cluster://";
+            return Err(ConnectError::Unfit(words.to_owned()));
+        }
+        (false, true) => {
+            let words = "this is no Redis Cluster; its URL begins with redis://";
+            return Err(ConnectError::Unfit(words.to_owned()));
+        }
+        _ => {}
     }
     if field("role").is_some_and(|role| role != "master") {
         return Err(ConnectError::Replica);
@@ -821,7 +1116,7 @@ mod tests {
     #[test]
     fn only_a_primary_that_is_new_enough_will_do() {
         let info = |version: &str, role: &str, rest: &str| {
-            check(&format!("# Server\r\nredis_version:{version}\r\nrun_id:abc\r\nrole:{role}\r\n{rest}"))
+            check(&format!("# Server\r\nredis_version:{version}\r\nrun_id:abc\r\nrole:{role}\r\n{rest}"), false)
         };
         assert_eq!(info("7.0.15", "master", "cluster_enabled:0\r\n"), Ok("abc".to_owned()));
         assert_eq!(info("6.2.0", "master", ""), Ok("abc".to_owned()));
@@ -830,11 +1125,18 @@ mod tests {
             ("5.0.7", "master", ""),
             ("7.0.15", "master", "cluster_enabled:1\r\n"),
             ("7.0.15", "master", "redis_mode:sentinel\r\n"),
+            ("7.2.4", "master", "server_mode:sentinel\r\n"),
         ] {
             assert!(matches!(info(version, role, rest), Err(ConnectError::Unfit(_))), "{version} {role} {rest}");
         }
         assert_eq!(info("7.0.15", "slave", ""), Err(ConnectError::Replica));
         assert!(matches!(info("7.0.15", "master", "loading:1\r\n"), Err(ConnectError::Away(_))));
-        assert!(matches!(check(""), Err(ConnectError::Unfit(_))));
+        assert!(matches!(check("", false), Err(ConnectError::Unfit(_))));
+        let of_a_cluster = |version: &str, enabled: u8| {
+            check(&format!("redis_version:{version}\r\nrun_id:abc\r\ncluster_enabled:{enabled}\r\n"), true)
+        };
+        assert_eq!(of_a_cluster("7.0.0", 1), Ok("abc".to_owned()));
+        assert!(matches!(of_a_cluster("7.0.0", 0), Err(ConnectError::Unfit(_))));
+        assert!(matches!(of_a_cluster("6.2.0", 1), Err(ConnectError::Unfit(_))));
     }
 }

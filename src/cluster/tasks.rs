@@ -329,7 +329,7 @@ impl Tasks {
                 () = alive.ended() => return Err("the connection was closed".to_owned()),
                 () = stop.cancelled() => {
                     // What is delivered now would be nobody's.
-                    drop(link.call(Command::unblock(&connection.mark)).await);
+                    drop(link.unblock(&connection.mark).await);
                     reading.await
                 }
             };

@@ -202,7 +202,7 @@ fn target(channel: &Channel) -> Option<Target> {
         Channel::Topic(Topic::All) => Target::All,
         Channel::Topic(Topic::Uid(uid)) => Target::Uids([uid.clone()].into()),
         Channel::Topic(Topic::Group(group)) => Target::Groups([group.clone()].into()),
-        Channel::Client(id) => Target::Clients([*id].into()),
+        Channel::Topic(Topic::Client(id)) => Target::Clients([*id].into()),
         Channel::Command | Channel::Ask | Channel::Node(_) => return None,
     })
 }

@@ -24,7 +24,6 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
@@ -66,7 +65,7 @@ const ROLL_CALL: Duration = Duration::from_secs(1);
 /// itself: of 10,000 at once that took 300 ms (p99, two nodes on two cores), of so many it takes 120. Fewer cost more commands.
 const MOST_LEAVING: usize = 512;
 
-/// They wait so long for each other, as Redis may be away.
+/// They wait so long for each other, as it takes a moment to notice that Redis is away.
 const LEAVE_TIME: Duration = Duration::from_millis(100);
 
 /// Why a command was not carried out, per decision of a caller.
@@ -264,6 +263,11 @@ impl Gateway {
         self.cluster.as_ref().is_none_or(Cluster::is_member)
     }
 
+    /// Whether a newcomer waits until others are told of it: they are told through Redis, and it is there.
+    fn has_redis(&self) -> bool {
+        self.cluster.as_ref().is_some_and(Cluster::has_redis)
+    }
+
     /// A fresh client id; none as long as this node has no place among the others.
     pub(crate) fn next_client_id(&self) -> Option<ClientId> {
         self.has_place().then(|| ClientId { lan: self.lan(), connection: self.ids.next() })
@@ -339,7 +343,7 @@ impl Gateway {
         if let (Some(unbound), None) = (&self.unbound, &uid) {
             unbound.watch(id);
         }
-        if self.cluster.as_ref().is_some_and(Cluster::has_redis) {
+        if self.has_redis() {
             let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt([id])).await?.one().await?;
             drop(timeout(ASK_TIME, receipt.wait()).await);
         }
@@ -382,12 +386,18 @@ impl Gateway {
     /// Has a client leave the hub whose connection has ended, if it is not the hub that let it go; returns what it had.
     pub(crate) async fn leave(&self, client: &Client, close: Close) -> Result<Box<LetGo>, Stopped> {
         let mut let_go = pin!(poll_fn(|cx| client.poll_let_go(cx)));
-        if let Some(let_go) = let_go.as_mut().now_or_never() {
-            return Ok(let_go);
-        }
-        let turn = self.leaving.acquire().await;
+        let turn = async { if self.has_redis() { self.leaving.acquire().await.ok() } else { None } };
+        let turn = tokio::select! {
+            biased;
+            let_go = &mut let_go => return Ok(let_go),
+            turn = turn => turn,
+        };
         self.hub.ended(client.id(), close).await?;
-        if let Ok(let_go) = timeout(LEAVE_TIME, &mut let_go).await {
+        // Redis may have gone while it waited: then the whole queue goes on at once.
+        if turn.is_some()
+            && self.has_redis()
+            && let Ok(let_go) = timeout(LEAVE_TIME, &mut let_go).await
+        {
             return Ok(let_go);
         }
         drop(turn);
@@ -593,7 +603,7 @@ impl Gateway {
             },
             Target::Clients(ids) => match **ids {
                 [] => return Ok(Delivered::default()),
-                [id] => Channel::Client(id),
+                [id] => Channel::Topic(Topic::Client(id)),
                 _ => Channel::Ask,
             },
         };
@@ -604,7 +614,7 @@ impl Gateway {
         if !confirm && !is_many {
             let payload = if says_all { payload } else { Cluster::seal(job.written()?.0, &payload) };
             let nodes = match channel {
-                Channel::Client(id) => u64::from(cluster.publish_to_client(id, payload).await?),
+                Channel::Topic(Topic::Client(id)) => u64::from(cluster.publish_to_client(id, payload).await?),
                 channel => cluster.publish(&channel, payload).await?,
             };
             let held = if nodes > 0 { BTreeSet::from([0]) } else { BTreeSet::new() };
@@ -676,31 +686,30 @@ fn unanswered(heard: u64, answered: usize) -> Failure {
     Failure::Unreachable(format!("{answered} of {heard} nodes answered in time").into())
 }
 
-/// The label under which an end is counted; few, whatever clients send.
+/// The label under which an end is counted; few, whatever clients send. Ours are told from those of others that have our
+/// codes by their words.
 fn kind(close: &Close) -> &'static str {
-    if *close == Close::DESTROYED {
-        return "destroyed";
-    }
-    if *close == Close::NO_WORKER {
-        return "no_worker";
-    }
-    if *close == Close::UNBOUND {
-        return "unbound";
-    }
-    if *close == Close::TOO_MANY {
-        return "too_many";
+    const OURS: &[(Close, &str)] = &[
+        (Close::CLOSED, "closed"),
+        (Close::DESTROYED, "destroyed"),
+        (Close::REPLACED, "replaced"),
+        (Close::DRAIN, "drain"),
+        (Close::FENCED, "drain"),
+        (Close::IDLE, "idle"),
+        (Close::SLOW, "slow"),
+        (Close::UNBOUND, "unbound"),
+        (Close::TOO_MANY, "too_many"),
+        (Close::TOO_BIG, "too_big"),
+        (Close::PROTOCOL, "protocol"),
+        (Close::NOT_UTF8, "not_utf8"),
+        (Close::NO_WORKER, "no_worker"),
+        (Close::NODE, "node"),
+    ];
+    if let Some((_, kind)) = OURS.iter().find(|(ours, _)| ours == close) {
+        return kind;
     }
     match close.code {
-        1006 if *close == Close::NODE => "node",
         1006 => "lost",
-        1002 => "protocol",
-        1007 => "not_utf8",
-        1009 => "too_big",
-        1012 => "drain",
-        1013 => "slow",
-        4000 => "closed",
-        4001 => "replaced",
-        4002 => "idle",
         1000 | 1001 | 1005 => "normal",
         _ => "other",
     }
@@ -712,5 +721,81 @@ impl Limits {
             return Err(Failure::TooLarge(format!("session: takes at most {} bytes of JSON", self.session)));
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::Arrival;
+    use crate::config::Config;
+    use crate::event::{Events, Origin};
+    use crate::hub::Others;
+    use crate::message::Protocol;
+    use crate::php::Workers;
+
+    #[test]
+    fn an_end_with_our_code_and_the_words_of_others_is_not_counted_as_ours() {
+        for (close, counted) in [
+            (Close::SLOW, "slow"),
+            (Close::IDLE, "idle"),
+            (Close::FENCED, "drain"),
+            (Close::LOST, "lost"),
+            (Close::new(1000, "bye"), "normal"),
+            // A page's `close(4002)`, and an application's `closeClient` with 1012 or 1013.
+            (Close::new(4002, ""), "other"),
+            (Close::new(1012, ""), "other"),
+            (Close::new(1013, "try again later"), "other"),
+        ] {
+            assert_eq!(kind(&close), counted, "{close:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_leaves_without_a_turn_where_redis_is_away_or_not_needed() {
+        // Nobody listens there.
+        for settings in [&[][..], &[("MOONGATE_REDIS_URL", "redis://127.0.0.1:1")]] {
+            let config = Config::read(settings.iter().map(|(name, value)| (name.into(), value.into()))).unwrap();
+            let metrics = Arc::new(Metrics::new());
+            let events = Arc::new(Events::new(config.events, Origin::default(), Arc::clone(&metrics)));
+            let others = config.cluster.is_some().then(Others::default);
+            let (hub, _shards) = Hub::start(1, None, &metrics, others, None, &events);
+            let hub = Arc::new(hub);
+            let monitor = Arc::new(Monitor::new(&hub, &metrics));
+            let standing: Standing = Arc::new(|among_others| among_others);
+            let cluster = config.cluster.map(|config| {
+                Cluster::start(&config, &hub, &metrics, &monitor, &standing, Box::new(|_| Ok(()))).unwrap()
+            });
+            let (cluster, _rest) =
+                cluster.map_or((None, None), |(cluster, told, tasks)| (Some(cluster), Some((told, tasks))));
+            let workers = Arc::new(Workers::new(config.php.workers, false, Arc::clone(&metrics)));
+            let lan = LanAddress { ip: [127, 0, 0, 1].into(), port: 2900 };
+            let gateway = Gateway::new(
+                hub,
+                cluster,
+                lan,
+                workers,
+                &config.clients,
+                &config.time_zone,
+                false,
+                metrics,
+                monitor,
+                standing,
+            );
+
+            let door = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let (peer, accepted) =
+                tokio::join!(tokio::net::TcpStream::connect(door.local_addr().unwrap()), door.accept());
+            let (_peer, (socket, peer)) = (peer.unwrap(), accepted.unwrap());
+            let arrival = Arrival { peer, port: 7272, connected_at: 0 };
+            let id = ClientId { lan, connection: 1 };
+            let client = Client::new(id, arrival, Protocol::WebSocket, socket, gateway.send_limit());
+            gateway.connected(Arc::clone(&client), false, None).await.unwrap();
+
+            let _all_turns = gateway.leaving.acquire_many(MOST_LEAVING as u32).await.unwrap();
+            let left = timeout(Duration::from_secs(10), gateway.leave(&client, Close::LOST)).await;
+            let left = left.unwrap_or_else(|_| panic!("it waits for a turn, with {settings:?}")).unwrap();
+            assert_eq!((left.close, gateway.hub().clients()), (Close::LOST, 0));
+        }
     }
 }

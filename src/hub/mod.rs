@@ -220,6 +220,7 @@ impl Hub {
             Topic::All => self.clients() > 0,
             Topic::Uid(uid) => self.holds_uid(uid),
             Topic::Group(group) => self.group_size(group) > 0,
+            Topic::Client(id) => self.others.topics.has_client(*id),
         }
     }
 

@@ -334,6 +334,9 @@ impl Shard {
         if self.total.fetch_add(1, Ordering::Relaxed) == 0 {
             self.changed_from_or_to_nobody();
         }
+        if let (Some(topics), Some(client)) = (&self.topics, self.client(slot)) {
+            topics.client_has_come(client.id());
+        }
         self.seen(slot, Seen::Connect);
         if let Some(request) = request {
             self.happened(slot, What::Connect(request), None);
@@ -475,8 +478,13 @@ impl Shard {
         self.by_connection.remove(&client.id().connection);
         if facts.is_guest {
             self.guests -= 1;
-        } else if self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.changed_from_or_to_nobody();
+        } else {
+            if self.total.fetch_sub(1, Ordering::Relaxed) == 1 {
+                self.changed_from_or_to_nobody();
+            }
+            if let Some(topics) = &self.topics {
+                topics.client_has_gone(client.id());
+            }
         }
         self.free.push(slot);
         let known = match &mut self.journal {

@@ -118,6 +118,8 @@ impl Webhook {
         let outcome = match &result {
             Ok(_) => "ok",
             Err(Refused::Unreachable(_) | Refused::NoAnswer(_)) => "no_answer",
+            // Its word on whoever connects; nothing is wrong with that.
+            Err(Refused::Status(401 | 403)) => "refused",
             Err(Refused::Status(400..500)) => "4xx",
             Err(Refused::Status(500..)) => "5xx",
             Err(Refused::Status(_)) => "other",

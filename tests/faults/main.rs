@@ -47,6 +47,7 @@ mod peers;
 mod php;
 mod rolling;
 mod sentinel;
+mod sharded;
 mod start;
 mod storm;
 mod tasks;

@@ -26,9 +26,13 @@ async fn list(node: &Node) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_killed_node_leaves_the_list_and_the_end_of_its_clients_is_told_to_the_survivors_workers() {
     let redis = Redis::start().await;
-    let url = redis.url();
-    let survivor = node(&url, PHP).await;
-    let victim = Process::ready(&url, PHP).await;
+    a_killed_node_leaves_the_list(&redis.url()).await;
+}
+
+/// And the end of its clients is told to the survivor's workers.
+pub async fn a_killed_node_leaves_the_list(url: &str) {
+    let survivor = node(url, PHP).await;
+    let victim = Process::ready(url, PHP).await;
     let client = victim.connect().await;
     let inner = inner_address(&client.id);
     let mut caller = Peer::connect(inner).await;

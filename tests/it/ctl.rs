@@ -200,10 +200,12 @@ async fn a_result_that_cannot_be_printed_exits_1() {
 
 #[cfg(target_os = "linux")]
 #[tokio::test]
-async fn at_a_terminal_results_are_in_lines() {
+async fn at_a_terminal_what_is_told_of_many_is_a_table_and_other_results_are_in_lines() {
     let node = Process::start(&[]).await;
-    let ended = at_a_terminal(node.api, 80, r#"ctl isUidsOnline 'uid=["a","b"]'"#);
-    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "{\n  \"a\": false,\n  \"b\": false\n}\n"), "{ended:?}");
+    let ended = at_a_terminal(node.api, 80, r#"ctl isUidsOnline 'uid=["a","bob"]'"#);
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "a    false\nbob  false\n"), "{ended:?}");
+    let ended = at_a_terminal(node.api, 80, "ctl sendToUid uid=a message=x");
+    assert_eq!((ended.code, ended.stdout.as_str()), (Some(0), "{\n  \"nodes\": 0\n}\n"), "{ended:?}");
     let ended = at_a_terminal(node.api, 80, "ctl nope");
     assert_eq!(
         (ended.code, ended.stdout.as_str()),

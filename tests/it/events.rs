@@ -227,6 +227,8 @@ async fn the_webhook_decides_who_is_let_in_and_its_commands_run_once_the_client_
         receiver.answers(move |_| (status, json!({})));
         assert_eq!(refused(&node, "/", &[]).await.0, status);
     }
+    let page = node.get("/metrics").await.text();
+    assert!(page.contains("moongate_webhook_requests_total{outcome=\"refused\"} 2\n"), "no failure of its own: {page}");
     for status in [400, 404, 500, 503] {
         receiver.answers(move |_| (status, json!({})));
         assert_eq!(refused(&node, "/", &[]).await.0, 503, "{status}");

@@ -18,6 +18,7 @@
 mod access;
 mod acl;
 mod browser;
+mod check;
 mod clients;
 mod cluster;
 mod commands;
@@ -44,6 +45,7 @@ mod redis;
 mod streams;
 mod tasks;
 mod tls;
+mod top;
 #[path = "../faults/world.rs"]
 #[allow(dead_code, reason = "tests/faults uses the rest")]
 mod world;

@@ -488,6 +488,17 @@ async fn a_json_log_is_one_object_per_line() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_secret_for_tokens_that_can_be_guessed_is_warned_of() {
+    for (length, is_warned_of) in [(31, true), (32, false)] {
+        let secret = "s".repeat(length);
+        let node = Process::start(&[("MOONGATE_AUTH", "optional"), ("MOONGATE_JWT_SECRET", &secret)]).await;
+        let log = node.stop().await;
+        assert_eq!(log.contains("MOONGATE_JWT_SECRET is shorter than 32 bytes"), is_warned_of, "{length}: {log}");
+        assert!(!log.contains(&secret), "{log}");
+    }
+}
+
 #[test]
 fn a_text_log_that_is_no_terminal_has_no_escape_codes() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -374,7 +374,7 @@ impl Members {
             tokio::select! {
                 biased;
                 () = alive.ended() => return "it was closed",
-                () = &mut left => return "the sentinels name another master",
+                () = &mut left => return "Redis is at another place now",
                 () = self.stop.cancelled() => return "this node stops",
                 _ = beats.tick() => {}
             }
@@ -430,7 +430,7 @@ impl Members {
         self.look_at_events(connection).await?;
         let said = envelope::seal(Header::Node(identity.node_id.clone()), b"");
         let channel = self.shared.keys.channel(&Channel::Ask);
-        connection.call(Command::publish(channel).arg(said)).await.map(drop)
+        connection.call(connection.publication(channel, said)).await.map(drop)
     }
 
     /// How long the stream of events is, and how far each of those who read it has come.

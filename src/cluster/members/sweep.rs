@@ -9,7 +9,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{IN_TOUCH, Members, Seen, TOMBSTONE};
 use crate::client::Departed;
-use crate::cluster::directory::{Entry, Facts, add_event, read_facts, read_uid_change, removal};
+use crate::cluster::directory::{Entry, Facts, add_event, read_facts, read_uid_change, rebound_event, removal};
 use crate::cluster::redis::{Command, Connection, RedisError, Reply};
 use crate::event::{About, Event, Kind, Number, Origin, Room, What};
 use crate::message::Close;
@@ -108,14 +108,7 @@ impl Members {
         }
         tracing::warn!(node = id, "a node is dead: sweeping after it");
         // Nothing more of it shall arrive: its connections bear its run for a name, from their first moment on.
-        let list = connection.call(Command::client("LIST")).await?.text().unwrap_or_default();
-        let name = crate::cluster::redis::connection_name(run);
-        for line in list.lines() {
-            let field = |name: &str| line.split(' ').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
-            if let (Some(Ok(id)), true) = (field("id").map(str::parse), field("name") == Some(name.as_str())) {
-                connection.kill(id).await?;
-            }
-        }
+        connection.end_all_of(run).await?;
         let swept = self.sweep_index(connection, run).await?;
         connection.call(Command::del(keys.node(id))).await?;
         let gone = if run.is_empty() {
@@ -242,17 +235,30 @@ impl Members {
             }
         };
         // It is told before nobody else would tell it; told twice, it has the same id.
-        if events.is_for_stream(Kind::Close) {
-            let closes = gone.iter().map(|(entry, about)| add_event(keys, events, close(entry, about).to_fields()));
-            server_wide(&connection.pipeline(closes.collect()).await?)?;
+        let mut told = Vec::new();
+        for ((entry, about), what) in gone.iter().zip(&unbound) {
+            // On one server the script has told it.
+            if let (Some(uid), Some(what)) = (&entry.uid, what)
+                && keys.are_sharded()
+                && events.is_for_stream(Kind::Unbound)
+            {
+                let about = About { number: Number::LastUnbound, ..about.clone() };
+                told.push(add_event(keys, events, rebound_event(&about, uid, what.clone()).to_fields()));
+            }
+            if events.is_for_stream(Kind::Close) {
+                told.push(add_event(keys, events, close(entry, about).to_fields()));
+            }
+        }
+        if !told.is_empty() {
+            server_wide(&connection.pipeline(told).await?)?;
         }
         // What a client had goes last, with its name: a sweeper that is interrupted leaves all of it to the next one.
-        let out =
-            entries.iter().flat_map(|entry| [Command::del(keys.client(entry.id)), Command::hdel(index).arg(entry.id)]);
-        let out = connection.pipeline(out.collect()).await;
+        let hashes = entries.iter().map(|entry| Command::del(keys.client(entry.id))).collect();
+        let names = entries.iter().map(|entry| Command::hdel(index).arg(entry.id)).collect();
+        let out = connection.pipeline_in_steps(vec![hashes, names]).await;
         // Of two sweepers, the one that took a client out tells; where that is not known, better both.
         let tells = |place: usize| match &out {
-            Ok(out) => matches!(out.get(2 * place + 1), Some(Ok(out)) if out.number() > 0),
+            Ok(out) => matches!(out.get(entries.len() + place), Some(Ok(out)) if out.number() > 0),
             Err(_) => true,
         };
         for (place, ((entry, about), unbound)) in gone.into_iter().zip(unbound).enumerate() {
