@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::hub::Hub;
 use crate::metrics::Metrics;
@@ -16,7 +17,7 @@ use crate::metrics::Metrics;
 const TICK_MS: u64 = 10;
 
 /// The numbers of one node. What is counted is counted since its start.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Vitals {
     /// Its release.
     pub version: String,
@@ -95,7 +96,7 @@ impl Vitals {
 }
 
 /// All nodes, as one of them sees them.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Nodes {
     /// Unix time of the look, ms.
     pub at: u64,
@@ -106,7 +107,7 @@ pub struct Nodes {
 }
 
 /// One node of [`Nodes`].
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Node {
     /// Its id.
     pub node: String,
@@ -118,7 +119,7 @@ pub struct Node {
 }
 
 /// Redis, as the node that was asked sees it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Redis {
     /// It answers.
     pub up: bool,

@@ -2,8 +2,8 @@
 //!
 //! Whoever tails must not subscribe to what it tails: the number of those who hear a channel is the application's answer to
 //! "is anybody there?". So the node of the tail asks all nodes, every [`RENEW`], to watch for a while; each node's shards
-//! note what they see (`hub::tails`), and the node tells the one that asked, on its own channel. Where a node takes part
-//! for the first time, what is said to it later comes later: the asking and the messages come over one connection.
+//! note what they see (`hub::tails`), and the node tells the one that asked, on its own channel. On a single Redis what is
+//! said after the asking is seen, as both come over one connection; on a Cluster the first moments may be missing.
 
 use std::borrow::Cow;
 use std::collections::HashMap;

@@ -18,6 +18,7 @@ use crate::gateway::Sizes;
 use crate::id::{ClientId, Group, Uid};
 use crate::session::Session;
 use crate::task::{State, View};
+use crate::vitals::Nodes;
 
 pub(super) async fn serve() -> Json<OpenApi> {
     Json(document())
@@ -47,9 +48,11 @@ pub fn document() -> OpenApi {
         paths = paths.path(format!("/api/{}", row.name), PathItem::new(HttpMethod::Post, operation(row)));
     }
     let mut of_console = Vec::new();
+    Nodes::schemas(&mut of_console);
     Sizes::schemas(&mut of_console);
     Profiles::schemas(&mut of_console);
-    components = components.schemas_from_iter(of_console.into_iter().chain([named::<Sizes>(), named::<Profiles>()]));
+    of_console.extend([named::<Nodes>(), named::<Sizes>(), named::<Profiles>()]);
+    components = components.schemas_from_iter(of_console);
     for (path, about, parameters, kind, answer) in CONSOLE {
         paths = paths.path(*path, looking(about, parameters, kind, *answer));
     }
@@ -69,10 +72,11 @@ pub fn document() -> OpenApi {
         .build()
 }
 
-/// What the console asks beside the commands: path, what it answers, its parameters, kind and schema of the answer. It is the
-/// console's own, and may change with it.
+/// What the console asks beside the commands: path, what it answers, its parameters, kind and schema of the answer. What is
+/// its own may change with it.
 type Look = (&'static str, &'static str, &'static [(&'static str, &'static str)], &'static str, Option<&'static str>);
 const CONSOLE: &[Look] = &[
+    ("/nodes", "All nodes with their numbers; counters since their start.", &[], "application/json", Some("Nodes")),
     (
         "/console/clients",
         "All about those of some clients that are online. The console's own.",

@@ -125,6 +125,10 @@ async fn what_the_console_asks_needs_the_token_and_is_checked() {
         let answer = node.request("POST", path, &[], b"").await;
         assert_eq!(answer.status, 405, "{path}");
     }
+    let described = node.get("/openapi.json").await.json();
+    for path in ["/nodes", "/console/clients", "/console/groups", "/console/uids", "/console/tail"] {
+        assert!(described["paths"][path]["get"]["responses"]["200"].is_object(), "{path} is not described");
+    }
     let long = "x".repeat(257);
     let ids = vec!["7f0000010b5400000007"; 51].join(",");
     for (path, field) in [
@@ -572,6 +576,7 @@ async fn a_view_asks_for_the_token_and_shows_what_it_is_for_when_it_has_it() {
     assert_eq!(page.eval("localStorage.length + document.cookie.length").await, 0);
     page.eval("document.activeElement.blur()").await;
     page.press("7").await;
+    page.until("!document.querySelector('#view-tail').hidden", "the view is there").await;
     page.fill("#tail-name", "42").await;
     page.press("Enter").await;
     shows(&page, "#tail-state", "one node watches").await;
