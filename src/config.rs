@@ -1355,7 +1355,7 @@ mod tests {
     fn a_url_is_shown_without_its_password() {
         for (url, shown) in [
             ("http://user:hunter2@host", "http://<hidden>@host"),
-            ("redis-cluster://:hunter2@a@host:1", "redis-cluster://<hidden>@host:1"),
+            ("redis-cluster://:hunter2@a@host:x", "redis-cluster://<hidden>@host:x"),
             ("host:6379", "host:6379"),
             (":hunter2@host", "<hidden>"),
             ("redis-sentinel://host:1?sentinelPassword=hunter2", "redis-sentinel://<hidden>"),
@@ -1396,6 +1396,29 @@ mod tests {
             ("redis-sentinel://a:1/x?sentinelServiceName=m", places),
             ("redis-sentinel://a:1?sentinelServiceName=m&node=b", places),
             ("redis-sentinel://a:1?sentinelServiceName=m&node=b:2&node=", places),
+        ] {
+            let errors = read(&[("MOONGATE_REDIS_URL", url)]).unwrap_err();
+            assert!(errors[0].starts_with(&format!("MOONGATE_REDIS_URL: got {url:?}, {takes}")), "{errors:?}");
+        }
+    }
+
+    #[test]
+    fn a_url_of_a_cluster_names_one_of_its_servers_or_more_and_no_database() {
+        for url in [
+            "redis-cluster://host",
+            "redis-cluster://host:7000",
+            "rediss-cluster://user:hunt@er2@host:1?node=b:2&node=c:3",
+        ] {
+            assert!(read(&[("MOONGATE_REDIS_URL", url)]).is_ok(), "{url}");
+        }
+        let takes = "takes redis-cluster://host:port?node=host:port, with a node= for each server more";
+        for url in [
+            "redis-cluster://",
+            "redis-cluster://:7000",
+            "redis-cluster://host:port",
+            "redis-cluster://host:1/0",
+            "redis-cluster://a:1,b:2",
+            "redis-cluster://host:1?node=b",
         ] {
             let errors = read(&[("MOONGATE_REDIS_URL", url)]).unwrap_err();
             assert!(errors[0].starts_with(&format!("MOONGATE_REDIS_URL: got {url:?}, {takes}")), "{errors:?}");
