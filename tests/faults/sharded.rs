@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use socket2::Socket;
+use tokio::sync::{Semaphore, SemaphorePermit};
 use tokio::task::JoinSet;
 
 use crate::harness::{Node, eventually, soon};
@@ -25,12 +26,16 @@ const SOON: Duration = Duration::from_secs(12);
 
 const SLOTS: u16 = 16_384;
 
+/// So many at a time: each is six processes, which speak to each other all the time.
+static ROOM: Semaphore = Semaphore::const_new(1);
+
 /// Three masters, and a replica of each.
 struct Cluster {
     /// First the masters, to begin with, then their replicas.
     servers: Vec<Redis>,
     /// Where they speak to each other.
     _ports: Vec<Socket>,
+    _room: SemaphorePermit<'static>,
 }
 
 impl Cluster {
@@ -39,6 +44,7 @@ impl Cluster {
     }
 
     async fn start_with(more: &[&str]) -> Self {
+        let room = ROOM.acquire().await.unwrap();
         let (mut servers, mut ports) = (Vec::new(), Vec::new());
         for _ in 0..6 {
             let (socket, between) = reserve_a_port().unwrap();
@@ -63,7 +69,7 @@ impl Cluster {
             let meet = ["CLUSTER", "MEET", "127.0.0.1", &address.port().to_string(), between];
             assert_eq!(servers[0].command(&meet).await, Reply::text("OK"));
         }
-        let cluster = Self { servers, _ports: ports.into_iter().map(|(socket, _)| socket).collect() };
+        let cluster = Self { servers, _ports: ports.into_iter().map(|(socket, _)| socket).collect(), _room: room };
         for (master, replica) in [(0, 3), (1, 4), (2, 5)] {
             let (master, replica) = (&cluster.servers[master], &cluster.servers[replica]);
             let id = master.command(&["CLUSTER", "MYID"]).await.string();
