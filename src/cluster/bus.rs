@@ -367,9 +367,9 @@ impl Bus {
         }
     }
 
-    /// Whether a topic is said in these slots.
-    pub(super) fn is_in(&self, topic: &Topic, slots: &Slots) -> bool {
-        slots.contain_name(&self.shared.keys.channel(&Channel::Topic(topic.clone())))
+    /// The slot in which a topic is said.
+    pub(super) fn slot_of(&self, topic: &Topic) -> u16 {
+        redis::slot(self.shared.keys.channel(&Channel::Topic(topic.clone())).as_bytes())
     }
 
     /// Whether it was ever possible to hear anything, in this run.
