@@ -38,6 +38,7 @@ mod deaf;
 mod death;
 mod events;
 mod history;
+mod load;
 mod loss;
 mod model;
 mod moments;
