@@ -493,6 +493,45 @@ async fn a_user_and_a_password_are_for_all_servers_and_shown_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_wants_to_hear_is_counted_as_what_is_confirmed_and_that_is_less_while_nobody_may_listen() {
+    let cluster = Cluster::start().await;
+    let node = node(&cluster.url(), &[]).await;
+    let mut ears = vec![Ear::member(&node, "somebody", &["room", "other"]).await];
+    for _ in 0..20 {
+        ears.push(Ear::of(node.connect().await));
+    }
+    let (wanted, confirmed) = ("moongate_subscriptions_wanted", "moongate_subscriptions_confirmed");
+    let counted = async || (node.metric(wanted).await, node.metric(confirmed).await);
+    // Everyone, the uid, its groups, and each client.
+    let all = (25.0, 25.0);
+    eventually("all is confirmed", async || counted().await.1 == all.1).await;
+    assert_eq!(counted().await, all);
+
+    let mut controls = Vec::new();
+    for master in &cluster.servers[..3] {
+        controls.push(master.connection().await);
+    }
+    for control in &mut controls {
+        control.command(&["CONFIG", "SET", "maxclients", "1"]).await;
+        control.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    }
+    // As `deploy/alerts.yml` has it.
+    within(SOON, "it is seen", async || {
+        let (wanted, confirmed) = counted().await;
+        confirmed < 0.9 * wanted && node.metric("moongate_redis_up").await == 1.0
+    })
+    .await;
+    assert_eq!(node.metric(wanted).await, all.0);
+    for control in &mut controls {
+        control.command(&["CONFIG", "SET", "maxclients", "10000"]).await;
+    }
+    within(SOON, "all is confirmed again", async || counted().await == all).await;
+    drop(ears);
+    eventually("nothing is wanted", async || counted().await == (0.0, 0.0)).await;
+    cluster.end(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
     let cluster = Cluster::start().await;
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
