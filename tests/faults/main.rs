@@ -33,6 +33,8 @@ mod receiver;
 #[path = "../it/redis.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod redis;
+#[path = "../it/tail.rs"]
+mod tail;
 
 mod deaf;
 mod death;

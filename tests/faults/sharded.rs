@@ -15,6 +15,7 @@ use crate::harness::{Node, eventually, soon};
 use crate::load::{Load, Publishing, Room, UIDS};
 use crate::port::reserve_a_port;
 use crate::redis::{Connection, Redis, Reply};
+use crate::tail::Tail;
 use crate::world::{
     Ear, Expected, Process, TTL, all_are_reached_through, are_ready, expected, node, run, saw, state, within,
 };
@@ -736,4 +737,66 @@ async fn nodes_follow_a_replica_that_takes_over_by_hand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_follow_slots_that_move_to_another_master() {
     nodes_live_through(Fault::Moves).await;
+}
+
+// --- a live tail -----------------------------------------------------------------------------------------------------
+
+/// What is said to somebody through a node is shown. It is said again until it is: the first moments may be missing, and
+/// those of a fault.
+async fn is_shown(tail: &mut Tail, node: &Node, op: &str, target: &Value, when: &str) {
+    let shown = async {
+        for number in 0.. {
+            let text = format!("{op}, {when}, {number}");
+            let mut fields = target.clone();
+            fields["message"] = json!(text);
+            node.call(op, fields).await;
+            let seen = async {
+                loop {
+                    let seen = tail.seen().await;
+                    if seen["text"] == text {
+                        return seen;
+                    }
+                }
+            };
+            if let Ok(seen) = tokio::time::timeout(Duration::from_millis(500), seen).await {
+                assert_eq!((&seen["kind"], &seen["clients"]), (&json!("message"), &json!(1)), "{seen}");
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, shown).await.unwrap_or_else(|_| panic!("{op}, {when}: not shown within {SOON:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_shows_what_a_client_of_another_node_hears_and_again_when_a_master_has_died() {
+    let cluster = Cluster::start().await;
+    let both = [node(&cluster.url(), &[]).await, node(&cluster.url(), &[]).await];
+    let ear = Ear::member(&both[1], "somebody", &["room"]).await;
+    let mut tails = [
+        (Tail::of(&both[0], "uid=somebody").await, "sendToUid", json!({"uid": "somebody"})),
+        (Tail::of(&both[0], "group=room").await, "sendToGroup", json!({"group": "room"})),
+    ];
+    for (tail, op, target) in &mut tails {
+        is_shown(tail, &both[0], op, target, "at first").await;
+    }
+
+    // Where all nodes are asked to watch.
+    let old = cluster.owner("mg.ask").await;
+    let place = cluster.servers.iter().position(|server| server.address() == old.address()).unwrap();
+    let new = &cluster.servers[place + 3];
+    old.stop();
+    within(SWITCHED, "its replica is the master", async || {
+        new.command(&["ROLE"]).await.list()[0] == Reply::text("master")
+    })
+    .await;
+    within(SWITCHED, "both nodes are ready", async || are_ready(&both).await).await;
+    for (tail, op, target) in &mut tails {
+        is_shown(tail, &both[0], op, target, "of those who watch still").await;
+        let asked = async { while tail.next().await != json!({"kind": "tailing", "nodes": 2}) {} };
+        tokio::time::timeout(SWITCHED, asked).await.expect("both are asked again");
+        is_shown(tail, &both[0], op, target, "of those who were asked again").await;
+    }
+    assert!(ear.is_open());
+    drop((ear, tails));
+    cluster.end(both.into()).await;
 }
