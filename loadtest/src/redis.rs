@@ -136,6 +136,8 @@ impl Redis {
             command.args(["--save", "", "--appendonly", "no", "--maxclients", "100000"]);
             if is_cluster {
                 command.args(["--cluster-enabled", "yes", "--cluster-port", &bus]);
+                // of many some miss each other, and greet anew after this time
+                command.args(["--cluster-node-timeout", "1000"]);
             }
             processes.push(Process::start("redis-server", &mut command, directory)?);
             places.push((address, bus));
@@ -149,6 +151,9 @@ impl Redis {
         if is_cluster {
             redis.join(&places)?;
             redis.patiently(Self::whole)?;
+            // Redis' own default: nobody is dead who only has much to do
+            let lenient = ["CONFIG", "SET", "cluster-node-timeout", "15000"];
+            redis.each(|socket| ask(socket, &lenient).map(drop))?;
         }
         Ok(redis)
     }
