@@ -260,7 +260,7 @@ pub(crate) struct Usage {
     pub(crate) calls: BTreeMap<String, u64>,
     /// Bytes from clients and other programs, not from servers of the same Cluster.
     pub(crate) received: u64,
-    /// Bytes to them; the answer to our own `INFO`, some 6 KB, is among them.
+    /// Bytes to them; the answer to our own `INFO`, a few KB, is among them.
     pub(crate) sent: u64,
 }
 
