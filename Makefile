@@ -21,10 +21,12 @@ cluster: ## Two nodes and a Redis of their own on this machine
 
 test: ## Everything that a change must pass: unit, property, integration, the real binary, the page in a browser
 	@scripts/install-test-tools
-	cargo test --locked --workspace --lib --bins --test it
+	@# Most of them wait most of the time.
+	cargo test --locked --workspace --lib --bins --test it -- --test-threads=4
 	@# Its harness has tested itself in the line before.
 	cargo test --locked --test allocations -- --skip harness:: --skip redis::
 
+test-all: export ROUNDS = all
 test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the deployment, the examples
 	@# The harness tests itself in `make test`.
 	cargo test --locked --test faults -- --test-threads=4 --skip harness:: --skip proxy:: --skip redis::

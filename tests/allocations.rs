@@ -101,10 +101,8 @@ impl World {
     async fn start(runtime: &Runtime, allocations: &'static AtomicU64) -> Self {
         let redis = Redis::start().await;
         let url = redis.url();
-        let node = runtime.spawn(async move {
-            let settings = [("MOONGATE_REDIS_URL", &*url), ("MOONGATE_PING_INTERVAL", "0s")];
-            Node::start_with(&settings).await.until_ready().await
-        });
+        let node =
+            runtime.spawn(async move { Node::start_with(&[("MOONGATE_REDIS_URL", &*url)]).await.until_ready().await });
         let node = node.await.unwrap();
         let mut clients = Vec::new();
         for number in 0..MANY {

@@ -385,6 +385,12 @@ impl Journal {
     }
 }
 
+/// Whether a client is in a group, for so many questions: of very many at once each is looked up in a set.
+pub(super) fn lookup(groups: &[Group], questions: usize) -> impl Fn(&Group) -> bool {
+    let set: HashSet<&Group> = if questions > 16 { groups.iter().collect() } else { HashSet::new() };
+    move |group| if set.is_empty() { groups.contains(group) } else { set.contains(group) }
+}
+
 impl Pending {
     fn change(self, now: Option<Now<'_>>) -> Option<Change> {
         if self.gone {
@@ -393,10 +399,7 @@ impl Pending {
             return Some(Change { gone: true, uids_were, left, ..Change::default() });
         }
         let now = now?;
-        let is_in = |group: &Group| now.groups.contains(group);
-        // A client that joins very many groups at once is looked up in a set.
-        let set: HashSet<&Group> = if self.groups.len() > 16 { now.groups.iter().collect() } else { HashSet::new() };
-        let is_in = |group: &Group| if set.is_empty() { is_in(group) } else { set.contains(group) };
+        let is_in = lookup(now.groups, self.groups.len());
         let (mut joined, mut left) = (Vec::new(), Vec::new());
         for (group, member) in self.groups {
             match is_in(&group) {

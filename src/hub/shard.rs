@@ -48,7 +48,7 @@ use tokio::sync::oneshot;
 
 use super::Said;
 use super::events::{Event, Fate, Listener, Route, Whom};
-use super::journal::{Change, Journal, Noted, Now, Rebound, Receipt, Told, Untold};
+use super::journal::{Change, Journal, Noted, Now, Rebound, Receipt, Told, Untold, lookup};
 use super::tails::{Clip, Copied, Seen, Tailed, Tails};
 use super::targets::Targets;
 use super::topics::{Topic, Topics};
@@ -785,14 +785,15 @@ impl Shard {
         if groups.len() > most {
             return Err(TooManyGroups { most });
         }
-        let fresh: Vec<&Group> = groups.iter().filter(|group| !facts.groups.contains(group)).collect();
+        let is_in = lookup(&facts.groups, groups.len());
+        let (known, fresh): (Vec<&Group>, Vec<&Group>) = groups.iter().partition(|group| is_in(group));
+        drop(is_in);
         if facts.groups.len() + fresh.len() > most {
             return Err(TooManyGroups { most });
         }
         if let Some(journal) = self.journal.as_mut().filter(|_| !facts.is_guest) {
-            for group in groups {
-                journal.joined(id, group, facts.groups.contains(group));
-            }
+            known.iter().for_each(|group| journal.joined(id, group, true));
+            fresh.iter().for_each(|group| journal.joined(id, group, false));
         }
         facts.has_joined |= !groups.is_empty();
         facts.groups.reserve_exact(fresh.len());

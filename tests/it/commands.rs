@@ -11,7 +11,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Client, World, eventually, in_every_world};
+use crate::harness::{Client, World, eventually, in_every_world, rounds};
 
 /// A client id that nobody has: of a node that is not there.
 const NOBODY: &str = "7f000001ffff00000007";
@@ -793,7 +793,7 @@ async fn a_single_bind_closes_the_uids_other_clients_as_replaced(world: World) {
 async fn of_two_single_binds_at_once_exactly_one_client_stays(world: World) {
     let node = world.start().await;
     let (mut one_caller, mut other_caller) = (node.caller().await, node.caller().await);
-    for round in 0..200 {
+    for round in 0..rounds(500) {
         let uid = format!("user {round}");
         let (mut one, mut other) = tokio::join!(node.connect(), node.connect());
         let bind = |client: &Client| json!({"client_id": client.id, "uid": uid, "single": true});
@@ -881,7 +881,7 @@ async fn what_is_sent_after_a_bind_or_join_was_answered_arrives(world: World) {
     let (mut changer, mut sender) = (node.caller().await, node.caller().await);
     let done = json!({"result": true});
     let one = json!({"result": {"nodes": 1}});
-    for round in 0..300 {
+    for round in 0..rounds(1000) {
         let name = format!("n{}", round % 7);
         assert_eq!(changer.call("bindUid", json!({"client_id": client.id, "uid": name})).await, done);
         assert_eq!(sender.call("sendToUid", json!({"uid": name, "message": format!("uid {round}")})).await, one);
@@ -963,14 +963,16 @@ async fn leaving_one_group_for_another_in_a_batch_loses_and_doubles_nothing(worl
     let leave = |from: &str, to: &str| json!([{"op": "leaveGroup", "group": from}, {"op": "joinGroup", "group": to}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     let target = json!({"group": ["A", "B"]});
-    loses_and_doubles_nothing(world, "sendToGroup", target, 2_000, first, [leave("A", "B"), leave("B", "A")]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", target, rounds(2_000), first, [leave("A", "B"), leave("B", "A")])
+        .await;
 }
 
 async fn joining_one_group_before_leaving_another_in_a_batch_loses_and_doubles_nothing(world: World) {
     let join = |from: &str, to: &str| json!([{"op": "joinGroup", "group": to}, {"op": "leaveGroup", "group": from}]);
     let first = json!({"op": "joinGroup", "group": "A"});
     let target = json!({"group": ["A", "B"]});
-    loses_and_doubles_nothing(world, "sendToGroup", target, 2_000, first, [join("A", "B"), join("B", "A")]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", target, rounds(2_000), first, [join("A", "B"), join("B", "A")])
+        .await;
 }
 
 async fn moving_between_two_of_many_groups_in_a_batch_loses_and_doubles_nothing(world: World) {
@@ -980,20 +982,36 @@ async fn moving_between_two_of_many_groups_in_a_batch_loses_and_doubles_nothing(
     let between = (0..3000).map(|n| format!("A{n}"));
     let groups: Vec<String> = ["A".to_owned()].into_iter().chain(between).chain(["B".to_owned()]).collect();
     let target = json!({"group": groups});
-    loses_and_doubles_nothing(world, "sendToGroup", target, 300, first, [join("A", "B"), join("B", "A")]).await;
+    loses_and_doubles_nothing(world, "sendToGroup", target, rounds(1000), first, [join("A", "B"), join("B", "A")])
+        .await;
 }
 
 async fn binding_a_client_again_to_the_same_uid_loses_and_doubles_nothing(world: World) {
     let bind = json!({"op": "bindUid", "uid": "ann"});
     let again = || json!([bind]);
-    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": "ann"}), 2_000, bind.clone(), [again(), again()]).await;
+    loses_and_doubles_nothing(
+        world,
+        "sendToUid",
+        json!({"uid": "ann"}),
+        rounds(2_000),
+        bind.clone(),
+        [again(), again()],
+    )
+    .await;
 }
 
 async fn binding_a_client_to_another_uid_loses_and_doubles_nothing(world: World) {
     let bind = |uid: &str| json!([{"op": "bindUid", "uid": uid}]);
     let first = json!({"op": "bindUid", "uid": "A"});
-    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": ["A", "B"]}), 2_000, first, [bind("B"), bind("A")])
-        .await;
+    loses_and_doubles_nothing(
+        world,
+        "sendToUid",
+        json!({"uid": ["A", "B"]}),
+        rounds(2_000),
+        first,
+        [bind("B"), bind("A")],
+    )
+    .await;
 }
 
 async fn binding_a_client_to_another_of_many_uids_loses_and_doubles_nothing(world: World) {
@@ -1001,24 +1019,31 @@ async fn binding_a_client_to_another_of_many_uids_loses_and_doubles_nothing(worl
     let first = json!({"op": "bindUid", "uid": "A"});
     let between = (0..3000).map(|n| format!("A{n}"));
     let uids: Vec<String> = ["A".to_owned()].into_iter().chain(between).chain(["B".to_owned()]).collect();
-    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": uids}), 300, first, [bind("B"), bind("A")]).await;
+    loses_and_doubles_nothing(world, "sendToUid", json!({"uid": uids}), rounds(1000), first, [bind("B"), bind("A")])
+        .await;
 }
 
 async fn joining_a_group_again_loses_and_doubles_nothing(world: World) {
     let join = json!({"op": "joinGroup", "group": "A"});
     let again = || json!([join]);
-    loses_and_doubles_nothing(world, "sendToGroup", json!({"group": "A"}), 2_000, join.clone(), [again(), again()])
-        .await;
+    loses_and_doubles_nothing(
+        world,
+        "sendToGroup",
+        json!({"group": "A"}),
+        rounds(2_000),
+        join.clone(),
+        [again(), again()],
+    )
+    .await;
 }
 
 async fn a_uid_that_is_bound_again_is_online_all_the_time(world: World) {
-    // It is not listened to for longer than a heartbeat waits, where this takes long.
-    let node = world.start_with(&[("MOONGATE_PING_INTERVAL", "0s")]).await;
+    let node = world.start().await;
     let client = node.member("ann", "red").await;
     let bind = json!({"op": "bindUid", "client_id": client.id, "uid": "ann"});
     let (binds, asks) = (vec![bind; 1000], vec![json!({"op": "isUidOnline", "uid": "ann"}); 1000]);
     let (mut binder, mut asker) = (node.caller().await, node.caller().await);
-    for round in 0..60 {
+    for round in 0..rounds(60) {
         let (_, answer) = tokio::join!(
             binder.call("batch", json!({"commands": binds})),
             asker.call("batch", json!({"commands": asks})),
@@ -1524,8 +1549,7 @@ async fn a_page_takes_a_limit_of_1_to_10000_and_a_cursor_of_its_own(world: World
 }
 
 async fn an_answer_of_more_than_a_hundred_thousand_items_is_too_large_without_pages(world: World) {
-    // Its clients do not read for long.
-    let node = world.start_with(&[("MOONGATE_MAX_GROUPS_PER_CLIENT", "10000"), ("MOONGATE_PING_INTERVAL", "0s")]).await;
+    let node = world.start_with(&[("MOONGATE_MAX_GROUPS_PER_CLIENT", "10000")]).await;
     let mut clients = Vec::new();
     for n in 0..11 {
         let client = node.connect().await;
@@ -1724,7 +1748,7 @@ async fn when_a_leave_message_arrives_no_query_finds_the_client_any_more(world: 
     let node = world.start_with(&[("MOONGATE_LEAVE_MESSAGE", "{client_id}")]).await;
     let mut stays = [node.member("s", "red").await, node.member("s", "red").await, node.member("s", "red").await];
     let mut caller = node.caller().await;
-    for round in 0..200 {
+    for round in 0..rounds(500) {
         let goes = node.member("ann", "red").await;
         node.done("joinGroup", json!({"client_id": goes.id, "group": "own"})).await;
         let id = goes.id.clone();
@@ -1834,7 +1858,7 @@ async fn from_the_moment_the_init_message_arrives_every_query_finds_the_client(w
     let node = world.start().await;
     let mut caller = node.caller().await;
     let mut clients = Vec::new();
-    for n in 1..=400 {
+    for n in 1..=rounds(1000) {
         let client = node.connect().await;
         let commands = json!([
             {"op": "getAllClientIdCount"},
@@ -1856,13 +1880,13 @@ async fn from_the_moment_the_init_message_arrives_every_query_finds_the_client(w
 // --- order ---------------------------------------------------------------------------------------------------------
 
 async fn messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent(world: World) {
-    const MESSAGES: usize = 2000;
+    let messages = rounds(5000);
     let node = world.start().await;
     let mut members = join_all((0..5).map(|_| node.member("ann", "red"))).await;
     let holders = node.holding(&members);
     let sending = async {
         let mut caller = node.caller().await;
-        for n in 0..MESSAGES {
+        for n in 0..messages {
             if n % 50 == 0 {
                 // A sequence of calls is one whether the connection is kept or not.
                 caller = node.caller().await;
@@ -1872,7 +1896,7 @@ async fn messages_of_one_sender_arrive_in_the_order_in_which_they_were_sent(worl
         }
     };
     let hearing = join_all(members.iter_mut().map(|member| async move {
-        for n in 0..MESSAGES {
+        for n in 0..messages {
             assert_eq!(member.text().await, n.to_string());
         }
     }));
@@ -1918,7 +1942,7 @@ async fn what_was_sent_before_a_client_left_is_still_received(world: World) {
     let mut client = node.member("ann", "red").await;
     let (mut sender, mut changer) = (node.caller().await, node.caller().await);
     let id = client.id.clone();
-    for n in 0..200 {
+    for n in 0..rounds(500) {
         let message = n.to_string();
         sender.call("sendToGroup", json!({"group": "red", "message": message})).await;
         changer.call("leaveGroup", json!({"client_id": id, "group": "red"})).await;

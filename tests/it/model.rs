@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::{Value, json};
 
-use crate::harness::{Client, Node};
+use crate::harness::{Client, Node, rounds};
 
 const UIDS: [&str; 3] = ["u0", "u1", "u2"];
 const GROUPS: [&str; 3] = ["g0", "g1", "g2"];
@@ -42,9 +42,9 @@ impl Dice {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn random_commands_have_the_effects_of_the_model() {
-    let node = Node::start_with(&[("MOONGATE_PING_INTERVAL", "0s")]).await;
-    for seed in 0..40 {
-        run(&node, seed).await;
+    let node = Node::start().await;
+    for seed in 0..rounds(40) {
+        run(&node, seed as u64).await;
     }
 }
 

@@ -2,9 +2,6 @@
 
 use super::*;
 
-/// Rounds of change and publish: the number.
-const ROUNDS: usize = 10_000;
-
 /// So many applications at once, each with its client.
 const APPLICATIONS: usize = 4;
 
@@ -15,7 +12,7 @@ async fn whatever_is_published_after_an_answer_arrives(op: &str, name: &str, cha
             let (asked, home) = if application % 2 == 0 { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
             let (mut caller, mut program) = (asked.caller().await, pair.redis.connection().await);
             let mut client = home.connect().await;
-            for round in 0..ROUNDS / APPLICATIONS {
+            for round in 0..rounds(10_000) / APPLICATIONS {
                 let target = format!("{application}/{round}");
                 let answer = caller.call(op, json!({"client_id": client.id, name: target})).await;
                 assert_eq!(answer["result"], true, "{answer}");
@@ -46,12 +43,11 @@ async fn whatever_is_published_after_an_answered_join_arrives() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_query_at_one_node_sees_all_that_was_answered_at_the_other() {
-    const ROUNDS: usize = 200;
     Pair::run(async |pair| {
         let clients = [pair.a.connect().await, pair.b.connect().await];
         let ids: BTreeSet<&str> = clients.iter().map(|client| &*client.id).collect();
         let (mut a, mut b) = (pair.a.caller().await, pair.b.caller().await);
-        for round in 0..ROUNDS {
+        for round in 0..rounds(200) {
             let (group, uids) = (format!("g{round}"), [format!("u{round}"), format!("v{round}")]);
             let mut sessions = json!({});
             for (client, uid) in clients.iter().zip(&uids) {
@@ -92,9 +88,8 @@ async fn a_query_at_one_node_sees_all_that_was_answered_at_the_other() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_is_welcomed_is_found_by_a_query_at_the_other_node() {
-    const ROUNDS: usize = 200;
     Pair::run(async |pair| {
-        for round in 0..ROUNDS {
+        for round in 0..rounds(200) {
             let (home, other) = if round % 2 == 0 { (&pair.a, &pair.b) } else { (&pair.b, &pair.a) };
             let client = home.connect().await;
             assert_eq!(other.ask("isOnline", json!({"client_id": client.id})).await, json!(true), "round {round}");
@@ -104,16 +99,13 @@ async fn a_client_that_is_welcomed_is_found_by_a_query_at_the_other_node() {
     .await;
 }
 
-/// Rounds of two clients that are each to be the only one of a uid: the number.
-const SINGLES: usize = 1000;
-
 #[tokio::test(flavor = "multi_thread")]
 async fn of_two_clients_that_are_bound_as_the_single_one_at_once_at_two_nodes_exactly_one_stays() {
     Pair::run(async |pair| {
-        let mut first_stays = 0;
+        let (rounds, mut first_stays) = (rounds(1000), 0);
         let (mut a, mut b, mut program) = (pair.a.caller().await, pair.b.caller().await, pair.redis.connection().await);
         let (mut first, mut second) = (pair.a.connect().await, pair.b.connect().await);
-        for round in 0..SINGLES {
+        for round in 0..rounds {
             let uid = format!("u{round}");
             let bind = |client: &Client| json!({"client_id": client.id, "uid": uid, "single": true});
             let (of_first, of_second) = (bind(&first), bind(&second));
@@ -146,7 +138,7 @@ async fn of_two_clients_that_are_bound_as_the_single_one_at_once_at_two_nodes_ex
                 first = pair.a.connect().await;
             }
         }
-        assert!((1..SINGLES).contains(&first_stays), "never at once: {first_stays}");
+        assert!((1..rounds).contains(&first_stays), "never at once: {first_stays}");
     })
     .await;
 }

@@ -19,7 +19,7 @@ use futures_util::future::join_all;
 use serde_json::{Value, json};
 use tokio_tungstenite::tungstenite::Message;
 
-use crate::harness::{Client, Node, eventually, nothing_is_left, soon};
+use crate::harness::{Client, Node, eventually, nothing_is_left, rounds, soon};
 use crate::redis::{Connection, Redis, Reply};
 
 /// What the nodes' own envelope begins with.
@@ -49,7 +49,7 @@ impl Pair {
         let redis = Redis::start_with(arguments).await;
         let url = redis.url();
         // Nothing comes of its own accord.
-        let settings = [("MOONGATE_REDIS_URL", &*url), ("MOONGATE_PING_INTERVAL", "0s")];
+        let settings = [("MOONGATE_REDIS_URL", &*url)];
         let a = Node::start_with(&settings).await.until_ready().await;
         let b = Node::start_with(&settings).await.until_ready().await;
         let pair = Self { redis, a, b };

@@ -7,7 +7,7 @@ use super::{
     BIND_UID, Browser, CLIENT_CONNECT, COUNT, GET_SESSION, JOIN_GROUP, LEAVE_GROUP, PHP, SEND_TO_UID, SET_SESSION,
     connection, inner_address, packet,
 };
-use crate::harness::Node;
+use crate::harness::{Node, rounds};
 
 /// As PHP does it: connect, write, close.
 fn say(inner: SocketAddr, packet: &[u8]) {
@@ -30,8 +30,8 @@ fn read_answer(socket: &mut TcpStream) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_command_finds_done_what_was_sent_over_earlier_connections() {
-    const ROUNDS: usize = 2_000;
     const CALLERS: usize = 4;
+    let rounds = rounds(2000);
     let node = Node::start_with(PHP).await;
     let mut browsers = Vec::new();
     for _ in 0..CALLERS {
@@ -41,7 +41,7 @@ async fn a_command_finds_done_what_was_sent_over_earlier_connections() {
     let callers = browsers.iter().enumerate().map(|(caller, browser)| {
         let (inner, id) = (inner_address(&browser.id), connection(&browser.id));
         tokio::task::spawn_blocking(move || {
-            for round in 0..ROUNDS {
+            for round in 0..rounds {
                 let name = format!("caller {caller}, round {round}");
                 say(inner, &packet(BIND_UID, id, name.as_bytes(), b""));
                 say(inner, &packet(SEND_TO_UID, 0, format!("[\"{name}\"]").as_bytes(), name.as_bytes()));
@@ -56,7 +56,7 @@ async fn a_command_finds_done_what_was_sent_over_earlier_connections() {
         caller.await.unwrap();
     }
     for (caller, browser) in browsers.iter_mut().enumerate() {
-        for round in 0..ROUNDS {
+        for round in 0..rounds {
             let name = format!("caller {caller}, round {round}").into_bytes();
             assert_eq!(browser.frame().await, Some((1, name)));
         }
@@ -71,7 +71,7 @@ async fn a_question_over_one_connection_finds_done_what_was_written_to_another_o
     // As a worker does it: it writes to one, and asks over the other.
     let rounds = tokio::task::spawn_blocking(move || {
         let (mut writes, mut asks) = (TcpStream::connect(inner).unwrap(), TcpStream::connect(inner).unwrap());
-        for round in 0..5_000 {
+        for round in 0..rounds(5000) {
             let session = format!("a:1:{{s:5:\"round\";i:{round};}}").into_bytes();
             writes.write_all(&packet(SET_SESSION, id, &session, b"")).unwrap();
             asks.write_all(&packet(GET_SESSION, id, b"", b"")).unwrap();

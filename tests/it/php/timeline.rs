@@ -35,9 +35,6 @@ impl Gateway {
         let (protocol, _) = recorded["listen"].as_str().unwrap().split_once("://").unwrap();
         let mut settings = vec![("MOONGATE_LAN_LISTEN", String::new()), ("MOONGATE_INIT_MESSAGE", String::new())];
         settings.push(("MOONGATE_SECRET_KEY", cluster["secret_key"].as_str().unwrap().to_owned()));
-        if recorded["options"].as_array().unwrap().is_empty() {
-            settings.push(("MOONGATE_PING_INTERVAL", "0s".to_owned()));
-        }
         for option in recorded["options"].as_array().unwrap() {
             match option.as_str().unwrap().split_once('=').unwrap() {
                 ("ping", seconds) => settings.push(("MOONGATE_PING_INTERVAL", format!("{seconds}s"))),
