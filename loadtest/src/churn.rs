@@ -206,7 +206,7 @@ impl Crowd {
         let poll = Poll::new()?;
         let mut slots = Vec::new();
         for (index, (home, (server, wire))) in doors.iter().enumerate().cycle().take(parallel).enumerate() {
-            let api = wire.connect()?;
+            let api = wire.connect(0)?;
             socket::register(poll.registry(), &api, Token(2 * index + 1), Interest::READABLE)?;
             slots.push(Slot {
                 home,

@@ -129,11 +129,11 @@ pub(crate) fn handshake(server: SocketAddr) -> String {
     )
 }
 
-/// Opens a connection for each channel and subscribes to it.
-pub(crate) fn subscribe(redis: &redis::Address, channels: impl Iterator<Item = String>) -> Result<Vec<Connected>> {
+/// Opens a connection for each channel and subscribes to it, on a Redis that is no Cluster.
+pub(crate) fn subscribe(redis: &redis::Servers, channels: impl Iterator<Item = String>) -> Result<Vec<Connected>> {
     let subscribe = |channel: String| {
         crate::interrupted()?;
-        let mut stream = redis.connect()?;
+        let mut stream = redis.connect(0)?;
         redis::ask(&mut stream, &["SUBSCRIBE", &channel])?;
         let link = Link { stream, tls: None };
         Ok(Connected { link, dialect: Dialect::Redis, client_id: channel, home: 0, rest: Vec::new() })

@@ -13,7 +13,7 @@ use crate::output::OutputArgs;
 use crate::process::{self, Cpu};
 use crate::progress;
 use crate::publish::{Kind, Plan, Publisher};
-use crate::redis::Usage;
+use crate::redis::{Redis, Usage};
 use crate::series::{Chart, Series};
 use crate::server::{Server, home, members};
 use crate::sheet::Sheet;
@@ -67,6 +67,8 @@ pub(crate) struct Idle {
     resident_after: u64,
     /// The difference for each client, bytes.
     pub(crate) resident_per_connection: f64,
+    /// `used_memory` of Redis for each client, bytes.
+    redis_memory_per_connection: Option<f64>,
     /// µs of server CPU per connection and second.
     pub(crate) cpu_us_per_connection_second: f64,
     /// The same of Redis.
@@ -145,7 +147,8 @@ impl IdleArgs {
         std::thread::sleep(Duration::from_millis(200));
 
         let meter = server.meter();
-        let (resident_before, before) = (meter.resident()?, server.spent()?);
+        let redis_memory = || server.redis().map(Redis::memory).transpose();
+        let (resident_before, redis_before, before) = (meter.resident()?, redis_memory()?, server.spent()?);
         let (mut connected, mut memory) = (Vec::with_capacity(clients), vec![(0.0, mib(resident_before))]);
         for part in 1..=PARTS {
             let numbers = connected.len()..clients * part / PARTS;
@@ -163,7 +166,7 @@ impl IdleArgs {
         let pool = Pool::start(dealt, self.threads, SIZE, epoch, publisher.gate())?;
         let mut heartbeat = beats.map(|(control, every)| Heartbeat::new(control, groups, every)).transpose()?;
         pause(self.settle, heartbeat.as_mut())?;
-        let resident_after = meter.resident()?;
+        let (resident_after, redis_after) = (meter.resident()?, redis_memory()?);
         let before_settle = pool.take()?;
         let (before, begin) = (server.spent()?, Instant::now());
         pause(self.seconds, heartbeat.as_mut())?;
@@ -178,13 +181,16 @@ impl IdleArgs {
 
         let each = |value: f64| value / clients as f64;
         let micros = |cpu: Option<Cpu>| each(cpu.unwrap_or_default().total() as f64);
-        let redis_cpu = |redis: &Option<Usage>| redis.as_ref().map(|redis| each(redis.cpu.total() as f64));
+        let redis_cpu = |redis: &Option<Usage>| redis.as_ref().map(|redis| each(redis.cpu().total() as f64));
         let wrong = stats.duplicates + stats.reordered + stats.misdelivered + stats.closed + outcome.errors;
         Ok(Idle {
             name,
             resident_before,
             resident_after,
             resident_per_connection: each(resident_after as f64 - resident_before as f64),
+            redis_memory_per_connection: redis_after
+                .zip(redis_before)
+                .map(|(after, before)| each(after as f64 - before as f64)),
             cpu_us_per_connection_second: micros(watched.nodes) / seconds.max(1e-9),
             redis_cpu_us_per_connection_second: redis_cpu(&watched.redis).map(|micros| micros / seconds.max(1e-9)),
             setup_cpu_us_per_connection: micros(setup.nodes),
@@ -241,6 +247,7 @@ impl IdleReport {
         row("resident before, KiB", &|idle| format!("{:.0}", idle.resident_before as f64 / 1024.0));
         row("resident after, KiB", &|idle| format!("{:.0}", idle.resident_after as f64 / 1024.0));
         row("resident per connection, bytes", &|idle| format!("{:.0}", idle.resident_per_connection));
+        row("    Redis, memory for each, bytes", &|idle| or_dash(idle.redis_memory_per_connection, 0));
         row("CPU per connection, µs/s", &|idle| format!("{:.3}", idle.cpu_us_per_connection_second));
         row("    Redis, for each, µs/s", &|idle| or_dash(idle.redis_cpu_us_per_connection_second, 3));
         row("connect + bind + join, µs", &|idle| format!("{:.1}", idle.setup_cpu_us_per_connection));

@@ -4,7 +4,7 @@
 //! A topic always goes through the same connection, so its messages are sent in order. All of it runs in one thread on one
 //! poll, also with hundreds of connections.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
 use std::num::NonZeroU64;
@@ -21,7 +21,7 @@ use crate::clients::{self, Gate};
 use crate::http::{self, Api};
 use crate::message::{self, Header};
 use crate::progress::Watch;
-use crate::redis::{self, Value};
+use crate::redis::{self, Servers, Value};
 use crate::server::memberships;
 use crate::{Result, floor, socket};
 
@@ -102,10 +102,10 @@ impl Kind {
         }
     }
 
-    /// The channel of a topic that is one target.
+    /// The channel of a topic: that of its target, or, if it has several, that of commands.
     pub(crate) fn channel(self, prefix: &str, topic: u32) -> String {
         let (kind, letter) = self.names();
-        format!("{prefix}:{kind}:{letter}{topic}")
+        if let Self::Apart { .. } = self { format!("{prefix}:cmd") } else { format!("{prefix}:{kind}:{letter}{topic}") }
     }
 }
 
@@ -114,10 +114,10 @@ impl Kind {
 pub(crate) enum Wire {
     /// `POST /api/…`.
     Http(Api, Kind),
-    /// `PUBLISH`, to channels with this prefix.
-    Redis(redis::Address, String, Kind),
+    /// `PUBLISH`, on a Cluster `SPUBLISH`, to channels with this prefix.
+    Redis(Servers, String, Kind),
     /// `XADD` to the task stream under this prefix; tasks run side by side, so nothing arrives in order for sure.
-    Tasks(redis::Address, String, Kind),
+    Tasks(Servers, String, Kind),
     /// `GatewayWorker`'s inner protocol, which answers no message.
     Php(SocketAddr, Kind),
     /// Orders to the bare server.
@@ -125,23 +125,32 @@ pub(crate) enum Wire {
 }
 
 impl Wire {
-    /// Opens a connection.
-    pub(crate) fn connect(&self) -> Result<Socket> {
+    /// The number of the server that takes the messages to a topic: there are several where there is a Redis Cluster.
+    fn server_of(&self, topic: u32) -> usize {
+        match self {
+            Self::Redis(servers, prefix, kind) => servers.owner(&kind.channel(prefix, topic)),
+            Self::Tasks(servers, prefix, _) => servers.owner(&stream(prefix)),
+            Self::Http(..) | Self::Php(..) | Self::Floor(_) => 0,
+        }
+    }
+
+    /// Opens a connection to the server with this number.
+    pub(crate) fn connect(&self, number: usize) -> Result<Socket> {
         let socket = match self {
             Self::Http(api, _) => {
                 socket::tcp(api.address, None).and_then(|mut socket| greet(&mut socket).map(|()| socket))
             }
-            Self::Redis(address, ..) | Self::Tasks(address, ..) => address.connect(),
+            Self::Redis(servers, ..) | Self::Tasks(servers, ..) => servers.connect(number),
             Self::Php(address, _) | Self::Floor(address) => socket::tcp(*address, None),
         };
-        socket.map_err(|error| format!("connecting to {} failed: {error}", self.server()).into())
+        socket.map_err(|error| format!("connecting to {} failed: {error}", self.server(number)).into())
     }
 
-    /// Who answers.
-    fn server(&self) -> String {
+    /// Who answers there.
+    fn server(&self, number: usize) -> String {
         match self {
             Self::Http(api, _) => format!("the API, {},", api.address),
-            Self::Redis(address, ..) | Self::Tasks(address, ..) => format!("Redis, {address:?},"),
+            Self::Redis(servers, ..) | Self::Tasks(servers, ..) => format!("Redis, {},", servers.name(number)),
             Self::Php(address, _) => format!("the door for PHP, {address},"),
             Self::Floor(_) => "the floor server".to_owned(),
         }
@@ -167,21 +176,20 @@ impl Wire {
                 body.extend_from_slice(b"]}");
                 api.post(out, "batch", &body);
             }
-            Self::Redis(_, prefix, kind) => {
-                let is_command = matches!(kind, Kind::Apart { .. });
-                let channel = if is_command { format!("{prefix}:cmd") } else { kind.channel(prefix, first.topic) };
+            Self::Redis(servers, prefix, kind) => {
+                let (publish, channel) = (servers.publish(), kind.channel(prefix, first.topic));
                 for header in headers {
                     body.clear();
-                    if is_command {
+                    if let Kind::Apart { .. } = kind {
                         kind.command(&mut body, header, plan);
                     } else {
                         plan.payload(&mut body, header);
                     }
-                    redis::command(out, &[b"PUBLISH", channel.as_bytes(), &body]);
+                    redis::command(out, &[publish.as_bytes(), channel.as_bytes(), &body]);
                 }
             }
             Self::Tasks(_, prefix, kind) => {
-                let stream = format!("{prefix}:tasks");
+                let stream = stream(prefix);
                 for header in headers {
                     body.clear();
                     kind.command(&mut body, header, plan);
@@ -254,9 +262,11 @@ impl Wire {
                     rest = after;
                     match (self, value) {
                         (Self::Redis(..), Value::Integer(1..)) | (Self::Tasks(..), Value::Text(_)) => {}
-                        (_, Value::Integer(_)) => error = Some("PUBLISH: nobody is subscribed".to_owned()),
-                        (Self::Tasks(..), other) => error = Some(format!("XADD: {other:?}")),
-                        (_, other) => error = Some(format!("PUBLISH: {other:?}")),
+                        (Self::Redis(servers, ..), Value::Integer(_)) => {
+                            error = Some(format!("{}: nobody is subscribed", servers.publish()));
+                        }
+                        (Self::Redis(servers, ..), other) => error = Some(format!("{}: {other:?}", servers.publish())),
+                        (_, other) => error = Some(format!("XADD: {other:?}")),
                     }
                 }
                 Ok(Some((input.len() - rest.len(), error)))
@@ -269,6 +279,11 @@ impl Wire {
             },
         }
     }
+}
+
+/// The task stream.
+fn stream(prefix: &str) -> String {
+    format!("{prefix}:tasks")
 }
 
 /// Appends a packet of `GatewayWorker`'s inner protocol.
@@ -357,7 +372,7 @@ pub(crate) struct Outcome {
     pub(crate) samples: Vec<(f64, u64)>,
 }
 
-/// A connection and what goes through it.
+/// A connection and what goes through it; on a Redis Cluster one to each master.
 #[derive(Debug)]
 pub(crate) struct Route {
     /// How.
@@ -373,6 +388,8 @@ pub(crate) struct Publisher {
     poll: Poll,
     gate: Arc<Gate>,
     lanes: Vec<Lane>,
+    /// The connections of all lanes.
+    links: Vec<Link>,
     /// Lanes that may take a request, in turn.
     free: VecDeque<usize>,
     /// Requests on the way on all of them.
@@ -386,19 +403,33 @@ pub(crate) struct Publisher {
     epoch: Instant,
 }
 
-/// One connection.
+/// A route that takes its turn.
 struct Lane {
     route: Route,
-    stream: Socket,
-    output: Vec<u8>,
-    written: usize,
-    input: Vec<u8>,
+    /// Of each of its topics the connection, by index.
+    links: Vec<usize>,
     /// Requests on the way.
     waiting: u32,
     /// Index of the next topic.
     next: usize,
     /// When it last became free after it had not been.
     free_at: u64,
+}
+
+/// One connection.
+struct Link {
+    /// Index of its lane.
+    lane: usize,
+    /// Number of the server at its end.
+    server: usize,
+    stream: Socket,
+    output: Vec<u8>,
+    written: usize,
+    input: Vec<u8>,
+    /// Requests on the way.
+    waiting: u32,
+    /// Whether there may be several.
+    pipelined: bool,
 }
 
 /// Asks something at once: a connection that has never said anything is cut after a while, and some runs begin with a pause.
@@ -430,16 +461,26 @@ impl Publisher {
     pub(crate) fn through(routes: Vec<Route>, members: Vec<u32>, epoch: Instant) -> Result<Self> {
         let poll = Poll::new()?;
         let gate = Arc::new(Gate::new(Waker::new(poll.registry(), WAKE)?));
-        let mut lanes = Vec::new();
-        for (index, route) in routes.into_iter().enumerate() {
-            let stream = route.wire.connect()?;
-            let both = Interest::READABLE | Interest::WRITABLE;
-            socket::register(poll.registry(), &stream, Token(index), both)?;
-            let (output, input) = (Vec::new(), Vec::new());
-            lanes.push(Lane { route, stream, output, written: 0, input, waiting: 0, next: 0, free_at: 0 });
+        let (mut lanes, mut links) = (Vec::new(), Vec::new());
+        for (lane, route) in routes.into_iter().enumerate() {
+            let mut of_servers = BTreeMap::new();
+            let mut of_topics = Vec::with_capacity(route.topics.len());
+            for &topic in &route.topics {
+                let server = route.wire.server_of(topic);
+                let link = *of_servers.entry(server).or_insert(links.len());
+                if link == links.len() {
+                    let stream = route.wire.connect(server)?;
+                    let both = Interest::READABLE | Interest::WRITABLE;
+                    socket::register(poll.registry(), &stream, Token(link), both)?;
+                    let (output, input, pipelined) = (Vec::new(), Vec::new(), route.depth > 1);
+                    links.push(Link { lane, server, stream, output, written: 0, input, waiting: 0, pipelined });
+                }
+                of_topics.push(link);
+            }
+            lanes.push(Lane { route, links: of_topics, waiting: 0, next: 0, free_at: 0 });
         }
         let (free, seqs) = ((0..lanes.len()).collect(), vec![0; members.len()]);
-        Ok(Self { poll, gate, lanes, free, waiting: 0, members, seqs, expected: 0, epoch })
+        Ok(Self { poll, gate, lanes, links, free, waiting: 0, members, seqs, expected: 0, epoch })
     }
 
     /// Where receivers count.
@@ -520,15 +561,16 @@ impl Publisher {
                 progress = (delivered, answered, Instant::now());
             } else if progress.2.elapsed() > plan.deadline {
                 if self.waiting > 0 {
-                    let silent = self.lanes.iter().find(|lane| lane.waiting > 0);
-                    let server = silent.map_or_else(String::new, |lane| lane.route.wire.server());
+                    let silent = self.links.iter().find(|link| link.waiting > 0);
+                    let silent = silent.and_then(|link| Some((self.lanes.get(link.lane)?, link.server)));
+                    let server = silent.map_or_else(String::new, |(lane, server)| lane.route.wire.server(server));
                     return Err(format!("no answer from {server} within {:?}", plan.deadline).into());
                 }
                 outcome.gave_up = true;
                 break;
             }
             // what became due together leaves in one write
-            self.lanes.iter_mut().filter(|lane| lane.route.depth > 1).try_for_each(Lane::flush)?;
+            self.links.iter_mut().filter(|link| link.pipelined).try_for_each(Link::flush)?;
             let blocked = delivered < enough;
             self.gate.wake_at(if blocked { enough } else { u64::MAX });
             let timeout = if blocked && self.gate.delivered() >= enough { Duration::ZERO } else { TICK };
@@ -573,17 +615,19 @@ impl Publisher {
     fn send(&mut self, index: usize, due: u64, now: u64, burst: u32, plan: &Plan, outcome: &mut Outcome) -> Result<()> {
         let lane = self.lanes.get_mut(index).ok_or("no such lane")?;
         let topic = *lane.route.topics.get(lane.next).ok_or("no such topic")?;
+        let link = lane.links.get(lane.next).and_then(|&link| self.links.get_mut(link)).ok_or("no such connection")?;
         lane.next = (lane.next + 1) % lane.route.topics.len();
         let seq = self.seqs.get_mut(topic as usize).ok_or("no such topic")?;
         let sent = if let Pace::Rate(_) = plan.pace { due } else { now };
         let first = Header { topic, seq: *seq, sent };
         *seq = seq.checked_add(burst).ok_or("more than 2³² messages to one topic")?;
-        if lane.written == lane.output.len() {
-            lane.output.clear();
-            lane.written = 0;
+        if link.written == link.output.len() {
+            link.output.clear();
+            link.written = 0;
         }
-        lane.route.wire.request(&mut lane.output, first, burst, plan);
+        lane.route.wire.request(&mut link.output, first, burst, plan);
         if lane.route.wire.answers() {
+            link.waiting += 1;
             lane.waiting += 1;
             self.waiting += 1;
         }
@@ -595,30 +639,30 @@ impl Publisher {
         }
         outcome.published += u64::from(burst);
         self.expected += u64::from(burst) * u64::from(self.members.get(topic as usize).copied().unwrap_or(0));
-        if lane.route.depth == 1 { lane.flush() } else { Ok(()) }
+        if link.pipelined { Ok(()) } else { link.flush() }
     }
 
     /// Looks at a connection; gives the number of its requests that were answered.
     fn answers(&mut self, event: &mio::event::Event, burst: u32, outcome: &mut Outcome) -> Result<u64> {
-        let index = event.token().0;
-        let Some(lane) = self.lanes.get_mut(index) else {
+        let Some(link) = self.links.get_mut(event.token().0) else {
             return Ok(0);
         };
         if event.is_writable() {
-            lane.flush()?;
+            link.flush()?;
         }
         if !event.is_readable() {
             return Ok(0);
         }
-        let open = socket::receive(&mut lane.stream, &mut lane.input, event.is_read_closed());
+        let open = socket::receive(&mut link.stream, &mut link.input, event.is_read_closed());
         if !open.map_err(|error| format!("publishing: {error}"))? {
             return Err("publishing: the server closed the connection".into());
         }
+        let lane = self.lanes.get_mut(link.lane).ok_or("no such lane")?;
         let (mut used, mut answered) = (0, 0);
-        while let Some(rest) = lane.input.get(used..)
+        while let Some(rest) = link.input.get(used..)
             && !rest.is_empty()
         {
-            if lane.waiting == 0 {
+            if link.waiting == 0 {
                 return Err("more answers than requests".into());
             }
             let Some((length, error)) = lane.route.wire.answer(rest, burst)? else {
@@ -628,8 +672,9 @@ impl Publisher {
             answered += 1;
             if lane.waiting == lane.route.depth {
                 lane.free_at = self.epoch.elapsed().as_nanos() as u64;
-                self.free.push_back(index);
+                self.free.push_back(link.lane);
             }
+            link.waiting -= 1;
             lane.waiting -= 1;
             self.waiting -= 1;
             if error.is_some() {
@@ -637,12 +682,12 @@ impl Publisher {
                 outcome.first_error = outcome.first_error.take().or(error);
             }
         }
-        lane.input.drain(..used);
+        link.input.drain(..used);
         Ok(answered)
     }
 }
 
-impl Lane {
+impl Link {
     /// Writes what the socket takes.
     fn flush(&mut self) -> Result<()> {
         while let Some(rest) = self.output.get(self.written..)
@@ -751,7 +796,7 @@ mod tests {
     }
 
     fn redis(address: &str, kind: Kind) -> Wire {
-        Wire::Redis(redis::Address::Tcp(address.parse().unwrap()), "mg".to_owned(), kind)
+        Wire::Redis(Servers::single(redis::Address::Tcp(address.parse().unwrap())), "mg".to_owned(), kind)
     }
 
     #[test]
@@ -788,8 +833,8 @@ mod tests {
     #[test]
     fn each_task_is_an_entry_with_a_command() {
         let (mut out, first) = (Vec::new(), Header { topic: 2, seq: 5, sent: 9 });
-        let Wire::Redis(address, prefix, kind) = redis("127.0.0.1:1", Kind::Group) else { panic!("not Redis") };
-        let wire = Wire::Tasks(address, prefix, kind);
+        let Wire::Redis(servers, prefix, kind) = redis("127.0.0.1:1", Kind::Group) else { panic!("not Redis") };
+        let wire = Wire::Tasks(servers, prefix, kind);
         wire.request(&mut out, first, 2, &plan(false));
         let mut rest = out.as_slice();
         for seq in 5..7 {
@@ -831,14 +876,14 @@ mod tests {
     #[test]
     fn what_is_published_through_redis_arrives_once_and_in_order() {
         let server =
-            redis::Redis::spawn("redis-server".as_ref()).expect("these tests need redis-server: apt install it");
+            redis::Redis::spawn("redis-server".as_ref(), 0).expect("these tests need redis-server: apt install it");
         let epoch = Instant::now();
         let members = vec![2, 1, 1];
-        let wire = Wire::Redis(server.address.clone(), "mg".to_owned(), Kind::Uid);
+        let wire = Wire::Redis(server.servers.clone(), "mg".to_owned(), Kind::Uid);
         let mut publisher = Publisher::new(&wire, 2, PIPELINE, members, epoch).unwrap();
         let topics = [0, 0, 1, 2];
         let channels = topics.iter().map(|&topic| Kind::Uid.channel("mg", topic));
-        let clients = clients::subscribe(&server.address, channels).unwrap();
+        let clients = clients::subscribe(&server.servers, channels).unwrap();
         let pool = clients::Pool::start(
             clients.into_iter().zip(topics.map(|topic| [topic; 2])).collect(),
             1,
@@ -857,5 +902,32 @@ mod tests {
             assert_eq!((stats.misdelivered, stats.closed), (0, 0), "{pace:?}");
         }
         assert_eq!(server.usage().unwrap().since(&before).calls.get("publish"), Some(&15_000));
+    }
+
+    #[test]
+    fn on_a_cluster_each_message_goes_to_the_master_of_its_channel() {
+        let server =
+            redis::Redis::spawn("redis-server".as_ref(), 3).expect("these tests need redis-server: apt install it");
+        let topics = 30;
+        let wire = Wire::Redis(server.servers.clone(), "mg".to_owned(), Kind::Group);
+        let mut publisher = Publisher::new(&wire, 2, PIPELINE, vec![0; topics], Instant::now()).unwrap();
+        assert_eq!(publisher.links.len(), 6, "two lanes, each with a connection to each master");
+        let before = server.usage().unwrap();
+        let outcome = publisher.run(&Plan { messages: 300, ..plan(false) }).unwrap();
+        // from elsewhere it would be told where to go
+        assert_eq!((outcome.errors, outcome.first_error.as_deref()), (300, Some("SPUBLISH: nobody is subscribed")));
+        let used = server.usage().unwrap().since(&before);
+        assert_eq!(used.calls, [("spublish".to_owned(), 300)].into());
+        assert!(used.received > 300 * 64 && used.busiest().is_some(), "{used:?}");
+
+        for wire in [
+            Wire::Redis(server.servers.clone(), "mg".to_owned(), Kind::Apart { topics: 3, clients: 9 }),
+            Wire::Tasks(server.servers.clone(), "mg".to_owned(), Kind::Group),
+        ] {
+            let mut publisher = Publisher::new(&wire, 1, 1, vec![0; 3], Instant::now()).unwrap();
+            assert_eq!(publisher.links.len(), 1, "commands have one channel, and tasks one stream");
+            let outcome = publisher.run(&Plan { messages: 3, ..plan(false) }).unwrap();
+            assert!(outcome.first_error.is_none_or(|error| error.contains("nobody")), "{wire:?}");
+        }
     }
 }

@@ -58,6 +58,7 @@ pub(crate) struct Round {
     delivered: u64,
     /// Of those that should.
     ratio_delivered: f64,
+    messages_per_second: f64,
     deliveries_per_second: f64,
     /// Deliveries beyond the first of a message to a client.
     duplicates: u64,
@@ -91,6 +92,12 @@ pub(crate) struct Round {
     redis_cpu_us: Option<f64>,
     /// Of it in user space.
     redis_user_us: Option<f64>,
+    /// Of a Redis Cluster: the busiest master's share of its CPU.
+    redis_busiest_share: Option<f64>,
+    /// Bytes that Redis received from programs, per message published or per cycle.
+    redis_received_bytes: Option<f64>,
+    /// Bytes that it sent them.
+    redis_sent_bytes: Option<f64>,
     /// Server and Redis, µs per delivery or cycle.
     together_cpu_us: Option<f64>,
     /// Resident memory of the nodes together at the end of the round.
@@ -116,16 +123,17 @@ impl Round {
     pub(crate) fn new(outcome: &Outcome, stats: &Stats, spent: Spent, tester: Cpu, one_core: u64) -> Self {
         let each = |micros: u64| micros as f64 / stats.delivered.max(1) as f64;
         let Spent { nodes, redis, resident } = spent;
-        let redis_cpu = redis.as_ref().map(|redis| redis.cpu);
+        let redis_cpu = redis.as_ref().map(Usage::cpu);
         let redis_version = redis.as_ref().and_then(|redis| redis.version.clone());
-        let calls = redis.into_iter().flat_map(|redis| redis.calls);
-        let per_message = |(name, calls): (String, u64)| (name, calls as f64 / outcome.published.max(1) as f64);
+        let per_message = |count: u64| count as f64 / outcome.published.max(1) as f64;
+        let per_second = |count: u64| count as f64 / outcome.wall.as_secs_f64().max(1e-9);
         Self {
             published: outcome.published,
             expected: outcome.expected,
             delivered: stats.delivered,
             ratio_delivered: stats.delivered as f64 / outcome.expected.max(1) as f64,
-            deliveries_per_second: stats.delivered as f64 / outcome.wall.as_secs_f64().max(1e-9),
+            messages_per_second: per_second(outcome.published),
+            deliveries_per_second: per_second(stats.delivered),
             duplicates: stats.duplicates,
             gaps: stats.gaps,
             order_violations: stats.reordered,
@@ -142,10 +150,17 @@ impl Round {
             server_cpu_seconds: nodes.map(|cpu| cpu.total() as f64 / 1e6),
             redis_cpu_us: redis_cpu.map(|cpu| each(cpu.total())),
             redis_user_us: redis_cpu.map(|cpu| each(cpu.user)),
+            redis_busiest_share: redis.as_ref().and_then(Usage::busiest),
+            redis_received_bytes: redis.as_ref().map(|redis| per_message(redis.received)),
+            redis_sent_bytes: redis.as_ref().map(|redis| per_message(redis.sent)),
             resident_mib: resident.map(|bytes| bytes as f64 / 1024.0 / 1024.0),
             together_cpu_us: nodes.map(|cpu| each(cpu.total() + redis_cpu.map_or(0, Cpu::total))),
             redis_version,
-            redis_commands: calls.map(per_message).collect(),
+            redis_commands: redis
+                .into_iter()
+                .flat_map(|redis| redis.calls)
+                .map(|(name, calls)| (name, per_message(calls)))
+                .collect(),
             latency_ms: Latency::of(&stats.latency),
             tester_cpu_us: each(tester.total()),
             tester_core: one_core as f64 / 1e6 / outcome.wall.as_secs_f64().max(1e-9),
@@ -252,6 +267,8 @@ pub(crate) struct Contestant {
     name: String,
     rounds: Vec<Round>,
     latency_ms: Option<Latency>,
+    /// What each client that came before the first round takes of Redis, bytes of `used_memory`.
+    redis_memory_per_client: Option<f64>,
     /// Before the first round; its faults count, its figures do not.
     warm_up: Option<Round>,
     #[serde(skip)]
@@ -262,7 +279,13 @@ impl Contestant {
     /// Without rounds yet.
     pub(crate) fn new(role: Role, name: &str) -> Result<Self> {
         let (name, latency) = (name.to_owned(), crate::clients::histogram()?);
-        Ok(Self { role, name, rounds: Vec::new(), latency_ms: None, warm_up: None, latency })
+        let (rounds, latency_ms, redis_memory_per_client, warm_up) = (Vec::new(), None, None, None);
+        Ok(Self { role, name, rounds, latency_ms, redis_memory_per_client, warm_up, latency })
+    }
+
+    /// With what each client takes of Redis, if that is known.
+    pub(crate) fn with_redis_memory(self, bytes_per_client: Option<f64>) -> Self {
+        Self { redis_memory_per_client: bytes_per_client, ..self }
     }
 
     /// For the reader.
@@ -499,6 +522,9 @@ impl Report {
             row("order violations", &|server| server.sum(|round| round.order_violations).to_string());
             row("misdelivered", &|server| server.sum(|round| round.misdelivered).to_string());
         }
+        if self.unit == Unit::Delivery {
+            row("messages/s", &|server| spread(server, 0, &|round| Some(round.messages_per_second)));
+        }
         row(&format!("{units}/s"), &|server| spread(server, 0, &|round| Some(round.deliveries_per_second)));
         let latency = |server: &Contestant, figure: &dyn Fn(&Latency) -> f64| {
             server.latency_ms.as_ref().map_or("–".to_owned(), |latency| format!("{:.3}", figure(latency)))
@@ -513,9 +539,23 @@ impl Report {
         if self.servers.iter().flat_map(|server| &server.rounds).any(|round| round.redis_cpu_us.is_some()) {
             row(&format!("Redis CPU, µs/{unit}"), &|server| spread(server, 3, &|round| round.redis_cpu_us));
             row("        of it user", &|server| spread(server, 3, &|round| round.redis_user_us));
+            if self.servers.iter().flat_map(|server| &server.rounds).any(|round| round.redis_busiest_share.is_some()) {
+                row("        of it the busiest master, %", &|server| {
+                    spread(server, 0, &|round| Some(round.redis_busiest_share? * 100.0))
+                });
+            }
             row("together", &|server| spread(server, 3, &|round| round.together_cpu_us));
             row(&format!("Redis commands/{action}"), &|server| {
                 spread(server, 2, &|round| round.redis_cpu_us.map(|_| round.redis_commands.values().sum()))
+            });
+            row(&format!("Redis received, bytes/{action}"), &|server| {
+                spread(server, 0, &|round| round.redis_received_bytes)
+            });
+            row(&format!("Redis sent, bytes/{action}"), &|server| spread(server, 0, &|round| round.redis_sent_bytes));
+        }
+        if self.servers.iter().any(|server| server.redis_memory_per_client.is_some()) {
+            row("Redis memory, bytes/client", &|server| {
+                server.redis_memory_per_client.map_or("–".to_owned(), |bytes| format!("{bytes:.0}"))
             });
         }
         row("server, resident, MiB", &|server| spread(server, 1, &|round| round.resident_mib));
@@ -658,6 +698,7 @@ mod tests {
             expected: 10,
             delivered: 10,
             ratio_delivered: 1.0,
+            messages_per_second: 10.0,
             deliveries_per_second: 10.0,
             duplicates: 0,
             gaps: 0,
@@ -675,6 +716,9 @@ mod tests {
             server_cpu_seconds: Some(2.0),
             redis_cpu_us: None,
             redis_user_us: None,
+            redis_busiest_share: None,
+            redis_received_bytes: None,
+            redis_sent_bytes: None,
             resident_mib: None,
             together_cpu_us: Some(cpu),
             redis_version: None,
@@ -765,18 +809,34 @@ mod tests {
         };
         let stats = Stats { delivered: 20, ..Stats::new().unwrap() };
         let cpu = |user, system| Cpu { user, system };
-        let usage = |cpu, publish| Usage { version: None, cpu, calls: [("publish".to_owned(), publish)].into() };
+        let usage = |cpu, publish| Usage {
+            version: None,
+            servers: vec![cpu, Cpu::default()],
+            calls: [("publish".to_owned(), publish)].into(),
+            received: publish * 200,
+            sent: publish * 300,
+        };
         let before = Spent { nodes: Some(cpu(10, 10)), redis: Some(usage(cpu(5, 5), 7)), resident: None };
         let after = Spent { nodes: Some(cpu(30, 50)), redis: Some(usage(cpu(25, 25), 17)), resident: None };
         let round = Round::new(&outcome, &stats, after.since(&before), Cpu::default(), 0);
         assert_eq!((round.server_cpu_us, round.server_user_us), (Some(3.0), Some(1.0)));
         assert_eq!((round.redis_cpu_us, round.redis_user_us, round.together_cpu_us), (Some(2.0), Some(1.0), Some(5.0)));
         assert_eq!(round.redis_commands, [("publish".to_owned(), 1.0)].into());
-        let mut server = contestant(Role::Gateway, "gateway", []);
+        assert_eq!((round.redis_received_bytes, round.redis_sent_bytes), (Some(200.0), Some(300.0)));
+        assert_eq!((round.messages_per_second, round.deliveries_per_second), (10.0, 20.0));
+        let mut server = contestant(Role::Gateway, "gateway", []).with_redis_memory(Some(1234.5));
         server.add(round, &stats).unwrap();
         let table = Report::new("title", Unit::Delivery, vec![server]).sheet().text();
         assert!(table.contains("\ngateway, Redis commands per message: publish 1.00\n"), "{table}");
         assert!(table.contains("\ntogether") && table.contains("\nRedis CPU, µs/delivery"), "{table}");
+        for row in [
+            "        of it the busiest master, %  100\n",
+            "Redis received, bytes/message        200\n",
+            "Redis memory, bytes/client           1234\n",
+            "messages/s                           10\n",
+        ] {
+            assert!(table.contains(row), "{row}: {table}");
+        }
     }
 
     #[test]

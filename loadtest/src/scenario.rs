@@ -12,6 +12,7 @@ use crate::output::OutputArgs;
 use crate::process::{self, Pin};
 use crate::progress;
 use crate::publish::{Kind, PIPELINE, Pace, Plan, Publisher, Wire};
+use crate::redis::Redis;
 use crate::report::{Contestant, Report, Role, Round, Unit};
 use crate::server::{Server, home, members, memberships};
 use crate::target::{Door, TargetArgs};
@@ -83,6 +84,9 @@ impl SittingArgs {
     /// descriptors that each needs of ours.
     pub(crate) fn open(&self, raw: bool, slow: usize, each: usize) -> Result<Vec<(Role, String, Server)>> {
         let clusters = self.target.clusters()?;
+        if raw && clusters.iter().any(|cluster| cluster.masters > 0) {
+            return Err("--raw-redis: not with --masters, as its subscribers in the tester know no slots".into());
+        }
         let others = usize::from(self.floor) + usize::from(raw) + usize::from(slow > 0);
         process::raise_descriptors((each * (clusters.len() + others) + slow) as u64)?;
         let pin = if self.pin { Some(Pin::new()?) } else { None };
@@ -104,7 +108,7 @@ impl SittingArgs {
             servers.push((Role::Floor, "floor, plain".to_owned(), Server::Floor(Floor::spawn()?)));
         }
         if raw {
-            let redis = if redis.is_some() { redis } else { self.target.redis()? };
+            let redis = if redis.is_some() { redis } else { self.target.redis(0)? };
             let redis = redis.ok_or("--raw-redis: name one, --redis or --redis-spawn")?;
             servers.push((Role::Raw, "raw Redis".to_owned(), Server::Raw(redis)));
         }
@@ -178,6 +182,8 @@ struct Side {
     pool: Pool,
     /// Those who never read, open as long as the rest.
     _slow: Vec<Connected>,
+    /// What each client takes of Redis, bytes.
+    redis_memory: Option<f64>,
     // after the pool: the clients say goodbye before the server goes
     server: Server,
 }
@@ -213,16 +219,18 @@ impl Scenario<'_> {
         let mut turns = Vec::new();
         let servers = self.args.sitting.open(self.args.raw_redis, self.slow, self.clients + self.spare())?;
         for (number, (role, name, server)) in servers.into_iter().enumerate() {
+            let slow = if role == Role::Slow { self.slow } else { 0 };
+            let side = self.side(server, slow, 1 + number as u8, epoch)?;
             let mut turn = |name: &str, joined| -> Result<()> {
-                turns.push(Turn { contestant: Contestant::new(role, name)?, side: number, joined });
+                let contestant = Contestant::new(role, name)?.with_redis_memory(side.redis_memory);
+                turns.push(Turn { contestant, side: number, joined });
                 Ok(())
             };
             turn(&name, false)?;
             if role == Role::Floor && burst > 1 {
                 turn("floor, joined", true)?;
             }
-            let slow = if role == Role::Slow { self.slow } else { 0 };
-            sides.push(self.side(server, slow, 1 + number as u8, epoch)?);
+            sides.push(side);
         }
         let whose: Vec<usize> = turns.iter().map(|turn| turn.side).collect();
         let pinned = self.args.sitting.pin;
@@ -242,6 +250,8 @@ impl Scenario<'_> {
     }
 
     fn side(&self, server: Server, slow: usize, number: u8, epoch: Instant) -> Result<Side> {
+        let memory = || server.redis().map(Redis::memory).transpose();
+        let empty = memory()?;
         let (mut connected, wire) = match &server {
             Server::Gateway(target) => {
                 let home = |client| home(client, self.topics, target.nodes.len());
@@ -265,10 +275,12 @@ impl Scenario<'_> {
             Server::Raw(redis) => {
                 const PREFIX: &str = "loadtest-raw";
                 let channels = (0..self.clients).map(|client| self.kind.channel(PREFIX, self.topic(client)));
-                let connected = clients::subscribe(&redis.address, channels)?;
-                (connected, Wire::Redis(redis.address.clone(), PREFIX.to_owned(), self.kind))
+                let connected = clients::subscribe(&redis.servers, channels)?;
+                (connected, Wire::Redis(redis.servers.clone(), PREFIX.to_owned(), self.kind))
             }
         };
+        let redis_memory =
+            memory()?.zip(empty).map(|(full, empty)| (full as f64 - empty as f64) / connected.len() as f64);
         let slow = connected.split_off(self.clients);
         slow.iter().try_for_each(Connected::ignore)?;
         // the floor is driven as the gateway is
@@ -277,7 +289,7 @@ impl Scenario<'_> {
         let clients =
             connected.into_iter().enumerate().map(|(index, client)| (client, [self.topic(index); 2])).collect();
         let pool = Pool::start(clients, self.args.threads, self.args.size, epoch, publisher.gate())?;
-        Ok(Side { publisher, pool, _slow: slow, server })
+        Ok(Side { publisher, pool, _slow: slow, redis_memory, server })
     }
 
     fn topic(&self, client: usize) -> u32 {

@@ -475,7 +475,7 @@ impl Soak<'_> {
             deliveries_per_second: stats.delivered as f64 / seconds,
             latency_ms: Latency::of(&stats.latency),
             server_cpu_percent: percent(used.nodes.unwrap_or_default()),
-            redis_cpu_percent: used.redis.map(|redis| percent(redis.cpu)),
+            redis_cpu_percent: used.redis.map(|redis| percent(redis.cpu())),
         };
         (self.spent, self.sampled) = (spent, Instant::now());
         self.samples.push(sample);
@@ -547,7 +547,7 @@ impl Soak<'_> {
             listed,
             clients,
             server_cpu_us: each(used.nodes.unwrap_or_default()),
-            redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu)),
+            redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu())),
             redis_commands: calls.map(|(name, calls)| (name.clone(), *calls as f64 / actions)).collect(),
             tester_busiest_thread: busiest.max(thread) as f64 / 1e6 / seconds.max(1e-9),
             tester_lag_p99_ms: lag.value_at_quantile(0.99) as f64 / 1e6,

@@ -314,7 +314,7 @@ impl Side<'_> {
             back_ms: Latency::of(&stats.latency),
             newcomers,
             server_cpu_us: each(used.nodes.map_or(0, Cpu::total)),
-            redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu.total())),
+            redis_cpu_us: used.redis.as_ref().map(|redis| each(redis.cpu().total())),
             redis_commands: used
                 .redis
                 .into_iter()

@@ -28,6 +28,10 @@ pub(crate) struct TargetArgs {
     /// So many nodes of it, joined through Redis; `1,2` runs the same against one node and against two, in turn
     #[arg(long, value_delimiter = ',', requires = "spawn", value_parser = value_parser!(u8).range(1..=16))]
     nodes: Vec<u8>,
+    /// Their Redis is a Cluster of so many masters, started for the run, and 0 is a single one; `0,3` runs the same with
+    /// both, in turn
+    #[arg(long, value_delimiter = ',', value_parser = value_parser!(u8).range(0..=16))]
+    masters: Vec<u8>,
     /// The started gateway speaks wss, with a certificate made for the run; modes that publish run the same against a
     /// plain one, in turn
     #[arg(long)]
@@ -47,7 +51,7 @@ pub(crate) struct TargetArgs {
     /// Publish through this Redis (`redis://host:port`, `redis+unix:///path`); a started gateway gets it too
     #[arg(long, value_name = "URL", conflicts_with = "redis_spawn")]
     redis: Option<String>,
-    /// Start a private Redis for the run, and one more for each further gateway; it keeps nothing
+    /// Start a private Redis (with --masters: Cluster) for the run, and one more for each further gateway; it keeps nothing
     #[arg(long, value_name = "PATH", num_args = 0..=1, default_missing_value = "redis-server")]
     redis_spawn: Option<PathBuf>,
     /// First part of the gateway's channels; a started gateway gets it too
@@ -63,7 +67,7 @@ pub(crate) struct TargetArgs {
 pub(crate) enum Door {
     /// `POST /api/…`, one request at a time on each connection
     Http,
-    /// `PUBLISH`, pipelined
+    /// `PUBLISH` (on a Cluster `SPUBLISH`), pipelined
     Redis,
     /// `XADD` to the task stream, pipelined; tasks run side by side, so order is told but not asked for
     Tasks,
@@ -92,6 +96,8 @@ pub(crate) struct Cluster {
     pub(crate) tls: bool,
     /// How many nodes it has.
     pub(crate) nodes: u8,
+    /// How many masters the Cluster has that is its Redis; 0 where it is none.
+    pub(crate) masters: u8,
 }
 
 /// One of its processes.
@@ -163,24 +169,38 @@ impl TargetArgs {
 
     /// The gateways to compare, the one that the others are compared with in front; none when none was named.
     pub(crate) fn clusters(&self) -> Result<Vec<Cluster>> {
-        let cluster = |name: &str, nodes: u8, tls: bool| Cluster { name: name.to_owned(), nodes, tls: tls && self.tls };
-        let words = |nodes: u8| format!("gateway, {nodes} node{}", if nodes == 1 { "" } else { "s" });
-        let clusters = match (&*self.nodes, self.tls) {
-            _ if self.spawn.is_none() && self.tls => {
-                return Err(
-                    "--tls: only with --spawn, as the gateway has to show the certificate that the tester makes".into(),
-                );
+        if self.spawn.is_none() && self.tls {
+            return Err(
+                "--tls: only with --spawn, as the gateway has to show the certificate that the tester makes".into()
+            );
+        }
+        if !self.masters.is_empty() && (self.spawn.is_none() || self.redis_spawn.is_none()) {
+            return Err("--masters: only with --spawn and --redis-spawn, which start a Cluster for the run".into());
+        }
+        let counted = |count: u8, what: &str| format!(", {count} {what}{}", if count == 1 { "" } else { "s" });
+        let mut clusters = Vec::new();
+        // what was not named is not in the name
+        for masters in some_or_none(&self.masters) {
+            let of_masters = masters.map_or_else(String::new, |masters| match masters {
+                0 => ", single Redis".to_owned(),
+                masters => counted(masters, "master"),
+            });
+            for nodes in some_or_none(&self.nodes) {
+                let of_nodes = nodes.map_or_else(String::new, |nodes| counted(nodes, "node"));
+                let name = format!("gateway{of_nodes}{of_masters}");
+                clusters.push(Cluster { name, tls: false, nodes: nodes.unwrap_or(1), masters: masters.unwrap_or(0) });
             }
-            _ if self.spawn.is_none() && self.api.is_empty() => Vec::new(),
-            ([], false) => vec![cluster("gateway", 1, false)],
-            ([nodes], false) => vec![cluster(&words(*nodes), *nodes, false)],
-            ([] | [_], true) => {
-                let nodes = self.nodes.first().copied().unwrap_or(1);
-                vec![cluster("gateway plain", nodes, false), cluster("gateway over TLS", nodes, true)]
-            }
-            (several, false) => several.iter().map(|&nodes| cluster(&words(nodes), nodes, false)).collect(),
-            (_, true) => return Err("--tls: not with several --nodes to compare".into()),
-        };
+        }
+        if self.spawn.is_none() && self.api.is_empty() {
+            clusters.clear();
+        }
+        if self.tls {
+            let [cluster] = &*clusters else {
+                return Err("--tls: not with several --nodes or --masters to compare".into());
+            };
+            let named = |name: &str, tls| Cluster { name: name.to_owned(), tls, ..*cluster };
+            clusters = vec![named("gateway plain", false), named("gateway over TLS", true)];
+        }
         if clusters.iter().any(|cluster| cluster.nodes > 1) && !self.has_redis() {
             return Err("--nodes: several find each other through Redis, --redis or --redis-spawn".into());
         }
@@ -200,7 +220,7 @@ impl TargetArgs {
     pub(crate) fn cluster(&self) -> Result<Option<Cluster>> {
         let clusters = self.clusters()?;
         if !self.tls && clusters.len() > 1 {
-            return Err("--nodes: this mode takes one number".into());
+            return Err("--nodes, --masters: this mode takes one number".into());
         }
         Ok(clusters.into_iter().next_back())
     }
@@ -216,11 +236,11 @@ impl TargetArgs {
         }
     }
 
-    /// Starts or finds a Redis, if one is wanted.
-    pub(crate) fn redis(&self) -> Result<Option<Arc<Redis>>> {
+    /// Starts or finds a Redis, if one is wanted; a Cluster, if it is to have `masters`.
+    pub(crate) fn redis(&self, masters: u8) -> Result<Option<Arc<Redis>>> {
         let redis = match (&self.redis, &self.redis_spawn) {
             (Some(url), _) => Redis::named(url)?,
-            (None, Some(path)) => Redis::spawn(path)?,
+            (None, Some(path)) => Redis::spawn(path, masters)?,
             (None, None) => return Ok(None),
         };
         Ok(Some(Arc::new(redis)))
@@ -228,7 +248,7 @@ impl TargetArgs {
 
     /// Starts or finds the gateway and waits until every node is ready.
     pub(crate) fn open(&self, cluster: &Cluster) -> Result<Target> {
-        let redis = self.redis()?;
+        let redis = self.redis(cluster.masters)?;
         let certificate = if cluster.tls { Some(Certificate::issue()?) } else { None };
         let trust = certificate.as_ref().map(Certificate::trust).transpose()?;
         let api = |address| Api { address, token: self.token.clone() };
@@ -303,6 +323,11 @@ impl TargetArgs {
     }
 }
 
+/// Each of the values, or that there is none.
+fn some_or_none(values: &[u8]) -> Vec<Option<u8>> {
+    if values.is_empty() { vec![None] } else { values.iter().copied().map(Some).collect() }
+}
+
 /// What a gateway calls itself, such as `moongate 0.1.0`.
 pub(crate) fn version(path: &Path) -> Option<String> {
     let output = Command::new(path).arg("--version").output().ok()?;
@@ -359,8 +384,8 @@ impl Target {
     pub(crate) fn wire_through(&self, door: Door, kind: Kind) -> Result<Wire> {
         match (door, &self.redis, &*self.nodes) {
             (Door::Php, _, [Node { php: Some(php), .. }, ..]) => Ok(Wire::Php(*php, kind)),
-            (Door::Tasks, Some(redis), _) => Ok(Wire::Tasks(redis.address.clone(), self.prefix.clone(), kind)),
-            (Door::Redis, Some(redis), _) => Ok(Wire::Redis(redis.address.clone(), self.prefix.clone(), kind)),
+            (Door::Tasks, Some(redis), _) => Ok(Wire::Tasks(redis.servers.clone(), self.prefix.clone(), kind)),
+            (Door::Redis, Some(redis), _) => Ok(Wire::Redis(redis.servers.clone(), self.prefix.clone(), kind)),
             (_, _, [node, ..]) => Ok(Wire::Http(node.api.clone(), kind)),
             _ => Err("--ws: at least one node is needed".into()),
         }
@@ -397,6 +422,14 @@ mod tests {
         assert_eq!(names("--spawn moongate --tls"), ["gateway plain", "gateway over TLS"]);
         assert!(args("--spawn moongate --tls").cluster().unwrap().unwrap().tls);
         assert!(args("--spawn moongate --nodes 1,2 --redis-spawn").cluster().is_err());
+        let masters = ["gateway, single Redis", "gateway, 1 master", "gateway, 3 masters"];
+        assert_eq!(names("--spawn moongate --masters 0,1,3 --redis-spawn"), masters);
+        let both = ["gateway, 1 node, 1 master", "gateway, 2 nodes, 1 master"]
+            .into_iter()
+            .chain(["gateway, 1 node, 3 masters", "gateway, 2 nodes, 3 masters"]);
+        assert_eq!(names("--spawn moongate --nodes 1,2 --masters 1,3 --redis-spawn"), both.collect::<Vec<_>>());
+        let three = args("--spawn moongate --nodes 2 --masters 3 --redis-spawn").cluster().unwrap().unwrap();
+        assert_eq!((three.nodes, three.masters), (2, 3));
     }
 
     #[test]
@@ -405,9 +438,14 @@ mod tests {
             ("--tls", "--tls: "),
             ("--ws 127.0.0.1:1 --api 127.0.0.1:2 --pid 7 --tls", "--tls: "),
             ("--spawn moongate --nodes 1,2 --redis-spawn --tls", "--tls: "),
+            ("--spawn moongate --masters 0,3 --redis-spawn --tls", "--tls: "),
+            ("--spawn moongate --masters 0,3 --redis-spawn --pid 7", "--pid: "),
             ("--spawn moongate --pid 7 --tls", "--pid: "),
             ("--spawn moongate --nodes 1,2 --redis-spawn --pid 7", "--pid: "),
             ("--spawn moongate --nodes 2", "--nodes: "),
+            ("--spawn moongate --masters 3", "--masters: "),
+            ("--spawn moongate --redis redis://127.0.0.1:1 --masters 3", "--masters: "),
+            ("--redis-spawn --ws 127.0.0.1:1 --api 127.0.0.1:2 --masters 3", "--masters: "),
             ("--spawn moongate --nodes 1,2 --redis redis://127.0.0.1:1", "--redis: "),
         ] {
             let error = args(line).clusters().unwrap_err().to_string();

@@ -247,6 +247,53 @@ fn a_message_reaches_each_client_in_a_group_of_its_own() {
 }
 
 #[test]
+fn on_a_cluster_of_masters_all_is_delivered_once_and_in_order_and_redis_is_summed() {
+    for mode in ["fanout --groups 6 --window 8", "unicast --inflight 64"] {
+        let line = format!("{mode} --clients 60 --messages 600 --redis-spawn --masters 0,3 --nodes 2 --rounds 1");
+        let report = against_moongate(&line);
+        let [single, sharded] = report["servers"].as_array().unwrap().as_slice() else { panic!("{report}") };
+        let names = (single["name"].as_str(), sharded["name"].as_str());
+        assert_eq!(names, (Some("gateway, 2 nodes, single Redis"), Some("gateway, 2 nodes, 3 masters")));
+        for (server, publish) in [(single, "publish"), (sharded, "spublish")] {
+            let round = &server["rounds"][0];
+            assert_eq!((&round["delivered"], &round["order_violations"]), (&round["expected"], &0.into()), "{round}");
+            // and what nodes say to each other
+            let published = round["redis_commands"][publish].as_f64().unwrap();
+            assert!((1.0..1.5).contains(&published), "{round}");
+            // 128 of each message, and its channel
+            let [received, sent] = ["redis_received_bytes", "redis_sent_bytes"].map(|bytes| round[bytes].as_f64());
+            assert!(received > Some(128.0) && sent > Some(128.0), "{round}");
+            assert!(round["messages_per_second"].as_f64() > Some(0.0), "{round}");
+            assert!(server["redis_memory_per_client"].is_f64(), "{server}");
+        }
+        assert!(single["rounds"][0]["redis_busiest_share"].is_null(), "{single}");
+        let share = sharded["rounds"][0]["redis_busiest_share"].as_f64();
+        assert!(share > Some(1.0 / 3.0) && share < Some(1.0), "{sharded}");
+    }
+}
+
+#[test]
+fn every_mode_runs_on_a_cluster() {
+    let cluster = "--redis-spawn --masters 2";
+    against_moongate(&format!("fanout --clients 20 --groups 3 --apart --messages 30 {cluster}"));
+    against_moongate(&format!("unicast --clients 20 --messages 200 --door tasks {cluster}"));
+    against_moongate(&format!("churn --cycles 50 --groups 5 --parallel 4 {cluster}"));
+    against_moongate(&format!("storm --clients 20 --groups 5 --parallel 4 --repeat 1 {cluster}"));
+    against_moongate(&format!("soak --clients 20 --groups 5 --churn 20 --for 1s --every 200ms {cluster}"));
+    let idle = against_moongate(&format!("idle --clients 40 --groups 5 --seconds 0 --settle 0 {cluster}"));
+    assert!(idle["servers"][0]["redis_memory_per_connection"].is_f64(), "{idle}");
+}
+
+#[test]
+fn bare_redis_is_not_compared_with_a_cluster() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_loadtest"));
+    let line = "unicast --spawn nothing --redis-spawn --masters 3 --raw-redis";
+    let output = command.args(line.split(' ')).output().unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && error.contains("--raw-redis: not with --masters"), "{error}");
+}
+
+#[test]
 fn idle_shows_memory_over_connections() {
     let report = against_moongate("idle --clients 60 --groups 5 --seconds 0 --settle 0");
     assert_eq!(points(&report, "idle: memory"), [21]);

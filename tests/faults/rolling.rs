@@ -1,6 +1,7 @@
 //! Nodes that are replaced one after the other, as a rolling update does it, while everyone goes on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,9 +19,12 @@ use crate::model::Dice;
 use crate::port::reserve_a_port;
 use crate::receiver::Receiver;
 use crate::redis::Redis;
-use crate::world::{Process, saw, within};
+use crate::world::{MOONGATE, Process, saw, within};
 
 const CLIENTS: usize = 100;
+
+/// The program of an earlier release, to go from and back to: see `scripts/try-update`.
+const BEFORE: &str = "MOONGATE_BEFORE";
 const DRAIN: &str = "3s";
 
 /// What the clients have seen.
@@ -96,7 +100,8 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
     let ports: Vec<_> = (0..4).map(|_| reserve_a_port().unwrap()).collect();
     let nodes = [(ports[0].1, ports[1].1), (ports[2].1, ports[3].1)];
     let (url, hook) = (redis.url(), receiver.url());
-    let start = async |(clients, api): (SocketAddr, SocketAddr)| {
+    let before = std::env::var_os(BEFORE).unwrap_or_else(|| MOONGATE.into());
+    let start = async |(clients, api): (SocketAddr, SocketAddr), program: &OsStr| {
         let (clients, api) = (clients.to_string(), api.to_string());
         let settings = [
             ("MOONGATE_LISTEN", &*clients),
@@ -105,9 +110,9 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
             ("MOONGATE_EVENTS", "stream"),
             ("MOONGATE_WEBHOOK_URL", &*hook),
         ];
-        Process::ready(&url, &settings).await
+        Process::ready_of(program, &url, &settings).await
     };
-    let mut running = [Some(start(nodes[0]).await), Some(start(nodes[1]).await)];
+    let mut running = [Some(start(nodes[0], &before).await), Some(start(nodes[1], &before).await)];
     let (seen, over) = (Arc::new(Mutex::new(Seen::default())), Arc::new(AtomicBool::new(false)));
     let mut pages = JoinSet::new();
     for number in 0..CLIENTS {
@@ -131,10 +136,10 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
             number
         }
     });
-    for round in 0..2 {
+    for (round, program) in [MOONGATE.as_ref(), &*before].into_iter().enumerate() {
         for place in 0..2 {
             running[place].take().unwrap().stop().await;
-            running[place] = Some(start(nodes[place]).await);
+            running[place] = Some(start(nodes[place], program).await);
             within(Duration::from_secs(10), &format!("all are back in round {round}"), all_are_bound).await;
         }
     }

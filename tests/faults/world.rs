@@ -2,6 +2,7 @@
 //! Redis must hold when all is well.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::OsStr;
 use std::fs;
 use std::io::Write as _;
 use std::net::SocketAddr;
@@ -27,6 +28,9 @@ const NODE_TTL: &str = "3s";
 
 /// What a group is told of a client that has gone.
 pub const LEAVE: &str = r#"{"type":"close","uname":"{session.uname}"}"#;
+
+/// The program under test.
+pub const MOONGATE: &str = env!("CARGO_BIN_EXE_moongate");
 
 /// How long something is to last: the short time, or the long one in `make chaos`.
 pub fn chaos(short: Duration, long: Duration) -> Duration {
@@ -108,8 +112,12 @@ impl Deref for Process {
 impl Process {
     /// It listens, and may have to wait for its place.
     pub async fn start(url: &str, more: &[(&str, &str)]) -> Self {
+        Self::start_of(MOONGATE.as_ref(), url, more).await
+    }
+
+    async fn start_of(program: &OsStr, url: &str, more: &[(&str, &str)]) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut child = spawn(&[], &settings(url, more), &directory);
+        let mut child = spawn(program, &[], &settings(url, more), &directory);
         let listening = soon("the node listens", async {
             loop {
                 let log = log(&directory);
@@ -128,7 +136,12 @@ impl Process {
     }
 
     pub async fn ready(url: &str, more: &[(&str, &str)]) -> Self {
-        let process = Self::start(url, more).await;
+        Self::ready_of(MOONGATE.as_ref(), url, more).await
+    }
+
+    /// One of another release, by the path of its program.
+    pub async fn ready_of(program: &OsStr, url: &str, more: &[(&str, &str)]) -> Self {
+        let process = Self::start_of(program, url, more).await;
         process.until_ready(Duration::from_secs(10)).await;
         process
     }
@@ -198,7 +211,7 @@ impl Drop for Process {
     }
 }
 
-fn spawn(arguments: &[&str], settings: &[(&str, &str)], directory: &TempDir) -> Child {
+fn spawn(program: &OsStr, arguments: &[&str], settings: &[(&str, &str)], directory: &TempDir) -> Child {
     let defaults = [
         ("MOONGATE_LISTEN", "127.0.0.1:0"),
         ("MOONGATE_API_LISTEN", "127.0.0.1:0"),
@@ -208,7 +221,7 @@ fn spawn(arguments: &[&str], settings: &[(&str, &str)], directory: &TempDir) -> 
         ("MOONGATE_DRAIN", "1s"),
     ];
     let stderr = fs::File::create(directory.path().join("stderr")).unwrap();
-    let mut command = Command::new(env!("CARGO_BIN_EXE_moongate"));
+    let mut command = Command::new(program);
     command.args(arguments).env_clear().envs(defaults).envs(settings.iter().copied());
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(stderr).spawn().unwrap()
 }
@@ -220,7 +233,7 @@ fn log(directory: &TempDir) -> String {
 /// Runs the binary, which is to end by itself; returns its exit code and what it said.
 pub async fn run(arguments: &[&str], url: &str, more: &[(&str, &str)], time: Duration) -> (i32, String) {
     let directory = tempfile::tempdir().unwrap();
-    let child = Mutex::new(Some(spawn(arguments, &settings(url, more), &directory)));
+    let child = Mutex::new(Some(spawn(MOONGATE.as_ref(), arguments, &settings(url, more), &directory)));
     let ended = tokio::time::timeout(time, async {
         loop {
             if let Some(status) = child.lock().as_mut().unwrap().try_wait().unwrap() {

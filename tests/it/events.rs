@@ -223,6 +223,8 @@ async fn the_webhook_decides_who_is_let_in_and_its_commands_run_once_the_client_
     let mut client = node.connect().await;
     assert_eq!(client.text().await, "hi");
     assert_eq!(node.ask("getUidByClientId", json!({"client_id": client.id})).await, "7");
+    let is_told = async || receiver.accepted().iter().any(|event| event["event"] == "bound");
+    eventually("that it is bound is told", is_told).await;
     for status in [401, 403] {
         receiver.answers(move |_| (status, json!({})));
         assert_eq!(refused(&node, "/", &[]).await.0, status);
