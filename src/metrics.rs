@@ -63,6 +63,21 @@ pub struct Attempt {
     pub outcome: &'static str,
 }
 
+/// What others count, when the page is asked for.
+#[derive(Debug, Default)]
+pub struct Held {
+    /// Clients of this node.
+    pub clients: usize,
+    /// Their uids.
+    pub uids: usize,
+    /// Their groups.
+    pub groups: usize,
+    /// What this node must hear: uids, groups and "everyone", and on Redis Cluster each client.
+    pub topics: usize,
+    /// Bytes of events that wait to be told.
+    pub events_waiting: usize,
+}
+
 /// All series of a node.
 #[derive(Debug)]
 pub struct Metrics {
@@ -104,7 +119,7 @@ pub struct Metrics {
     pub bus_gap_seconds: Counter<f64, AtomicU64>,
     /// Times this node did not hear its own heartbeat though Redis took it.
     pub bus_deaf: Counter,
-    /// Uids, groups and "everyone" that are held here and subscribed to, as Redis has confirmed.
+    /// Topics that are held here and subscribed to, as Redis has confirmed.
     pub subscriptions_confirmed: Gauge,
     subscriptions_wanted: Gauge,
     /// Commands to Redis.
@@ -277,13 +292,13 @@ impl Metrics {
     }
 
     /// The page in the Prometheus text format.
-    pub fn page(&self, clients: usize, uids: usize, groups: usize, events_waiting: usize) -> String {
+    pub fn page(&self, held: &Held) -> String {
         let gauge = |gauge: &Gauge, value: usize| gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        gauge(&self.clients, clients);
-        gauge(&self.uids, uids);
-        gauge(&self.groups, groups);
-        gauge(&self.events_waiting, events_waiting);
-        gauge(&self.subscriptions_wanted, uids + groups + usize::from(clients > 0));
+        gauge(&self.clients, held.clients);
+        gauge(&self.uids, held.uids);
+        gauge(&self.groups, held.groups);
+        gauge(&self.subscriptions_wanted, held.topics);
+        gauge(&self.events_waiting, held.events_waiting);
         let mut page = String::new();
         // Writing to a string cannot fail.
         text::encode(&mut page, &self.registry).ok();

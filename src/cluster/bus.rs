@@ -345,7 +345,8 @@ impl Bus {
         let topics: usize = listeners.values().map(|(_, topics)| topics).sum();
         self.shared.metrics.subscriptions_confirmed.set(i64::try_from(topics).unwrap_or(i64::MAX));
         let changes = listeners.values().map(|(changes, _)| *changes).min().unwrap_or_default();
-        if changes > 0 {
+        // A listener that begins anew, as all do in another run, has none.
+        if changes > 0 && *self.confirmed.borrow() == 0 {
             self.heard_as.lock().clone_from(&self.shared.identity().run);
         }
         self.confirmed.send_replace(changes);
@@ -367,9 +368,9 @@ impl Bus {
         }
     }
 
-    /// Whether a topic is said in these slots.
-    pub(super) fn is_in(&self, topic: &Topic, slots: &Slots) -> bool {
-        slots.contain_name(&self.shared.keys.channel(&Channel::Topic(topic.clone())))
+    /// The slot in which a topic is said.
+    pub(super) fn slot_of(&self, topic: &Topic) -> u16 {
+        redis::slot(self.shared.keys.channel(&Channel::Topic(topic.clone())).as_bytes())
     }
 
     /// Whether it was ever possible to hear anything, in this run.

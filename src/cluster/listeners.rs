@@ -78,9 +78,11 @@ pub(super) async fn listen(bus: Arc<Bus>, shards: Arc<Shards>, hub: Arc<Hub>, st
                 bus.company(put).await;
                 put = Instant::now();
                 let (count, changed) = topics.take();
+                let changed: Vec<_> = changed.into_iter().map(|topic| (bus.slot_of(&topic), topic)).collect();
                 for running in &all {
-                    let slots = running.slots.borrow().clone();
-                    running.topics.put(count, changed.iter().filter(|topic| bus.is_in(topic, &slots)).cloned());
+                    let slots = running.slots.borrow();
+                    let own = changed.iter().filter(|(slot, _)| slots.contain(*slot));
+                    running.topics.put(count, own.map(|(_, topic)| topic.clone()));
                 }
             }
             // Only the ends of those that were told to.

@@ -56,6 +56,15 @@ impl Slots {
     pub(super) fn contain_name(&self, name: &str) -> bool {
         self.contain(slot(name.as_bytes()))
     }
+
+    /// Puts something at each of them in what has a place for every slot.
+    fn fill<T: Clone>(&self, places: &mut [T], with: &T) {
+        for (first, last) in &self.0 {
+            if let Some(row) = places.get_mut(usize::from(*first)..=usize::from(*last)) {
+                row.fill(with.clone());
+            }
+        }
+    }
 }
 
 /// Each master with its slots.
@@ -83,7 +92,11 @@ impl Map {
                 None => map.0.push((master, Slots(vec![(first, last)]))),
             }
         }
-        let lonely = (0..SLOTS).filter(|slot| !map.0.iter().any(|(_, slots)| slots.contain(*slot))).count();
+        let mut have_masters = vec![false; usize::from(SLOTS)];
+        for (_, slots) in &map.0 {
+            slots.fill(&mut have_masters, &true);
+        }
+        let lonely = have_masters.iter().filter(|has_master| !**has_master).count();
         if lonely > 0 {
             return Err(ConnectError::Away(format!("{lonely} of the {SLOTS} slots of the Cluster have no master")));
         }
@@ -192,9 +205,11 @@ pub(super) struct Routes {
 impl Routes {
     /// The sockets are in the order of the map.
     pub(super) fn new(map: &Map) -> Self {
-        let socket = |slot| map.0.iter().position(|(_, slots)| slots.contain(slot)).unwrap_or_default();
-        let of = (0..SLOTS).map(|slot| AtomicU16::new(socket(slot) as u16)).collect();
-        Self { of, old: CancellationToken::new() }
+        let mut of = vec![0; usize::from(SLOTS)];
+        for (socket, (_, slots)) in map.0.iter().enumerate() {
+            slots.fill(&mut of, &(socket as u16));
+        }
+        Self { of: of.into_iter().map(AtomicU16::new).collect(), old: CancellationToken::new() }
     }
 
     pub(super) fn socket_of(&self, slot: u16) -> usize {
@@ -302,6 +317,32 @@ mod tests {
     #[test]
     fn a_cluster_without_all_slots_is_away() {
         assert!(matches!(Map::read(Reply::made_of(b"*\0"), &place(1)), Err(ConnectError::Away(_))));
+    }
+
+    /// What `CLUSTER SLOTS` answers: first and last slot of each row, and the port of its master.
+    fn answer(rows: &[(u16, u16, u16)]) -> Reply {
+        let number = |number: u16| [&b":\0"[..], &u64::from(number).to_be_bytes()].concat();
+        let row = |(first, last, port): &(u16, u16, u16)| {
+            [&b"*\x03"[..], &number(*first), &number(*last), b"*\x02$\x0810.0.0.1", &number(*port)].concat()
+        };
+        let rows: Vec<Vec<u8>> = rows.iter().map(row).collect();
+        Reply::made_of(&[&[b'*', rows.len() as u8], &*rows.concat()].concat())
+    }
+
+    #[test]
+    fn each_slot_leads_to_its_master_and_those_of_nobody_are_counted() {
+        let rows = [(0, 99, 3), (100, 100, 2), (101, 9000, 1), (9001, 9003, 3), (9004, 16_383, 2)];
+        let (map, known) = Map::read(answer(&rows), &place(9)).unwrap();
+        assert_eq!(known, [place(1), place(2), place(3)]);
+        let routes = Routes::new(&map);
+        for (first, last, port) in rows {
+            for slot in first..=last {
+                let (master, slots) = &map.0[routes.socket_of(slot)];
+                assert!(*master == place(port) && slots.contain(slot), "{slot} leads to {master}");
+            }
+        }
+        let some = Map::read(answer(&rows[..3]), &place(9)).unwrap_err().to_string();
+        assert!(some.starts_with("7383 of the 16384 slots"), "{some}");
     }
 
     proptest! {

@@ -69,16 +69,10 @@ impl Gateway {
 
     /// The groups by size: so many after the first `from`.
     pub(crate) async fn groups_by_size(&self, from: usize, limit: usize) -> Result<Sizes, Failure> {
-        let (counts, complete) = match self.counted(|entry| entry.groups).await? {
-            Some(counted) => counted,
-            None => {
-                let mut counts = HashMap::new();
-                self.hub.for_each_group(|group, clients| {
-                    counts.insert(group.clone(), clients);
-                });
-                (counts, true)
-            }
+        let here = |counts: &mut HashMap<_, _>| {
+            self.hub.for_each_group(|group, clients| counts.extend([(group.clone(), clients)]));
         };
+        let (counts, complete) = self.counted(|entry| entry.groups, here).await?;
         let (names, total) = largest(counts, from, limit);
         let sizes = self.group_sizes(&names).await?;
         let names = names.iter().map(Group::as_str).zip(sizes);
@@ -87,34 +81,33 @@ impl Gateway {
 
     /// The uids by size: so many after the first `from`.
     pub(crate) async fn uids_by_size(&self, from: usize, limit: usize) -> Result<Sizes, Failure> {
-        let (counts, complete) = match self.counted(|entry| entry.uid).await? {
-            Some(counted) => counted,
-            None => {
-                let mut counts = HashMap::new();
-                self.hub.for_each_uid(|uid, clients| {
-                    counts.insert(uid.clone(), clients);
-                });
-                (counts, true)
-            }
+        let here = |counts: &mut HashMap<_, _>| {
+            self.hub.for_each_uid(|uid, clients| counts.extend([(uid.clone(), clients)]));
         };
+        let (counts, complete) = self.counted(|entry| entry.uid, here).await?;
         let (names, total) = largest(counts, from, limit);
         let sizes = self.uid_sizes(&names).await?;
         let names = names.iter().map(Uid::as_str).zip(sizes);
         Ok(sizes_of(names, from + limit, total, complete))
     }
 
-    /// How often each name comes among the clients of all nodes, and whether these are all; none on a node that is alone.
+    /// How often each name comes among the clients of all nodes, and whether these are all; on a node that is alone it
+    /// counts by itself.
     async fn counted<N: Hash + Eq, I: IntoIterator<Item = N>>(
         &self,
         names: impl Fn(Entry) -> I,
-    ) -> Result<Option<(HashMap<N, usize>, bool)>, Failure> {
-        let Some(cluster) = &self.cluster else { return Ok(None) };
-        let (entries, complete) = cluster.some(MOST_COUNTED).await?;
+        here: impl FnOnce(&mut HashMap<N, usize>),
+    ) -> Result<(HashMap<N, usize>, bool), Failure> {
         let mut counts = HashMap::new();
+        let Some(cluster) = &self.cluster else {
+            here(&mut counts);
+            return Ok((counts, true));
+        };
+        let (entries, complete) = cluster.some(MOST_COUNTED).await?;
         for name in entries.into_iter().flat_map(names) {
             *counts.entry(name).or_insert(0) += 1;
         }
-        Ok(Some((counts, complete)))
+        Ok((counts, complete))
     }
 }
 

@@ -16,7 +16,7 @@ use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
@@ -57,9 +57,9 @@ impl Tailing {
     pub(super) fn heard(&self, id: u64, line: Bytes) {
         let reader = self.tails.lock().get(&id).cloned();
         if let Some(reader) = reader
-            && reader.copies.try_send(line).is_err()
+            && let Err(unread) = reader.copies.try_send(line)
         {
-            reader.skipped.fetch_add(1, Ordering::Relaxed);
+            reader.skipped.fetch_add(stands_for(&unread.into_inner()), Ordering::Relaxed);
         }
     }
 }
@@ -173,6 +173,16 @@ struct Line<'a> {
     told: Told<'a>,
 }
 
+/// For how much a line stands that nobody reads: itself, or what it says was skipped where it comes from.
+fn stands_for(line: &[u8]) -> u64 {
+    /// No other line has a count.
+    #[derive(Deserialize)]
+    struct Skipped {
+        count: u64,
+    }
+    serde_json::from_slice(line).map_or(1, |Skipped { count }| count)
+}
+
 impl Line<'_> {
     fn of(line: &impl Serialize) -> Bytes {
         // Our own structs of strings and numbers: this cannot fail.
@@ -269,5 +279,22 @@ impl<'a> Told<'a> {
             Seen::Close(id, close) => Self::Close { client_id: *id, code: close.code, reason: &close.reason },
             Seen::Skipped(count) => Self::Skipped { count: *count },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_read_in_time_is_counted_with_all_that_it_stands_for() {
+        let (tailing, (copies, _unread)) = (Tailing::default(), mpsc::channel(1));
+        let reader = Arc::new(Reader { copies, skipped: AtomicU64::new(0) });
+        tailing.tails.lock().insert(7, Arc::clone(&reader));
+        let connect = || Told::Connect { client_id: ClientId::NOBODY };
+        for told in [connect(), connect(), Told::Skipped { count: 40 }] {
+            tailing.heard(7, Line::of(&Line { at: 1, node: "a", told }));
+        }
+        assert_eq!(reader.skipped.load(Ordering::Relaxed), 41);
     }
 }

@@ -28,6 +28,7 @@ pub use serve::serve;
 use crate::cluster::Readiness;
 use crate::config::ApiConfig;
 use crate::gateway::Gateway;
+use crate::metrics::Held;
 use crate::outcome::Problem;
 use crate::vitals::Nodes;
 
@@ -141,7 +142,13 @@ async fn nodes(State(gateway): State<Arc<Gateway>>) -> Json<Nodes> {
 
 async fn metrics(State(gateway): State<Arc<Gateway>>) -> Response {
     let hub = gateway.hub();
-    let page = gateway.metrics().page(hub.clients(), hub.uid_count(), hub.group_count(), hub.events().waiting());
+    let page = gateway.metrics().page(&Held {
+        clients: hub.clients(),
+        uids: hub.uid_count(),
+        groups: hub.group_count(),
+        topics: hub.topic_count(),
+        events_waiting: hub.events().waiting(),
+    });
     ([(header::CONTENT_TYPE, "application/openmetrics-text; version=1.0.0; charset=utf-8")], page).into_response()
 }
 

@@ -410,6 +410,12 @@ impl Hub {
         self.groups.len()
     }
 
+    /// How many topics are held here.
+    pub fn topic_count(&self) -> usize {
+        let everyone = usize::from(self.holds(&Topic::All));
+        self.uid_count() + self.group_count() + everyone + self.others.topics.client_count()
+    }
+
     /// Every uid, with its number of clients.
     pub fn for_each_uid(&self, visit: impl FnMut(&Uid, usize)) {
         self.uids.for_each(visit);

@@ -792,8 +792,12 @@ impl Shard {
             return Err(TooManyGroups { most });
         }
         if let Some(journal) = self.journal.as_mut().filter(|_| !facts.is_guest) {
-            known.iter().for_each(|group| journal.joined(id, group, true));
-            fresh.iter().for_each(|group| journal.joined(id, group, false));
+            for group in &known {
+                journal.joined(id, group, true);
+            }
+            for group in &fresh {
+                journal.joined(id, group, false);
+            }
         }
         facts.has_joined |= !groups.is_empty();
         facts.groups.reserve_exact(fresh.len());

@@ -78,6 +78,11 @@ impl Topics {
         self.clients.get().is_some_and(|clients| clients.lock().contains(&id))
     }
 
+    /// How many clients are topics.
+    pub(super) fn client_count(&self) -> usize {
+        self.clients.get().map_or(0, |clients| clients.lock().len())
+    }
+
     /// Those clients that are topics.
     pub fn clients(&self) -> Vec<ClientId> {
         self.clients.get().map(|clients| clients.lock().iter().copied().collect()).unwrap_or_default()

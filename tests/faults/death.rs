@@ -125,13 +125,7 @@ async fn of_a_killed_node_nothing_is_left_and_its_groups_are_told_once_while_oth
 /// Members of a room and of one of ten groups, as `crowd` has made them.
 fn as_crowd<'a>(ears: &'a [Ear], uids: &'a [String], groups: &'a [[&'a str; 2]]) -> Vec<Expected<'a>> {
     let members = ears.iter().zip(uids).zip(groups);
-    let expected = |((ear, uid), groups): ((&'a Ear, &'a String), &'a [&'a str; 2])| Expected {
-        id: &ear.id,
-        uid: Some(uid),
-        groups,
-        session: Some(json!({"uname": uid})),
-    };
-    members.map(expected).collect()
+    members.map(|((ear, uid), groups)| Expected::member(ear, uid, groups)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

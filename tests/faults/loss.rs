@@ -8,8 +8,8 @@ use crate::harness::{Node, eventually};
 use crate::proxy::Proxy;
 use crate::redis::{Redis, Reply};
 use crate::world::{
-    Ear, Expected, Process, TTL, all_are_reached_through, all_open, chaos, crowd, end, is_chaos, node, nodes,
-    redis_holds, saw, sum, throughout, unready_node, within,
+    Ear, Expected, Process, TTL, all_are_reached_through, all_open, are_ready, chaos, crowd, end, is_chaos, node,
+    nodes, redis_holds, saw, sum, throughout, unready_node, within,
 };
 
 /// A beat, a pause between two attempts, and the comparison itself; and a machine that does much else.
@@ -52,9 +52,9 @@ impl Story {
     async fn is_so(&self, redis: Option<&Redis>) {
         let comes = self.comes.as_ref().unwrap();
         let clients = [
-            Expected { id: &self.stays.id, uid: Some("stays"), groups: &["room"], session: uname("stays") },
-            Expected { id: &self.changes.id, uid: Some("after"), groups: &["room", "new"], session: uname("after") },
-            Expected { id: &comes.id, uid: Some("comes"), groups: &["room"], session: uname("comes") },
+            Expected::member(&self.stays, "stays", &["room"]),
+            Expected::member(&self.changes, "after", &["room", "new"]),
+            Expected::member(comes, "comes", &["room"]),
         ];
         if let Some(redis) = redis {
             redis_holds(redis, SOON, &clients).await;
@@ -73,14 +73,7 @@ impl Story {
 
     /// All goes on as before, and nobody was let go.
     async fn goes_on(self, redis: &Redis, compared: f64) {
-        within(SOON, "both are in touch", async || {
-            let mut up = true;
-            for node in &self.nodes {
-                up &= node.get("/readyz?strict=1").await.status == 200;
-            }
-            up
-        })
-        .await;
+        within(SOON, "both are in touch", async || are_ready(&self.nodes).await).await;
         self.is_so(Some(redis)).await;
         within(Duration::from_secs(2), "all hear", async || {
             redis.publish("mg:cmd", "{}").await == i64::try_from(self.nodes.len()).unwrap()
@@ -104,10 +97,6 @@ impl Story {
         drop(ears);
         end(redis, nodes, vec![]).await;
     }
-}
-
-fn uname(name: &str) -> Option<serde_json::Value> {
-    Some(json!({"uname": name}))
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -345,13 +334,11 @@ async fn however_redis_loses_its_data_nodes_with_thousands_of_clients_have_it_co
         let both_compared = there.elapsed();
         let groups: Vec<Vec<&str>> =
             members.iter().map(|member| member.groups.iter().map(String::as_str).collect()).collect();
-        let expected = members.iter().zip(&groups).map(|(Member { ear, uid, .. }, groups)| Expected {
-            id: &ear.id,
-            uid: Some(uid),
-            groups,
-            session: uname(uid),
-        });
-        let expected: Vec<Expected<'_>> = expected.collect();
+        let expected: Vec<Expected<'_>> = members
+            .iter()
+            .zip(&groups)
+            .map(|(member, groups)| Expected::member(&member.ear, &member.uid, groups))
+            .collect();
         // Quick to ask; then what takes longer to compare than it took to write.
         let room = Reply::Int(members.len() as i64);
         within(in_time.saturating_sub(both_compared), "all are in the room again", async || {

@@ -33,11 +33,14 @@ mod receiver;
 #[path = "../it/redis.rs"]
 #[allow(dead_code, reason = "tests/it uses the rest")]
 mod redis;
+#[path = "../it/tail.rs"]
+mod tail;
 
 mod deaf;
 mod death;
 mod events;
 mod history;
+mod load;
 mod loss;
 mod model;
 mod moments;

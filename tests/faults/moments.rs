@@ -14,7 +14,7 @@ use crate::history::{Load, Missed, entries, lives};
 use crate::model::Dice;
 use crate::proxy::Proxy;
 use crate::redis::Redis;
-use crate::world::{Ear, Expected, all_open, is_chaos, node, redis_holds, saw, sum, within};
+use crate::world::{Ear, Expected, all_open, are_ready, is_chaos, node, redis_holds, saw, sum, within};
 
 /// A beat, a pause between two attempts; and a machine that does much else.
 const BACK: Duration = Duration::from_secs(12);
@@ -184,10 +184,7 @@ async fn when_connections_to_redis_are_cut_or_stalled_at_random_moments_only_wha
             heard == 2 && ears.iter().flatten().all(|ear| ear.has_heard(&calm))
         })
         .await;
-        within(BACK, "both are in touch", async || {
-            nodes[0].get("/readyz?strict=1").await.status == 200 && nodes[1].get("/readyz?strict=1").await.status == 200
-        })
-        .await;
+        within(BACK, "both are in touch", async || are_ready(&nodes[..]).await).await;
         let after = [Counted::by(&nodes[0]).await, Counted::by(&nodes[1]).await];
         let counted = [after[0].since(before[0]), after[1].since(before[1])];
         // From the calm before it: what was missed earlier is another trouble's, and a gap is counted from the last heartbeat.
@@ -238,12 +235,8 @@ async fn when_connections_to_redis_are_cut_or_stalled_at_random_moments_only_wha
     all_groups[0].extend(groups);
     let all_groups: Vec<Vec<&str>> =
         all_groups.iter().map(|groups| groups.iter().map(String::as_str).collect()).collect();
-    let clients = ears.iter().flatten().zip(&uids).zip(&all_groups).map(|((ear, uid), groups)| Expected {
-        id: &ear.id,
-        uid: Some(uid),
-        groups,
-        session: Some(json!({"uname": uid})),
-    });
+    let clients = ears.iter().flatten().zip(&uids).zip(&all_groups);
+    let clients = clients.map(|((ear, uid), groups)| Expected::member(ear, uid, groups));
     redis_holds(&redis, BACK, &clients.collect::<Vec<_>>()).await;
     within(BACK, "all events are told", async || lives(&entries(&redis).await) == came).await;
     let entries = entries(&redis).await;

@@ -9,7 +9,8 @@ use crate::harness::{Node, eventually};
 use crate::proxy::Proxy;
 use crate::redis::Redis;
 use crate::world::{
-    Ear, Expected, all_are_reached_through, all_open, end, expected, node, redis_holds, state, sum, throughout, within,
+    Ear, Expected, all_are_reached_through, all_open, are_ready, end, expected, node, redis_holds, state, sum,
+    throughout, within,
 };
 
 /// A beat, and a pause between two attempts; and a machine that does much else.
@@ -127,23 +128,14 @@ async fn nodes_live_through(outage: Outage, length: Duration) {
     }
     outage.finish(&redis, &proxy).await;
 
-    within(BACK, "both are in touch", async || {
-        let strict = join_all(nodes.iter().map(|node| node.get("/readyz?strict=1"))).await;
-        strict.iter().all(|answer| answer.status == 200)
-    })
-    .await;
+    within(BACK, "both are in touch", async || are_ready(&nodes).await).await;
     // And hear: whoever is in touch does not wait long for that.
     within(Duration::from_secs(2), "both hear", async || redis.publish("mg:cmd", "{}").await == 2).await;
     let heard_nothing = began.elapsed();
     let uids: Vec<String> = (0..10).map(|n| format!("user-{}-{}", n / 5, n % 5)).collect();
     let groups: Vec<[String; 2]> = (0..10).map(|n| ["room".to_owned(), format!("g{}", n % 5)]).collect();
     let groups: Vec<Vec<&str>> = groups.iter().map(|groups| groups.iter().map(String::as_str).collect()).collect();
-    let old = ears.iter().zip(&uids).zip(&groups).map(|((ear, uid), groups)| Expected {
-        id: &ear.id,
-        uid: Some(uid),
-        groups,
-        session: Some(json!({"uname": uid})),
-    });
+    let old = ears.iter().zip(&uids).zip(&groups).map(|((ear, uid), groups)| Expected::member(ear, uid, groups));
     let new = newcomers.iter().map(|ear| Expected { id: &ear.id, uid: None, groups: &[], session: None });
     redis_holds(&redis, BACK, &old.chain(new).collect::<Vec<_>>()).await;
     for node in &nodes {
@@ -211,29 +203,29 @@ outages! {
     redis_is_frozen_for_ten_seconds Pause 10
 }
 
+/// With the shortest leases that are allowed, and a client each.
+async fn three_nodes(url: &str) -> (Vec<Node>, Vec<Ear>) {
+    let (mut nodes, mut ears) = (Vec::new(), Vec::new());
+    for number in 0..3 {
+        nodes.push(node(url, &[("MOONGATE_NODE_TTL", "2s")]).await);
+        ears.push(Ear::member(&nodes[number], &format!("user-{number}"), &["room"]).await);
+    }
+    (nodes, ears)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn however_short_leases_are_and_however_long_redis_is_away_nobody_is_swept() {
     // Each node comes back in its own time: the pauses between attempts are drawn.
     let clusters = (0..5).map(|cluster| async move {
         let redis = Redis::start().await;
         let proxy = Proxy::start(redis.address()).await;
-        let ttl = [("MOONGATE_NODE_TTL", "2s")];
-        let mut nodes = Vec::new();
-        let mut ears = Vec::new();
-        for number in 0..3 {
-            nodes.push(node(&proxy.url(), &ttl).await);
-            ears.push(Ear::member(&nodes[number], &format!("user-{number}"), &["room"]).await);
-        }
+        let (nodes, ears) = three_nodes(&proxy.url()).await;
         for length in [1000, 1300, 1600, 1900, 5500, 6000, 6500, 7000] {
             proxy.refuse();
             throughout(Duration::from_millis(length + cluster * 50), "sockets stay open", async || all_open(&ears))
                 .await;
             proxy.pass();
-            within(BACK, "all are in touch", async || {
-                let strict = join_all(nodes.iter().map(|node| node.get("/readyz?strict=1"))).await;
-                strict.iter().all(|answer| answer.status == 200)
-            })
-            .await;
+            within(BACK, "all are in touch", async || are_ready(&nodes).await).await;
             // Whoever is taken for dead is so within a lease from now.
             let all: Vec<&Node> = nodes.iter().collect();
             throughout(Duration::from_millis(2500), "sockets stay open", async || all_open(&ears)).await;
@@ -250,13 +242,7 @@ async fn however_short_leases_are_and_however_long_redis_is_away_nobody_is_swept
 /// Longer than leases last nobody can renew its own, and then all can.
 async fn nobody_is_swept_after(begin: &[&str], finish: &[&str]) {
     let redis = Redis::start().await;
-    let ttl = [("MOONGATE_NODE_TTL", "2s")];
-    let mut nodes = Vec::new();
-    let mut ears = Vec::new();
-    for number in 0..3 {
-        nodes.push(node(&redis.url(), &ttl).await);
-        ears.push(Ear::member(&nodes[number], &format!("user-{number}"), &["room"]).await);
-    }
+    let (nodes, ears) = three_nodes(&redis.url()).await;
     let all: Vec<&Node> = nodes.iter().collect();
     for _ in 0..4 {
         redis.command(begin).await;
@@ -288,13 +274,7 @@ async fn nobody_is_swept_when_a_redis_that_takes_no_writes_without_replicas_take
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_redis_refuses_changes_and_all_that_is_pending_is_written_when_there_is_room_again() {
     let redis = Redis::start().await;
-    let ttl = [("MOONGATE_NODE_TTL", "2s")];
-    let mut nodes = Vec::new();
-    let mut ears = Vec::new();
-    for number in 0..3 {
-        nodes.push(node(&redis.url(), &ttl).await);
-        ears.push(Ear::member(&nodes[number], &format!("user-{number}"), &["room"]).await);
-    }
+    let (nodes, ears) = three_nodes(&redis.url()).await;
     for round in 0..2 {
         redis.command(&["CONFIG", "SET", "maxmemory", "1"]).await;
         let full = Instant::now();
@@ -336,16 +316,8 @@ async fn a_full_redis_refuses_changes_and_all_that_is_pending_is_written_when_th
     }
     let rooms = ["room", "round-0", "round-1"];
     let uids = ["user-0", "user-1", "user-2"];
-    let clients: Vec<Expected<'_>> = ears
-        .iter()
-        .zip(uids)
-        .map(|(ear, uid)| Expected {
-            id: &ear.id,
-            uid: Some(uid),
-            groups: &rooms,
-            session: Some(json!({"uname": uid})),
-        })
-        .collect();
+    let clients: Vec<Expected<'_>> =
+        ears.iter().zip(uids).map(|(ear, uid)| Expected::member(ear, uid, &rooms)).collect();
     assert_eq!(state(&redis).await, expected(&clients));
     assert!(all_open(&ears));
     drop(ears);

@@ -3,20 +3,19 @@
 use std::net::SocketAddr;
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use futures_util::future::join_all;
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::harness::{Node, eventually};
+use crate::load::{Load, Publishing, Room};
 use crate::port::reserve_a_port;
 use crate::proxy::Proxy;
 use crate::redis::{Connection, Redis, Reply};
 use crate::world::{
-    Ear, Expected, Process, TTL, all_are_reached_through, all_open, end, node, nodes, redis_holds, run, saw, sum,
+    Ear, Process, TTL, all_are_reached_through, all_open, are_ready, end, node, nodes, redis_holds, run, saw, sum,
     throughout, within,
 };
 
@@ -134,117 +133,27 @@ enum Switch {
     ByHand,
 }
 
-async fn are_ready(nodes: &[Node]) -> bool {
-    join_all(nodes.iter().map(|node| node.get("/readyz?strict=1"))).await.iter().all(|answer| answer.status == 200)
-}
-
 /// Whether any node has a connection to this Redis.
 async fn is_in_use(redis: &Redis) -> bool {
     redis.command(&["CLIENT", "LIST"]).await.string().contains("name=moongate:")
 }
 
-// --- the load --------------------------------------------------------------------------------------------------------
-
-/// What goes on all the time: a publisher that asks the sentinels where the master is, messages over HTTP, and changes.
-/// Each message has its number, and none is said again.
-struct Load {
-    stop: Arc<AtomicBool>,
-    said: Arc<AtomicU64>,
-    tasks: JoinSet<()>,
-}
-
-impl Load {
-    async fn begin(guarded: &Guarded, nodes: &[Node], changing: &[String]) -> Self {
-        let (stop, said) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut tasks = JoinSet::new();
-        let sentinels = guarded.sentinels.each_ref().map(Redis::address);
-        tasks.spawn(publish(sentinels, Arc::clone(&stop), Arc::clone(&said)));
-        for (place, node) in nodes.iter().enumerate() {
-            let (mut sender, stopped) = (node.caller().await, Arc::clone(&stop));
-            tasks.spawn(async move {
-                for number in 0.. {
-                    if stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let message = format!("http-{place} {number}");
-                    // Not known to be done, or done.
-                    sender.call("sendToGroup", json!({"group": "room", "message": message})).await;
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
-            let (mut caller, stopped, ids) = (node.caller().await, Arc::clone(&stop), changing.to_vec());
-            tasks.spawn(async move {
-                for number in 0.. {
-                    if stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let id = &ids[number % ids.len()];
-                    let uid = format!("load-{place}-{number}");
-                    caller.call("bindUid", json!({"client_id": id, "uid": uid})).await;
-                    let group = format!("load-{}", number % 7);
-                    let op = if number % 3 == 0 { "leaveGroup" } else { "joinGroup" };
-                    caller.call(op, json!({"client_id": id, "group": group})).await;
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
-        }
-        Self { stop, said, tasks }
-    }
-
-    async fn has_said_more(&self) {
-        let before = self.said.load(Ordering::Relaxed);
-        eventually("the publisher goes on", async || self.said.load(Ordering::Relaxed) > before + 50).await;
-    }
-
-    async fn end(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.unwrap();
-        }
-    }
-}
-
-/// Publishes to the room, through whom the sentinels name; what is not known to be done is not said again.
-async fn publish(sentinels: [SocketAddr; 3], stop: Arc<AtomicBool>, said: Arc<AtomicU64>) {
+/// Publishes to the room, through whom the sentinels name.
+async fn publish(sentinels: [SocketAddr; 3], publishing: Arc<Publishing>) {
     let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
+    for turn in 0.. {
+        if publishing.is_over() {
+            return;
+        }
         let connected = async {
-            let mut sentinel = Connection::try_to(sentinels[number % 3]).await.ok()?;
+            let mut sentinel = Connection::try_to(sentinels[turn % 3]).await.ok()?;
             let named = sentinel.try_command(&["SENTINEL", "GET-MASTER-ADDR-BY-NAME", SERVICE]).await.ok()?;
             let parts: Vec<String> = named.list().into_iter().map(Reply::string).collect();
             Connection::try_to(parts.join(":").parse().ok()?).await.ok()
         };
-        let Some(mut master) = connected.await else {
-            number += 1;
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
-        };
-        while !stop.load(Ordering::Relaxed) {
-            number += 1;
-            let message = format!("redis {number}");
-            let command = ["PUBLISH", "mg:group:room", &message];
-            let publishing = master.try_command(&command);
-            match tokio::time::timeout(Duration::from_secs(1), publishing).await {
-                Ok(Ok(Reply::Int(heard))) if heard > 0 => drop(said.fetch_add(1, Ordering::Relaxed)),
-                // Nobody hears it here: they may be elsewhere.
-                Ok(Ok(Reply::Int(_))) if number % 20 == 0 => break,
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) | Err(_) => break,
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
-
-/// Of what each speaker has said, every ear has heard some, in order, and nothing twice.
-fn are_in_order(ears: &[Ear]) {
-    for ear in ears {
-        let heard = ear.heard();
-        for speaker in ["redis ", "http-0 ", "http-1 "] {
-            let numbers: Vec<u64> = heard.iter().filter_map(|text| text.strip_prefix(speaker)?.parse().ok()).collect();
-            assert!(numbers.len() > 10, "{speaker}: {numbers:?}");
-            let wrong: Vec<_> = numbers.windows(2).filter(|pair| pair[0] >= pair[1]).collect();
-            assert!(wrong.is_empty(), "twice or out of order, of {speaker}: {wrong:?}");
+        match connected.await {
+            Some(master) => drop(publishing.go_on(master, "PUBLISH", "redis", &mut number).await),
+            None => tokio::time::sleep(Duration::from_millis(20)).await,
         }
     }
 }
@@ -254,20 +163,13 @@ async fn nodes_follow_the_master(switch: Switch) {
     let guarded = Guarded::start().await;
     let [old, new] = &guarded.servers;
     let both = [node(&guarded.url(), &[]).await, node(&guarded.url(), &[]).await];
-    let mut ears = Vec::new();
-    let mut changing = Vec::new();
-    for (place, node) in both.iter().enumerate() {
-        for client in 0..3 {
-            ears.push(Ear::member(node, &format!("user-{place}-{client}"), &["room"]).await);
-        }
-        changing.push(Ear::member(node, &format!("changing-{place}"), &["room"]).await);
-    }
-    let ids: Vec<String> = changing.iter().map(|ear| ear.id.clone()).collect();
-    let load = Load::begin(&guarded, &both, &ids).await;
+    let room = Room::open(&both).await;
+    let sentinels = guarded.sentinels.each_ref().map(Redis::address);
+    let load = Load::begin(&both, &room, |publishing| publish(sentinels, publishing)).await;
     load.has_said_more().await;
 
     // What the replica has not got: a little more than any lag.
-    let id = &ears[0].id;
+    let id = &room.ears[0].id;
     new.command(&["CONFIG", "SET", "replica-read-only", "no"]).await;
     let lost =
         ["mg:uid:user-0-0:clients", "mg:uid:user-1-0:clients", &format!("mg:client:{id}"), "mg:group:room:clients"];
@@ -296,26 +198,10 @@ async fn nodes_follow_the_master(switch: Switch) {
     }
     load.has_said_more().await;
     load.end().await;
-    assert!(all_open(&ears) && all_open(&changing), "sockets stay open");
+    assert!(room.is_open(), "sockets stay open");
 
-    // Who changes all the time ends somewhere.
-    for (place, id) in ids.iter().enumerate() {
-        both[place].done("bindUid", json!({"client_id": id, "uid": format!("settled-{place}")})).await;
-        for group in 0..7 {
-            both[place].done("leaveGroup", json!({"client_id": id, "group": format!("load-{group}")})).await;
-        }
-    }
-    let uids: Vec<String> = (0..6).map(|number| format!("user-{}-{}", number / 3, number % 3)).collect();
-    let named = |uid: &str| Some(json!({"uname": uid}));
-    let mut clients: Vec<Expected<'_>> = Vec::new();
-    for (ear, uid) in ears.iter().zip(&uids) {
-        clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &["room"], session: named(uid) });
-    }
-    for (place, (ear, uid)) in changing.iter().zip(["settled-0", "settled-1"]).enumerate() {
-        let session = named(&format!("changing-{place}"));
-        clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &["room"], session });
-    }
-    redis_holds(new, SOON, &clients).await;
+    room.settle(&both).await;
+    redis_holds(new, SOON, &room.settled()).await;
     let mut gaps = Vec::new();
     for node in &both {
         assert_eq!(node.ask("getClientIdCountByGroup", json!({"group": "room"})).await, 8);
@@ -324,9 +210,9 @@ async fn nodes_follow_the_master(switch: Switch) {
         gaps.push(node.metric("moongate_bus_gap_seconds_total").await);
     }
     saw("sentinel", &format!("{seen}, gaps of {gaps:.1?} s"));
-    are_in_order(&ears);
+    room.has_heard_in_order();
     for (place, node) in both.iter().enumerate() {
-        all_are_reached_through(node, &ears, &format!("after, through {place}")).await;
+        all_are_reached_through(node, &room.ears, &format!("after, through {place}")).await;
     }
 
     // The old one becomes a replica of the new one, and nobody goes there.
@@ -338,20 +224,20 @@ async fn nodes_follow_the_master(switch: Switch) {
     let gaps = sum(&both.iter().collect::<Vec<_>>(), "moongate_bus_gaps_total").await;
     eventually("nobody is there", async || !is_in_use(old).await).await;
     within(DEMOTED, "the old master is a replica", async || {
-        assert!(!is_in_use(old).await && all_open(&ears));
+        assert!(!is_in_use(old).await && all_open(&room.ears));
         old.command(&["ROLE"]).await.list()[0] == Reply::text("slave")
     })
     .await;
     // Nor did it say anything late.
-    are_in_order(&ears);
+    room.has_heard_in_order();
     throughout(TTL + Duration::from_secs(1), "all goes on", async || {
         let all: Vec<&Node> = both.iter().collect();
         let quiet = sum(&all, "moongate_fenced_total").await + sum(&all, "moongate_swept_nodes_total").await == 0.0;
-        quiet && sum(&all, "moongate_bus_gaps_total").await == gaps && all_open(&ears) && !is_in_use(old).await
+        quiet && sum(&all, "moongate_bus_gaps_total").await == gaps && all_open(&room.ears) && !is_in_use(old).await
     })
     .await;
-    all_are_reached_through(&both[0], &ears, "at the end").await;
-    drop((ears, changing));
+    all_are_reached_through(&both[0], &room.ears, "at the end").await;
+    drop(room);
     end(new, both.into(), vec![]).await;
 }
 

@@ -3,19 +3,22 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use socket2::Socket;
 use tokio::sync::{Semaphore, SemaphorePermit};
-use tokio::task::JoinSet;
 
 use crate::harness::{Node, eventually, soon};
+use crate::load::{Load, Publishing, Room, UIDS};
 use crate::port::reserve_a_port;
 use crate::redis::{Connection, Redis, Reply};
-use crate::world::{Ear, Expected, Process, TTL, all_are_reached_through, all_open, expected, node, run, saw, state};
+use crate::tail::Tail;
+use crate::world::{
+    Ear, Expected, Process, TTL, all_are_reached_through, are_ready, expected, node, run, saw, state, within,
+};
 
 /// A master is taken for dead after a second and a half, and its replica voted for in one more; then comes a beat, and a
 /// pause between two attempts. And a machine that does much else.
@@ -223,10 +226,6 @@ impl Cluster {
     }
 }
 
-async fn are_ready(nodes: &[Node]) -> bool {
-    join_all(nodes.iter().map(|node| node.get("/readyz?strict=1"))).await.iter().all(|answer| answer.status == 200)
-}
-
 /// Uids, groups and names with braces, which Redis looks for in names to find their slots.
 const NAMES: [&str; 6] = ["plain", "{tagged}", "}{", "a{}b", "房间 {1}", "subscribe"];
 
@@ -246,7 +245,7 @@ async fn every_target_is_reached_from_every_door_and_every_question_answered() {
     let uids: Vec<String> = (0..2).flat_map(|place| NAMES.map(|name| format!("{name}-{place}"))).collect();
     let groups: Vec<[&str; 2]> = NAMES.iter().chain(&NAMES).map(|name| ["room", *name]).collect();
     for ((ear, uid), groups) in ears.iter().zip(&uids).zip(&groups) {
-        clients.push(Expected { id: &ear.id, uid: Some(uid), groups, session: Some(json!({"uname": uid})) });
+        clients.push(Expected::member(ear, uid, groups));
     }
     cluster.holds(SOON, &clients).await;
 
@@ -417,9 +416,7 @@ async fn a_killed_node_is_swept_in_every_slot_and_its_clients_are_told() {
     }
     dying.kill();
     let died = Instant::now();
-    let stayed =
-        [Expected { id: &stays.id, uid: Some("stays"), groups: &["room"], session: Some(json!({"uname": "stays"})) }];
-    cluster.holds(TTL + SOON, &stayed).await;
+    cluster.holds(TTL + SOON, &[Expected::member(&stays, "stays", &["room"])]).await;
     saw("node killed on a Cluster", &format!("nothing left after {:.1?} (lease {TTL:?})", died.elapsed()));
     let closes = async || {
         let entries = cluster.command("mg:events", &["XRANGE", "mg:events", "-", "+"]).await.list();
@@ -497,6 +494,45 @@ async fn a_user_and_a_password_are_for_all_servers_and_shown_nowhere() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_a_node_wants_to_hear_is_counted_as_what_is_confirmed_and_that_is_less_while_nobody_may_listen() {
+    let cluster = Cluster::start().await;
+    let node = node(&cluster.url(), &[]).await;
+    let mut ears = vec![Ear::member(&node, "somebody", &["room", "other"]).await];
+    for _ in 0..20 {
+        ears.push(Ear::of(node.connect().await));
+    }
+    let (wanted, confirmed) = ("moongate_subscriptions_wanted", "moongate_subscriptions_confirmed");
+    let counted = async || (node.metric(wanted).await, node.metric(confirmed).await);
+    // Everyone, the uid, its groups, and each client.
+    let all = (25.0, 25.0);
+    eventually("all is confirmed", async || counted().await.1 == all.1).await;
+    assert_eq!(counted().await, all);
+
+    let mut controls = Vec::new();
+    for master in &cluster.servers[..3] {
+        controls.push(master.connection().await);
+    }
+    for control in &mut controls {
+        control.command(&["CONFIG", "SET", "maxclients", "1"]).await;
+        control.command(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    }
+    // As `deploy/alerts.yml` has it.
+    within(SOON, "it is seen", async || {
+        let (wanted, confirmed) = counted().await;
+        confirmed < 0.9 * wanted && node.metric("moongate_redis_up").await == 1.0
+    })
+    .await;
+    assert_eq!(node.metric(wanted).await, all.0);
+    for control in &mut controls {
+        control.command(&["CONFIG", "SET", "maxclients", "10000"]).await;
+    }
+    within(SOON, "all is confirmed again", async || counted().await == all).await;
+    drop(ears);
+    eventually("nothing is wanted", async || counted().await == (0.0, 0.0)).await;
+    cluster.end(vec![node]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
     let cluster = Cluster::start().await;
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
@@ -521,119 +557,24 @@ async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
 
 // --- faults ----------------------------------------------------------------------------------------------------------
 
-/// What goes on all the time: a publisher that follows the slots, messages over HTTP, and changes. Each message has its
-/// number, and none is said again.
-struct Load {
-    stop: Arc<AtomicBool>,
-    said: Arc<AtomicU64>,
-    tasks: JoinSet<()>,
-}
-
-impl Load {
-    async fn begin(cluster: &Cluster, nodes: &[Node], changing: &[String]) -> Self {
-        let (stop, said) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
-        let mut tasks = JoinSet::new();
-        let servers = cluster.servers.iter().map(Redis::address).collect();
-        tasks.spawn(publish(servers, Arc::clone(&stop), Arc::clone(&said)));
-        for (place, node) in nodes.iter().enumerate() {
-            let (mut caller, stopped, ids) = (node.caller().await, Arc::clone(&stop), changing.to_vec());
-            tasks.spawn(async move {
-                for number in 0.. {
-                    if stopped.load(Ordering::Relaxed) {
-                        return;
-                    }
-                    let message = format!("http-{place} {number}");
-                    // Not known to be done, or done.
-                    caller.call("sendToGroup", json!({"group": "room", "message": message})).await;
-                    let (id, uid) = (&ids[number % ids.len()], format!("load-{place}-{}", number % 20));
-                    caller.call("bindUid", json!({"client_id": id, "uid": uid})).await;
-                    let op = if number % 3 == 0 { "leaveGroup" } else { "joinGroup" };
-                    caller.call(op, json!({"client_id": id, "group": format!("load-{}", number % 7)})).await;
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            });
-        }
-        Self { stop, said, tasks }
-    }
-
-    async fn has_said_more(&self) {
-        let before = self.said.load(Ordering::Relaxed);
-        eventually("the publisher goes on", async || self.said.load(Ordering::Relaxed) > before + 50).await;
-    }
-
-    async fn end(mut self) {
-        self.stop.store(true, Ordering::Relaxed);
-        while let Some(ended) = self.tasks.join_next().await {
-            ended.unwrap();
-        }
-    }
-}
-
-/// Publishes to the room, at whoever has its slot; what is not known to be done is not said again.
-async fn publish(servers: Vec<SocketAddr>, stop: Arc<AtomicBool>, said: Arc<AtomicU64>) {
-    let (mut number, mut at) = (0_u64, servers[0]);
-    for turn in 0.. {
-        if stop.load(Ordering::Relaxed) {
+/// Publishes to the room, at whoever has its slot.
+async fn publish(servers: Vec<SocketAddr>, publishing: Arc<Publishing>) {
+    let (mut number, mut at) = (0, servers[0]);
+    for turn in 1.. {
+        if publishing.is_over() {
             return;
         }
-        let connection = format!("redis-{turn} ");
-        let connected = tokio::time::timeout(Duration::from_secs(1), Connection::try_to(at)).await;
-        let Ok(Ok(mut master)) = connected else {
-            number += 1;
-            at = servers[number as usize % servers.len()];
-            tokio::time::sleep(Duration::from_millis(20)).await;
-            continue;
+        let next = servers[turn % servers.len()];
+        at = match tokio::time::timeout(Duration::from_secs(1), Connection::try_to(at)).await {
+            Ok(Ok(master)) => {
+                let moved = publishing.go_on(master, "SPUBLISH", &format!("redis-{turn}"), &mut number).await;
+                moved.unwrap_or(next)
+            }
+            Ok(Err(_)) | Err(_) => {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                next
+            }
         };
-        while !stop.load(Ordering::Relaxed) {
-            number += 1;
-            let message = format!("{connection}{number}");
-            let command = ["SPUBLISH", "mg:group:room", &message];
-            match tokio::time::timeout(Duration::from_secs(1), master.try_command(&command)).await {
-                Ok(Ok(Reply::Int(heard))) if heard > 0 => drop(said.fetch_add(1, Ordering::Relaxed)),
-                // It is a replica by now: whoever is subscribed at the master hears it, and nobody is counted.
-                Ok(Ok(Reply::Int(_))) if number % 20 == 0 => {
-                    at = servers[(number / 20) as usize % servers.len()];
-                    break;
-                }
-                Ok(Ok(Reply::Error(error))) if error.starts_with("MOVED ") => {
-                    at = error.rsplit(' ').next().unwrap().parse().unwrap();
-                    break;
-                }
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) | Err(_) => {
-                    at = servers[number as usize % servers.len()];
-                    break;
-                }
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    }
-}
-
-/// Of what each speaker has said, every ear has heard some, and nothing twice; and what was said over one connection in
-/// order. What is said at a replica is heard a moment later, which the next connection may be before.
-fn are_in_order(ears: &[Ear]) {
-    for ear in ears {
-        let mut heard = BTreeMap::<String, Vec<u64>>::new();
-        for text in ear.heard() {
-            if let Some((connection, Ok(number))) = text.split_once(' ').map(|(name, number)| (name, number.parse())) {
-                heard.entry(connection.to_owned()).or_default().push(number);
-            }
-        }
-        for speaker in ["redis-", "http-0", "http-1"] {
-            let by_it = heard.iter().filter(|(connection, _)| connection.starts_with(speaker));
-            let numbers: Vec<u64> = by_it.flat_map(|(_, numbers)| numbers.iter().copied()).collect();
-            assert!(numbers.len() > 10, "{speaker}: {numbers:?}");
-            assert_eq!(
-                numbers.iter().collect::<BTreeSet<_>>().len(),
-                numbers.len(),
-                "twice, of {speaker}: {numbers:?}"
-            );
-        }
-        for (connection, numbers) in heard {
-            let wrong: Vec<_> = numbers.windows(2).filter(|pair| pair[0] >= pair[1]).collect();
-            assert!(wrong.is_empty(), "out of order, of {connection}: {wrong:?}");
-        }
     }
 }
 
@@ -698,17 +639,11 @@ enum Fault {
 async fn nodes_live_through(fault: Fault) {
     let cluster = Cluster::start().await;
     let both = [node(&cluster.url(), &[]).await, node(&cluster.url(), &[]).await];
-    let (mut ears, mut changing) = (Vec::new(), Vec::new());
-    for (place, node) in both.iter().enumerate() {
-        for client in 0..3 {
-            ears.push(Ear::member(node, &format!("user-{place}-{client}"), &["room"]).await);
-        }
-        changing.push(Ear::member(node, &format!("changing-{place}"), &["room"]).await);
-    }
-    let ids: Vec<String> = changing.iter().map(|ear| ear.id.clone()).collect();
+    let room = Room::open(&both).await;
     let old = cluster.owner("mg:group:room").await;
     let elsewhere = Elsewhere::begin(&cluster, &both[0], old).await;
-    let load = Load::begin(&cluster, &both, &ids).await;
+    let servers = cluster.servers.iter().map(Redis::address).collect();
+    let load = Load::begin(&both, &room, |publishing| publish(servers, publishing)).await;
     load.has_said_more().await;
 
     let began = Instant::now();
@@ -734,7 +669,7 @@ async fn nodes_live_through(fault: Fault) {
                     cluster.move_slot(key, to).await;
                 }
             }
-            for number in 0..20 {
+            for number in 0..UIDS {
                 let key = format!("mg:uid:load-0-{number}:clients");
                 if cluster.owner(&key).await.address() != to.address() {
                     cluster.move_slot(&key, to).await;
@@ -744,13 +679,13 @@ async fn nodes_live_through(fault: Fault) {
     }
     if fault != Fault::Moves {
         let new = &cluster.servers[place + 3];
-        crate::world::within(SWITCHED, "its replica is the master", async || {
+        within(SWITCHED, "its replica is the master", async || {
             new.command(&["ROLE"]).await.list()[0] == Reply::text("master")
         })
         .await;
     }
     let switched = began.elapsed();
-    crate::world::within(SWITCHED, "both nodes are ready, and hear", async || {
+    within(SWITCHED, "both nodes are ready, and hear", async || {
         are_ready(&both).await
             && cluster.publish("mg:cmd", "{}").await == 2
             && cluster.publish("mg:group:room", "x").await == 2
@@ -762,44 +697,30 @@ async fn nodes_live_through(fault: Fault) {
     );
     load.has_said_more().await;
     for speaker in ["http-0 ", "http-1 "] {
-        let said = async || ears[0].heard().iter().filter(|text| text.starts_with(speaker)).count();
+        let said = async || room.ears[0].heard().iter().filter(|text| text.starts_with(speaker)).count();
         eventually("the callers go on", async || said().await > 20).await;
     }
     load.end().await;
     let elsewhere = elsewhere.end().await;
-    assert!(all_open(&ears) && all_open(&changing), "sockets stay open");
+    assert!(room.is_open(), "sockets stay open");
 
-    for (place, id) in ids.iter().enumerate() {
-        both[place].done("bindUid", json!({"client_id": id, "uid": format!("settled-{place}")})).await;
-        for group in 0..7 {
-            both[place].done("leaveGroup", json!({"client_id": id, "group": format!("load-{group}")})).await;
-        }
-    }
-    let uids: Vec<String> = (0..6).map(|number| format!("user-{}-{}", number / 3, number % 3)).collect();
-    let named = |uid: &str| Some(json!({"uname": uid}));
-    let mut clients: Vec<Expected<'_>> = Vec::new();
-    for (ear, uid) in ears.iter().zip(&uids) {
-        clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &["room"], session: named(uid) });
-    }
-    for (place, (ear, uid)) in changing.iter().zip(["settled-0", "settled-1"]).enumerate() {
-        let session = named(&format!("changing-{place}"));
-        clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &["room"], session });
-    }
+    room.settle(&both).await;
+    let mut clients = room.settled();
     let (ear, uid) = &elsewhere;
-    clients.push(Expected { id: &ear.id, uid: Some(uid), groups: &[], session: named(uid) });
+    clients.push(Expected::member(ear, uid, &[]));
     cluster.holds(SOON, &clients).await;
-    are_in_order(&ears);
+    room.has_heard_in_order();
     for (place, node) in both.iter().enumerate() {
-        all_are_reached_through(node, &ears, &format!("after, through {place}")).await;
-        for uid in &uids {
+        all_are_reached_through(node, &room.ears, &format!("after, through {place}")).await;
+        for uid in &room.uids {
             assert_eq!(node.ask("sendToUid", json!({"uid": uid, "message": "to its uid"})).await["nodes"], 1, "{uid}");
         }
     }
-    for (ear, uid) in ears.iter().zip(&uids) {
+    for (ear, uid) in room.ears.iter().zip(&room.uids) {
         assert_eq!(cluster.publish(&format!("mg:uid:{uid}"), "from Redis").await, 1, "{uid}");
         eventually("it is heard", async || ear.has_heard("from Redis")).await;
     }
-    drop((ears, changing, elsewhere));
+    drop((room, elsewhere));
     cluster.end(both.into()).await;
 }
 
@@ -816,4 +737,66 @@ async fn nodes_follow_a_replica_that_takes_over_by_hand() {
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_follow_slots_that_move_to_another_master() {
     nodes_live_through(Fault::Moves).await;
+}
+
+// --- a live tail -----------------------------------------------------------------------------------------------------
+
+/// What is said to somebody through a node is shown. It is said again until it is: the first moments may be missing, and
+/// those of a fault.
+async fn is_shown(tail: &mut Tail, node: &Node, op: &str, target: &Value, when: &str) {
+    let shown = async {
+        for number in 0.. {
+            let text = format!("{op}, {when}, {number}");
+            let mut fields = target.clone();
+            fields["message"] = json!(text);
+            node.call(op, fields).await;
+            let seen = async {
+                loop {
+                    let seen = tail.seen().await;
+                    if seen["text"] == text {
+                        return seen;
+                    }
+                }
+            };
+            if let Ok(seen) = tokio::time::timeout(Duration::from_millis(500), seen).await {
+                assert_eq!((&seen["kind"], &seen["clients"]), (&json!("message"), &json!(1)), "{seen}");
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(SOON, shown).await.unwrap_or_else(|_| panic!("{op}, {when}: not shown within {SOON:?}"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tail_shows_what_a_client_of_another_node_hears_and_again_when_a_master_has_died() {
+    let cluster = Cluster::start().await;
+    let both = [node(&cluster.url(), &[]).await, node(&cluster.url(), &[]).await];
+    let ear = Ear::member(&both[1], "somebody", &["room"]).await;
+    let mut tails = [
+        (Tail::of(&both[0], "uid=somebody").await, "sendToUid", json!({"uid": "somebody"})),
+        (Tail::of(&both[0], "group=room").await, "sendToGroup", json!({"group": "room"})),
+    ];
+    for (tail, op, target) in &mut tails {
+        is_shown(tail, &both[0], op, target, "at first").await;
+    }
+
+    // Where all nodes are asked to watch.
+    let old = cluster.owner("mg.ask").await;
+    let place = cluster.servers.iter().position(|server| server.address() == old.address()).unwrap();
+    let new = &cluster.servers[place + 3];
+    old.stop();
+    within(SWITCHED, "its replica is the master", async || {
+        new.command(&["ROLE"]).await.list()[0] == Reply::text("master")
+    })
+    .await;
+    within(SWITCHED, "both nodes are ready", async || are_ready(&both).await).await;
+    for (tail, op, target) in &mut tails {
+        is_shown(tail, &both[0], op, target, "of those who watch still").await;
+        let asked = async { while tail.next().await != json!({"kind": "tailing", "nodes": 2}) {} };
+        tokio::time::timeout(SWITCHED, asked).await.expect("both are asked again");
+        is_shown(tail, &both[0], op, target, "of those who were asked again").await;
+    }
+    assert!(ear.is_open());
+    drop((ear, tails));
+    cluster.end(both.into()).await;
 }

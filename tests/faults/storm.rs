@@ -10,7 +10,9 @@ use serde_json::json;
 use crate::harness::Node;
 use crate::history::Load;
 use crate::redis::{Connection, Redis, Reply};
-use crate::world::{Ear, Expected, all_are_reached_through, all_open, end, node, redis_holds, saw, sum, within};
+use crate::world::{
+    Ear, Expected, all_are_reached_through, all_open, are_ready, end, node, redis_holds, saw, sum, within,
+};
 
 /// Who speaks meanwhile.
 const SOURCES: [&str; 5] = ["room", "all", "uid", "http-room", "http-uid"];
@@ -96,14 +98,7 @@ async fn while_connections_to_redis_are_killed_again_and_again_nothing_comes_twi
     let kills = kills.load(Ordering::Relaxed);
     assert!(kills > 100, "{kills} connections were killed");
 
-    within(Duration::from_secs(10), "both are in touch", async || {
-        let mut up = true;
-        for node in nodes.iter() {
-            up &= node.get("/readyz?strict=1").await.status == 200;
-        }
-        up
-    })
-    .await;
+    within(Duration::from_secs(10), "both are in touch", async || are_ready(&nodes[..]).await).await;
     within(Duration::from_secs(10), "both hear", async || redis.publish("mg:cmd", "{}").await == 2).await;
     for node in nodes.iter() {
         within(Duration::from_secs(10), "changes are done again", async || {
@@ -136,12 +131,7 @@ async fn while_connections_to_redis_are_killed_again_and_again_nothing_comes_twi
         nodes[0].done("leaveGroup", json!({"client_id": ears[0].id, "group": format!("storm-{group}")})).await;
     }
     let uids: Vec<String> = (0..10).map(|client| format!("user-{}", client % 4)).collect();
-    let clients = ears.iter().zip(&uids).map(|(ear, uid)| Expected {
-        id: &ear.id,
-        uid: Some(uid),
-        groups: &["room"],
-        session: Some(json!({"uname": uid})),
-    });
+    let clients = ears.iter().zip(&uids).map(|(ear, uid)| Expected::member(ear, uid, &["room"]));
     redis_holds(&redis, Duration::from_secs(10), &clients.collect::<Vec<_>>()).await;
     saw(
         "cut",

@@ -83,6 +83,11 @@ pub async fn unready_node(url: &str, more: &[(&str, &str)]) -> Node {
     Node::start_with(&settings(url, more)).await
 }
 
+/// Whether all of these are ready, and in touch with Redis.
+pub async fn are_ready(nodes: &[Node]) -> bool {
+    join_all(nodes.iter().map(|node| node.get("/readyz?strict=1"))).await.iter().all(|answer| answer.status == 200)
+}
+
 fn settings<'a>(url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
     // It is over as soon as all are gone.
     let defaults = [("MOONGATE_REDIS_URL", url), ("MOONGATE_NODE_TTL", NODE_TTL), ("MOONGATE_DRAIN", "1s")];
@@ -431,6 +436,13 @@ pub struct Expected<'a> {
     pub uid: Option<&'a str>,
     pub groups: &'a [&'a str],
     pub session: Option<Value>,
+}
+
+impl<'a> Expected<'a> {
+    /// As [`Ear::member`] has made it.
+    pub fn member(ear: &'a Ear, uid: &'a str, groups: &'a [&'a str]) -> Self {
+        Self { id: &ear.id, uid: Some(uid), groups, session: Some(json!({"uname": uid})) }
+    }
 }
 
 /// What `state` is when these are the clients.

@@ -11,13 +11,12 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
 
 use crate::browser::{Browser, Page};
 use crate::harness::{Node, eventually, soon};
 use crate::redis::Redis;
+use crate::tail::Tail;
 
 const HOSTILE: &str = "<img src=x onerror=\"window.owned = true\">/%2F?#&\"' 月";
 
@@ -154,51 +153,6 @@ async fn what_the_console_asks_needs_the_token_and_is_checked() {
 }
 
 // --- a live tail ---
-
-/// A tail as a program reads it.
-struct Tail(tokio::io::Lines<BufReader<TcpStream>>);
-
-impl Tail {
-    /// Its first line is how many nodes watch.
-    async fn of(node: &Node, query: &str) -> Self {
-        let mut tail = Self::begin(node, query).await;
-        let first = tail.next().await;
-        assert_eq!(first["kind"], "tailing", "{first}");
-        tail
-    }
-
-    async fn begin(node: &Node, query: &str) -> Self {
-        let mut socket = TcpStream::connect(node.api).await.unwrap();
-        let head = format!("GET /console/tail?{query} HTTP/1.1\r\nHost: {}\r\n\r\n", node.api);
-        socket.write_all(head.as_bytes()).await.unwrap();
-        Self(BufReader::new(socket).lines())
-    }
-
-    /// The next line of any kind; none at the end.
-    async fn line(&mut self) -> Option<String> {
-        soon("a line of the tail", self.0.next_line()).await.ok().flatten()
-    }
-
-    /// The next event, but for what is said every few seconds.
-    async fn next(&mut self) -> Value {
-        loop {
-            let line = self.line().await.expect("the tail goes on");
-            if let Some(event) = line.strip_prefix("data: ") {
-                return serde_json::from_str(event).unwrap();
-            }
-        }
-    }
-
-    /// The next thing that was seen.
-    async fn seen(&mut self) -> Value {
-        loop {
-            let event = self.next().await;
-            if event["kind"] != "tailing" {
-                return event;
-            }
-        }
-    }
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tail_of_a_uid_shows_what_reaches_its_clients_on_another_node_and_what_they_do() {

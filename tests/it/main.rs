@@ -43,6 +43,7 @@ mod proxy;
 mod receiver;
 mod redis;
 mod streams;
+mod tail;
 mod tasks;
 mod tls;
 mod top;

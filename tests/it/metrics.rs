@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use moongate::metrics::{Attempt, ConsumerGroup, EventLabel, Kind, Metrics, Outcome, Reason, RedisCommand};
+use moongate::metrics::{Attempt, ConsumerGroup, EventLabel, Held, Kind, Metrics, Outcome, Reason, RedisCommand};
 use serde_json::Value;
 
 const PAGES: [&str; 2] = ["docs/metrics.md", "docs/metrics.zh-CN.md"];
@@ -56,7 +56,7 @@ fn everything() -> String {
     drop(all.redis_commands.get_or_create(&RedisCommand { command: "" }));
     drop(all.events_told.get_or_create(&EventLabel { event: "", to: "" }));
     drop(all.events_lag.get_or_create(&ConsumerGroup { group: String::new() }));
-    all.page(0, 0, 0, 0)
+    all.page(&Held::default())
 }
 
 /// The names of families, and their types.
@@ -131,7 +131,7 @@ fn reasons(places: &[(&str, &str)]) -> BTreeSet<String> {
 
 #[test]
 fn every_reason_is_explained_in_both_languages_and_what_was_lost_is_there_at_zero_and_in_its_alert() {
-    let fresh = Metrics::new().page(0, 0, 0, 0);
+    let fresh = Metrics::new().page(&Held::default());
     let rules = read(RULES);
     for (series, places) in REASONS {
         let reasons = reasons(places);
