@@ -21,7 +21,7 @@ use crate::harness::{Client, eventually, soon};
 use crate::php::peer;
 use crate::port::reserve_a_port;
 use crate::process::{Process, hears, run};
-use crate::redis::Redis;
+use crate::redis::{Redis, Reply};
 use crate::world;
 
 type TlsClient = Client<TlsStream<TcpStream>>;
@@ -599,4 +599,55 @@ async fn sentinels_and_the_master_that_they_name_are_reached_over_tls() {
     assert_eq!(node.ask("bindUid", json!({"client_id": client.id, "uid": "u"})).await, true);
     assert_eq!(redis.command(&["PUBLISH", "mg:uid:u", "over TLS"]).await.int(), 1);
     assert_eq!(client.text().await, "over TLS");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_masters_of_a_cluster_are_reached_over_tls() {
+    let authority = Authority::new();
+    let issued = authority.issue();
+    authority.write(&issued.cert, &issued.key);
+    let (cert, key, ca) = (authority.cert_file(), authority.key_file(), authority.root_file());
+    let [cert, key, ca] = [&cert, &key, &ca].map(|path| path.to_str().unwrap());
+    let tls = ["--tls-cert-file", cert, "--tls-key-file", key, "--tls-auth-clients", "no", "--tls-ca-cert-file", ca];
+    // The certificate is of a name, so the Cluster is to say the name, and no address.
+    let named = ["--cluster-announce-hostname", "localhost", "--cluster-preferred-endpoint-type", "hostname"];
+    let (mut masters, mut ports) = (Vec::new(), Vec::new());
+    for (number, slots) in [("1", ["0", "8191"]), ("2", ["8192", "16383"])] {
+        let [clients, between] = [reserve_a_port().unwrap(), reserve_a_port().unwrap()];
+        let [port, bus] = [&clients, &between].map(|(_, address)| address.port().to_string());
+        let cluster = ["--cluster-enabled", "yes", "--cluster-port", &bus, "--tls-cluster", "yes", "--tls-port", &port];
+        let master = Redis::start_with(&[&tls[..], &named, &cluster].concat()).await;
+        for command in [&["CLUSTER", "ADDSLOTSRANGE", slots[0], slots[1]][..], &["CLUSTER", "SET-CONFIG-EPOCH", number]]
+        {
+            assert_eq!(master.command(command).await, Reply::text("OK"));
+        }
+        masters.push(master);
+        ports.push((port, bus, clients, between));
+    }
+    let (port, bus, ..) = &ports[1];
+    assert_eq!(masters[0].command(&["CLUSTER", "MEET", "127.0.0.1", port, bus]).await, Reply::text("OK"));
+    for master in &masters {
+        eventually("it knows the other", async || {
+            let info = master.command(&["CLUSTER", "INFO"]).await.string();
+            info.contains("cluster_state:ok") && info.contains("cluster_known_nodes:2")
+        })
+        .await;
+    }
+    let url = format!("rediss-cluster://localhost:{}", ports[0].0);
+    let trusting = [("SSL_CERT_FILE", ca)];
+    let (a, b) = (world::Process::ready(&url, &trusting).await, world::Process::ready(&url, &trusting).await);
+    let mut client = a.connect().await;
+    let mut took = [0, 0];
+    for n in 0..8 {
+        let uid = format!("u{n}");
+        assert_eq!(b.ask("bindUid", json!({"client_id": client.id, "uid": uid})).await, true);
+        for (master, took) in masters.iter().zip(&mut took) {
+            // The other says where it is.
+            if let Reply::Int(nodes) = master.command(&["SPUBLISH", &format!("mg:uid:{uid}"), &uid]).await {
+                *took += nodes;
+            }
+        }
+        assert_eq!(client.text().await, uid);
+    }
+    assert!(took[0] > 0 && took[1] > 0 && took[0] + took[1] == 8, "{took:?}");
 }
