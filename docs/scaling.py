@@ -11,22 +11,23 @@ GROUP = 100  # members of the one group that it is in; they are anywhere
 TO_GROUP = 1 / 100  # messages a second to that group
 BYTES = 200  # of a message
 
-# What that costs a node and Redis, µs of a processor; measured, see the tables of scaling.md.
-IDLE = 0.93  # heartbeats, for each connection and second
-COMES, COMES_REDIS = 1000, 250  # handshake, bind, join and leaving; few at a time, on a Cluster
-HEARD = 8  # a message, to each node that hears it
-DELIVERY = 12  # to each client that gets it
-PUBLISH, PUBLISH_NODE = 4.2, 1.1  # a message to Redis, and to Redis for each node that hears it
-NODE_REDIS = 2500  # a node that does nothing, to Redis, each second; nearly all of it to one master
+# What that costs, µs of a processor: from the tables of scaling.md, but for what names another source.
+IDLE = 0.93  # heartbeats, for each connection and second: loadtest/RESULTS.md
+COMES, COMES_REDIS = 880, 440  # connecting, bind and join: those of `idle` on a Cluster, which are the dearest there are
+HEARD = 8  # a message, to each node that hears it: what each further node adds, and what one uid is dearer than DELIVERY
+DELIVERY = 12  # to each client that gets it, in a group of ten; of a large group it is 9
+PUBLISH, PUBLISH_NODE = 4.2, 1.1  # a message to Redis, and for each node that hears it: the groups of ten, one Redis
+NODE_REDIS = 2500  # a node that does nothing, each second: on a Cluster, taken to be for the master of mg:nodes alone
 # Bytes.
-MEMORY, SOCKET = 2650, 5000  # of a connection: resident memory of the node, and the kernel's
+MEMORY, SOCKET = 2650, 5000  # of a connection: resident memory of the node; the kernel's, loadtest/README.md
 REDIS_MEMORY = 1550  # what Redis knows of it; on a Cluster
 PACKET = 66 + 66  # Ethernet, IP and TCP around what is sent, and its acknowledgement
 
 # What there is.
 CORES, BUSY = 8, 0.5  # of a node; so much of them may be used on a quiet day
 NODE_HOLDS = 250_000  # connections of a node: so many come back at once when it dies
-MASTER_BUSY = 0.4  # a master is one core; the other masters take over when one is gone
+MASTER_BUSY = 0.4  # of the one core that a master is
+UNEVEN = 1.2  # the busiest of three masters, over their mean
 
 
 def take(connections):
@@ -43,7 +44,10 @@ def take(connections):
             break
         nodes = needed
     redis = (comes * COMES_REDIS + (to_uids + to_groups) * PUBLISH + heard * PUBLISH_NODE) / 1e6
-    one_master = nodes * NODE_REDIS / 1e6
+    of_nodes = nodes * NODE_REDIS / 1e6
+    # The busiest is the one that nodes ask, too; there may be no number of masters that helps.
+    left = MASTER_BUSY - of_nodes
+    masters = f"{math.ceil(redis * UNEVEN / left):,}" if left > 0 else "no number"
     beats = 2 * connections / HEARTBEAT
     to_clients = deliveries * (BYTES + 4 + PACKET) + beats * (4 + PACKET)
     return {
@@ -55,8 +59,8 @@ def take(connections):
         "to and from clients, Gbit/s": f"{to_clients * 8 / 1e9:,.2f}",
         "newcomers a second": f"{comes:,.0f}",
         "cores of Redis in use": f"{redis:,.2f}",
-        "masters": f"{max(1, math.ceil(redis / MASTER_BUSY)):,}",
-        "cores of the master of `mg:nodes`": f"{one_master:.2f}",
+        "of the master of `mg:nodes`, beside": f"{of_nodes:,.2f}",
+        "masters": masters,
         "memory of Redis, GiB": f"{connections * REDIS_MEMORY / 2**30:,.1f}",
         "Redis to nodes, Gbit/s": f"{heard * (BYTES + 60) * 8 / 1e9:,.2f}",
         "events a second, if told": f"{comes * 4:,.0f}",

@@ -20,9 +20,6 @@ const CHANNEL: &str = "mg:group:room";
 /// Groups that clients come to and leave.
 const GROUPS: usize = 7;
 
-/// Uids that clients are bound to through one node, `load-<node>-0` and on.
-pub const UIDS: usize = 20;
-
 /// Who was changed all the time is bound to these in the end.
 const SETTLED: [&str; 2] = ["settled-0", "settled-1"];
 
@@ -153,10 +150,12 @@ pub struct Load {
 }
 
 impl Load {
-    /// The publisher finds its way to Redis by itself.
+    /// The publisher finds its way to Redis by itself. Clients are bound through one node to so many `uids` in turn,
+    /// `load-<node>-0` and on: of a uid that comes once, what was lost in a switch is not put right by the next turn.
     pub async fn begin<P: Future<Output = ()> + Send + 'static>(
         nodes: &[Node; 2],
         room: &Room,
+        uids: usize,
         publish: impl FnOnce(Arc<Publishing>) -> P,
     ) -> Self {
         let (publishing, mut tasks) = (Arc::<Publishing>::default(), JoinSet::new());
@@ -181,7 +180,7 @@ impl Load {
                     if over.is_over() {
                         return;
                     }
-                    let (id, uid) = (&ids[number % ids.len()], format!("load-{place}-{}", number % UIDS));
+                    let (id, uid) = (&ids[number % ids.len()], format!("load-{place}-{}", number % uids));
                     caller.call("bindUid", json!({"client_id": id, "uid": uid})).await;
                     let op = if number % 3 == 0 { "leaveGroup" } else { "joinGroup" };
                     let group = format!("load-{}", number % GROUPS);

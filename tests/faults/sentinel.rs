@@ -165,7 +165,7 @@ async fn nodes_follow_the_master(switch: Switch) {
     let both = [node(&guarded.url(), &[]).await, node(&guarded.url(), &[]).await];
     let room = Room::open(&both).await;
     let sentinels = guarded.sentinels.each_ref().map(Redis::address);
-    let load = Load::begin(&both, &room, |publishing| publish(sentinels, publishing)).await;
+    let load = Load::begin(&both, &room, usize::MAX, |publishing| publish(sentinels, publishing)).await;
     load.has_said_more().await;
 
     // What the replica has not got: a little more than any lag.

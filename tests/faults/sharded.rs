@@ -12,7 +12,7 @@ use socket2::Socket;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::harness::{Node, eventually, soon};
-use crate::load::{Load, Publishing, Room, UIDS};
+use crate::load::{Load, Publishing, Room};
 use crate::port::reserve_a_port;
 use crate::redis::{Connection, Redis, Reply};
 use crate::tail::Tail;
@@ -28,6 +28,9 @@ const SWITCHED: Duration = Duration::from_secs(20);
 const SOON: Duration = Duration::from_secs(12);
 
 const SLOTS: u16 = 16_384;
+
+/// Uids of the load of each node: so few that slots of some of them can be moved while they change.
+const UIDS: usize = 20;
 
 /// So many at a time: each is six processes, which speak to each other all the time.
 static ROOM: Semaphore = Semaphore::const_new(1);
@@ -643,7 +646,7 @@ async fn nodes_live_through(fault: Fault) {
     let old = cluster.owner("mg:group:room").await;
     let elsewhere = Elsewhere::begin(&cluster, &both[0], old).await;
     let servers = cluster.servers.iter().map(Redis::address).collect();
-    let load = Load::begin(&both, &room, |publishing| publish(servers, publishing)).await;
+    let load = Load::begin(&both, &room, UIDS, |publishing| publish(servers, publishing)).await;
     load.has_said_more().await;
 
     let began = Instant::now();

@@ -89,8 +89,13 @@ pub async fn are_ready(nodes: &[Node]) -> bool {
 }
 
 fn settings<'a>(url: &'a str, more: &[(&'a str, &'a str)]) -> Vec<(&'a str, &'a str)> {
-    // It is over as soon as all are gone.
-    let defaults = [("MOONGATE_REDIS_URL", url), ("MOONGATE_NODE_TTL", NODE_TTL), ("MOONGATE_DRAIN", "1s")];
+    // It is over as soon as all are gone. Heartbeats are as in production.
+    let defaults = [
+        ("MOONGATE_REDIS_URL", url),
+        ("MOONGATE_NODE_TTL", NODE_TTL),
+        ("MOONGATE_DRAIN", "1s"),
+        ("MOONGATE_PING_INTERVAL", "25s"),
+    ];
     let is_told = |name: &str| more.iter().any(|(other, _)| *other == name);
     defaults.into_iter().filter(|(name, _)| !is_told(name)).chain(more.iter().copied()).collect()
 }

@@ -263,7 +263,7 @@ async fn of_a_flood_so_many_are_shown_and_the_rest_is_counted_and_of_a_long_mess
         (0..500).map(|n| json!({"op": "sendToClient", "client_id": client.id, "message": n})).collect();
     let (mut sent, mut shown, mut skipped) = (0, 0, 0);
     // A slow machine may need more than one to send more than is shown in a second.
-    while skipped == 0 {
+    while skipped == 0 && sent < 5000 {
         node.call("batch", json!({"commands": commands})).await;
         sent += 500;
         while shown + skipped < sent {
@@ -274,7 +274,7 @@ async fn of_a_flood_so_many_are_shown_and_the_rest_is_counted_and_of_a_long_mess
             }
         }
     }
-    assert_eq!(shown + skipped, sent);
+    assert!(shown + skipped == sent && skipped > 0, "of {sent} {shown} were shown, {skipped} skipped");
 }
 
 #[tokio::test(flavor = "multi_thread")]

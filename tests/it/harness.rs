@@ -34,7 +34,7 @@ pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
 
 /// How often something is tried that only fails now and then: all the times in `make test-all`, a tenth in `make test`.
 pub fn rounds(all: usize) -> usize {
-    if std::env::var_os("ROUNDS").is_some_and(|rounds| rounds == "all") { all } else { all / 10 }
+    if std::env::var_os("ROUNDS").is_some_and(|rounds| rounds == "all") { all } else { (all / 10).max(1) }
 }
 
 /// Asks again and again until the answer is yes.

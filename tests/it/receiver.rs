@@ -14,10 +14,12 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use parking_lot::Mutex;
 use serde_json::{Value, json};
+use socket2::Socket;
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::harness::eventually;
+use crate::port::reserve_a_port;
 
 /// What it says to an event: status and body; after as long as it takes.
 type Answer = Box<dyn Fn(Value) -> futures_util::future::BoxFuture<'static, (u16, Value)> + Send + Sync>;
@@ -42,16 +44,18 @@ pub struct Receiver {
     pub address: SocketAddr,
     state: Arc<State>,
     serving: Mutex<Option<JoinHandle<()>>>,
+    /// While it is away nobody else takes its port.
+    _port: Socket,
 }
 
 impl Receiver {
     /// It accepts everything.
     pub async fn start() -> Self {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
+        let (port, address) = reserve_a_port().unwrap();
+        let listener = TcpListener::bind(address).await.unwrap();
         let accept: Answer = Box::new(|_| Box::pin(async { (200, json!({})) }));
         let state = State { told: Mutex::default(), answer: Mutex::new(Arc::new(accept)), at_once: Mutex::default() };
-        let receiver = Self { address, state: Arc::new(state), serving: Mutex::new(None) };
+        let receiver = Self { address, state: Arc::new(state), serving: Mutex::new(None), _port: port };
         receiver.serve(listener);
         receiver
     }

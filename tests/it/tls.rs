@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore, SupportedProtocolVersion};
 use serde_json::{Value, json};
@@ -51,7 +51,9 @@ impl Authority {
 
     fn issue(&self) -> Pem {
         let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        let mut params = CertificateParams::new(["localhost".to_owned()]).unwrap();
+        // OpenSSL, which is in Redis, takes a certificate for its own issuer whose name is that of the issuer.
+        params.distinguished_name.push(DnType::CommonName, "localhost");
         let cert = params.signed_by(&key, &self.issuer).unwrap();
         Pem { cert: cert.pem(), key: key.serialize_pem(), der: cert.der().clone() }
     }
