@@ -345,8 +345,7 @@ impl Bus {
         let topics: usize = listeners.values().map(|(_, topics)| topics).sum();
         self.shared.metrics.subscriptions_confirmed.set(i64::try_from(topics).unwrap_or(i64::MAX));
         let changes = listeners.values().map(|(changes, _)| *changes).min().unwrap_or_default();
-        // A listener that begins anew, as all do in another run, has none.
-        if changes > 0 && *self.confirmed.borrow() == 0 {
+        if changes > 0 {
             self.heard_as.lock().clone_from(&self.shared.identity().run);
         }
         self.confirmed.send_replace(changes);
