@@ -239,6 +239,36 @@ async fn however_short_leases_are_and_however_long_redis_is_away_nobody_is_swept
     join_all(clusters).await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_to_redis_later_than_others_has_a_whole_lease_for_it() {
+    let clusters = (0..3).map(|_| async {
+        let redis = Redis::start().await;
+        let (first, later) = (Proxy::start(redis.address()).await, Proxy::start(redis.address()).await);
+        let (mut nodes, mut ears) = (Vec::new(), Vec::new());
+        for (place, proxy) in [&first, &later].into_iter().enumerate() {
+            nodes.push(node(&proxy.url(), &[("MOONGATE_NODE_TTL", "2s")]).await);
+            ears.push(Ear::member(&nodes[place], &format!("user-{place}"), &["room"]).await);
+        }
+        for _ in 0..6 {
+            first.refuse();
+            later.refuse();
+            throughout(Duration::from_millis(1000), "sockets stay open", async || all_open(&ears)).await;
+            first.pass();
+            // Since its lease was renewed, more than a lease has passed by now or will have before it is back.
+            throughout(Duration::from_millis(700), "sockets stay open", async || all_open(&ears)).await;
+            later.pass();
+            within(BACK, "all are in touch", async || are_ready(&nodes).await).await;
+            let all: Vec<&Node> = nodes.iter().collect();
+            assert_eq!(sum(&all, "moongate_fenced_total").await, 0.0, "was there in time, and was fenced");
+            // Beats go on, and each sees the other renew.
+            throughout(Duration::from_millis(1500), "sockets stay open", async || all_open(&ears)).await;
+        }
+        drop(ears);
+        end(&redis, nodes, vec![]).await;
+    });
+    join_all(clusters).await;
+}
+
 /// Longer than leases last nobody can renew its own, and then all can.
 async fn nobody_is_swept_after(begin: &[&str], finish: &[&str]) {
     let redis = Redis::start().await;

@@ -31,7 +31,7 @@ use crate::hub::Hub;
 use crate::message::Close;
 use crate::metrics::ConsumerGroup;
 
-/// A judge that lost Redis for longer begins to watch anew.
+/// A judge that has not looked for longer begins to watch anew, as one does that has connected anew.
 const IN_TOUCH: Duration = Duration::from_secs(2);
 
 /// Tombstones stand for so long: longer than any frozen process is worth waiting for.
@@ -159,6 +159,8 @@ impl Members {
                     continue;
                 }
             };
+            // What others did while this node was away it has not seen: they have their whole time from here on.
+            self.state.lock().last_look = None;
             if self.shared.identity().lan.ip.is_unspecified() {
                 let ip = super::lan_ip(connection.place()).await;
                 self.change_identity(|identity| identity.lan.ip = ip);
