@@ -3,6 +3,8 @@
 import os
 import random
 import socket
+import subprocess
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -11,6 +13,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 BINARY = os.environ["NODE_BINARY"]
 DEADLINE = 30
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MOONGATE_")}
 
 
 def wait_for(what, condition):
@@ -53,3 +56,32 @@ def http(url, body=None, token=None):
 def end(process):
     process.kill()
     process.wait()
+
+
+class Program:
+    """A program that runs, and what it has printed."""
+
+    def __init__(self, test, command, **environment):
+        self.process = subprocess.Popen(
+            command, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        self.lines = []
+        self.reading = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
+        self.reading.start()
+        test.addCleanup(self.process.stdout.close)
+        test.addCleanup(self.reading.join)
+        test.addCleanup(end, self.process)
+
+    def printed(self):
+        return "".join(self.lines)
+
+    def until(self, text):
+        """Waits until it has printed this."""
+        wait_for(f"{self.process.args} prints {text}", lambda: text in self.printed() or self.process.poll() is not None)
+        assert text in self.printed(), self.printed()
+        return self
+
+    def stop(self):
+        """Asks it to end; its exit code."""
+        self.process.terminate()
+        return self.process.wait(DEADLINE)

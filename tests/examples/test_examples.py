@@ -13,48 +13,17 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 import unittest
 from pathlib import Path
 
 import redis
-from support import BINARY, DEADLINE, ROOT, end, free_port, http, wait_for
+from support import BINARY, DEADLINE, ROOT, Program, end, free_port, http, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
 EVENTS, TASKS = ROOT / "examples/events", ROOT / "examples/tasks"
 SECRET = "a secret"
-ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("MOONGATE_")}
-
-
-class Program:
-    """A program that runs, and what it has printed."""
-
-    def __init__(self, test, command, **environment):
-        self.process = subprocess.Popen(
-            command, env=ENVIRONMENT | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        self.lines = []
-        self.reading = threading.Thread(target=lambda: self.lines.extend(self.process.stdout), daemon=True)
-        self.reading.start()
-        test.addCleanup(self.process.stdout.close)
-        test.addCleanup(self.reading.join)
-        test.addCleanup(end, self.process)
-
-    def printed(self):
-        return "".join(self.lines)
-
-    def until(self, text):
-        """Waits until it has printed this."""
-        wait_for(f"{self.process.args} prints {text}", lambda: text in self.printed() or self.process.poll() is not None)
-        assert text in self.printed(), self.printed()
-        return self
-
-    def stop(self):
-        """Asks it to end; its exit code."""
-        self.process.terminate()
-        return self.process.wait(DEADLINE)
 
 
 class Client:

@@ -1,0 +1,300 @@
+"""examples/chat-room, as its `run` starts it: both applications, and pages in a real browser on both nodes.
+
+scripts/check-examples runs it. With SCREENSHOTS=directory it leaves pictures of the page there.
+"""
+
+import json
+import os
+import re
+import signal
+import unittest
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import redis
+from browser import Browser, Page
+from support import BINARY, DEADLINE, ROOT, Program, free_port, wait_for
+
+# A dead node's clients are taken out so soon, and not in 15 s.
+NODE_TTL = "2s"
+
+
+class Member(Page):
+    """Somebody's tab in the room."""
+
+    def __init__(self, test, name, node, profile=None, query=""):
+        self.name, self.test = name, test
+        self.profile = profile or test.browser.profile(test)
+        super().__init__(test.browser, self.profile, f"{test.address}/?node={node}{query}")
+        if profile is None:
+            self.until("!$('login').hidden && document.activeElement === $('uname')")
+            self.type(name)
+        self.until("$('state').dataset.state === 'open'")
+
+    def tab(self, node):
+        """Another tab of the same user."""
+        return Member(self.test, self.name, node, self.profile)
+
+    def sees(self, *names):
+        """Waits until exactly these others are on the list."""
+        shown = "JSON.stringify([...document.querySelectorAll('#users button .theirs')].map(e => e.textContent))"
+        self.until(f"{shown} === {json.dumps(json.dumps(sorted(names), separators=(',', ':')))}")
+        self.test.assertEqual(self.eval("$('count').textContent"), f"({len(names) + 1})")
+
+    def says(self, text, to=None):
+        if to:
+            self.click(f'#users [data-uid="{to.uid()}"]')
+        self.eval("$('text').focus()")
+        self.type(text)
+
+    def uid(self):
+        return self.eval("me.uid")
+
+    def lines(self, kind):
+        return self.eval(f"[...document.querySelectorAll('#log {kind}')].map(e => e.textContent)")
+
+    def hears(self, text):
+        """Waits until this is the last that was said."""
+        self.until(f"[...document.querySelectorAll('#log .text')].pop()?.textContent === {json.dumps(text)}")
+
+
+class ChatRoom:
+    """What holds for both applications."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.browser = Browser(cls)
+
+    def setUp(self):
+        port = free_port("127.0.0.1", offsets=(0, 1, 7, 8, 10, 11))
+        command = [ROOT / "examples/chat-room/run", self.language, BINARY]
+        self.program = Program(self, command, PORT=str(port), MOONGATE_NODE_TTL=NODE_TTL)
+        self.addCleanup(self.stop_by_ctrl_c)
+        self.program.until("Ctrl-C ends all")
+        self.address = f"http://127.0.0.1:{port + 8}"
+        self.redis = redis.Redis(port=port + 7, decode_responses=True, socket_timeout=DEADLINE)
+        self.addCleanup(self.redis.close)
+
+    def stop_by_ctrl_c(self):
+        self.program.process.send_signal(signal.SIGINT)
+        self.assertEqual(self.program.process.wait(DEADLINE), 0, self.program.printed())
+        # All have let go of what they print to.
+        self.program.reading.join(DEADLINE)
+        self.assertFalse(self.program.reading.is_alive(), "a process is left")
+
+    def member(self, name, node):
+        return Member(self, name, node)
+
+    def test_who_comes_and_goes_is_announced_once_and_both_nodes_show_the_same_room(self):
+        ann = self.member("Ann", 1)
+        ann.sees()
+        bob = self.member("Bob", 2)
+        ann.sees("Bob")
+        bob.sees("Ann")
+        nodes = {self.redis.hget(key, "node") for key in self.redis.keys("mg:client:" + "[0-9a-f]" * 20)}
+        self.assertEqual(len(nodes), 2, "they are on two nodes")
+        session = json.loads(self.redis.hget(self.redis.keys("mg:client:" + "[0-9a-f]" * 20)[0], "session"))
+        self.assertEqual(session.keys(), {"uid", "uname", "avatar", "room_id", "tab"})
+
+        # A second tab is no second user, and takes nobody away.
+        tab = ann.tab(2)
+        tab.sees("Bob")
+        tab.close()
+        wait_for("the tab to leave", lambda: self.redis.scard("mg:group:room-1:clients") == 2)
+        cid = self.member("Cid", 1)
+        bob.sees("Ann", "Cid")
+        cid.close()
+        bob.sees("Ann")
+        ann.sees("Bob")
+        self.assertEqual(bob.lines(".notice")[1:], ["Cid has come in", "Cid has left"])
+        self.assertEqual(ann.lines(".notice")[1:], ["Bob has come in", "Cid has come in", "Cid has left"])
+
+        # Another room is another list.
+        dan = Member(self, "Dan", 1, query="&room=2")
+        dan.says("who is here?")
+        dan.hears("who is here?")
+        dan.sees()
+        bob.sees("Ann")
+        self.assertEqual(bob.lines(".text"), [])
+        for page in (ann, bob, dan):
+            self.assertEqual(page.complaints(), [])
+
+    def test_what_is_said_to_all_is_on_all_pages_and_what_is_said_to_one_on_the_tabs_of_the_two(self):
+        ann, bob, cid = self.member("Ann", 1), self.member("Bob", 2), self.member("Cid", 1)
+        tab = ann.tab(2)
+        ann.sees("Bob", "Cid")
+        ann.says("你好，大家")
+        for page in (ann, tab, bob, cid):
+            page.hears("你好，大家")
+        ann.says("psst", to=bob)
+        for page in (ann, tab, bob):
+            page.hears("psst")
+        self.assertIn("to Bob alone", tab.lines(".private .who")[0])
+        self.assertIn("Ann, to you alone", bob.lines(".private .who")[0])
+        # What is said to all later stands on Cid's page, and nothing before it.
+        bob.says("hi all")
+        cid.hears("hi all")
+        self.assertEqual(cid.lines(".text"), ["你好，大家", "hi all"])
+        for page in (ann, tab):
+            page.hears("hi all")
+            self.assertEqual(page.lines(".text"), ["你好，大家", "psst", "hi all"])
+        self.assertEqual(ann.lines(".mine .text"), ["你好，大家", "psst"])
+
+        # Whoever has left is not spoken to, and the text stays.
+        self.assertTrue(ann.eval("$('to').classList.contains('private')"))
+        bob.close()
+        ann.sees("Cid")
+        ann.says("still there?")
+        ann.until("$('problem').textContent.startsWith('Bob is not here any more')")
+        self.assertEqual(ann.eval("$('text').value"), "still there?")
+        ann.click("#to button")
+        for number in range(5):
+            ann.eval("$('text').value = ''")
+            ann.says(f"line {number}")
+        cid.hears("line 4")
+        self.assertEqual(cid.lines(".text")[-5:], [f"line {number}" for number in range(5)])
+
+    def test_what_users_write_is_shown_as_text(self):
+        ann = self.member("Ann", 1)
+        evil = "<img src=x onerror='window.hacked=1'><b>x</b>"
+        eve = self.member("<b>Eve</b>", 2)
+        ann.sees("<b>Eve</b>")
+        eve.says(evil)
+        ann.hears(evil)
+        # And what no page of ours would send.
+        _, cookie = self.post("login", uname="Mal", avatar="<i>x</i>")
+        self.assertEqual(self.post("say", cookie, room_id="1", text=evil)[0], 200)
+        ann.until("document.querySelectorAll('#log .text').length === 2")
+        self.assertEqual(ann.lines(".avatar")[-1], "<i>x</i>")
+        self.assertEqual(ann.eval("[document.querySelectorAll('main img, main b, main i').length, window.hacked]"), [0, None])
+
+    def test_a_page_whose_node_dies_goes_on_at_the_other_and_leaves_no_ghost(self):
+        ann, bob, cid = self.member("Ann", 1), self.member("Bob", 2), self.member("Cid", 1)
+        ann.sees("Bob", "Cid")
+        back = "[...document.querySelectorAll('.notice')].filter(e => e.textContent === 'Connected again.').length"
+        # Cid's page goes with the node, as when both lose their network.
+        cid.command("Network.enable")
+        cid.command("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        self.kill_node(1)
+        ann.until(f"{back} === 1")
+        ann.says("here again")
+        bob.hears("here again")
+        # Those who went with the node are told to have left when it is found dead; who came back was not missed.
+        for page, other in ((ann, "Bob"), (bob, "Ann")):
+            page.sees(other)
+        self.assertEqual(bob.lines(".notice")[1:], ["Cid has come in", "Cid has left"])
+        wait_for("the dead node's clients to go", lambda: self.redis.scard("mg:group:room-1:clients") == 2)
+
+        # And once more, with the one on which the first is there again.
+        self.kill_node(2)
+        bob.until(f"{back} === 1")
+        bob.says("me too")
+        ann.hears("me too")
+        ann.sees("Bob")
+        ann.close()
+        bob.sees()
+        self.assertEqual(bob.lines(".notice").count("Ann has left"), 1)
+
+    def kill_node(self, number):
+        pid = re.findall(rf"node {number} runs;.*kill -9 (\d+)", self.program.printed())[-1]
+        os.kill(int(pid), signal.SIGKILL)
+        wait_for("it starts again", lambda: len(re.findall(rf"node {number} runs", self.program.printed())) == 2)
+
+    def test_who_logs_out_is_out_on_all_tabs(self):
+        ann, bob = self.member("Ann", 1), self.member("Bob", 2)
+        tab = ann.tab(2)
+        ann.click("#logout")
+        for page in (ann, tab):
+            page.until("!$('login').hidden && $('inside').hidden")
+        bob.sees()
+        # By the form, and not by the old cookie.
+        tab.go(f"{self.address}/?node=1")
+        tab.until("!$('login').hidden")
+        tab.until("document.activeElement === $('uname')")
+        tab.type("Anna")
+        bob.sees("Anna")
+
+    def test_the_application_believes_its_cookie_and_nothing_else(self):
+        ann = self.member("Ann", 1)
+        _, mal = self.post("login", uname="Mal", avatar="x")
+        name, _, signature = mal.partition(".")
+        forged = "chat=" + json.dumps({"uid": ann.uid(), "uname": "Ann", "avatar": "x"}).encode().hex() + "." + signature
+        for route in ("bind", "say", "logout"):
+            for cookie in (None, "chat=", forged, name + ".", mal[:-1], mal.replace(".", ".0")):
+                self.assertEqual(self.post(route, cookie, room_id="1", text="x", client_id="0" * 20)[0], 401, (route, cookie))
+        for status, route, fields in (
+            (403, "bind", {"client_id": "0" * 20}),
+            (403, "bind", {"client_id": "0" * 20, "room_id": "9"}),
+            (403, "bind", {"client_id": "0" * 20, "room_id": ["1"]}),
+            (400, "bind", {"room_id": "1"}),
+            (400, "bind", {"client_id": 7, "room_id": "1"}),
+            (400, "bind", {"client_id": "no client id", "room_id": "1"}),
+            # As of a page that is gone: nobody hears that it has come.
+            (404, "bind", {"client_id": "7f0000010b5400000000", "room_id": "1"}),
+            (403, "say", {"text": "x", "room_id": "9"}),
+            (400, "say", {"room_id": "1"}),
+            (400, "say", {"room_id": "1", "text": " "}),
+            (400, "say", {"room_id": "1", "text": "x" * 3001}),
+            (400, "say", {"room_id": "1", "text": "\ud800"}),
+            (400, "say", {"room_id": "1", "text": "x", "to": ["a"]}),
+            (404, "say", {"room_id": "1", "text": "x", "to": "nobody"}),
+            (400, "login", {"uname": "x" * 61, "avatar": "x"}),
+            (400, "login", {"uname": "x", "avatar": None}),
+            (404, "nothing", {}),
+        ):
+            self.assertEqual(self.post(route, mal, **fields)[0], status, (route, fields))
+        # A uid in the request is not looked at.
+        self.assertEqual(self.post("say", mal, room_id="1", text="I am Ann", uid=ann.uid(), uname="Ann")[0], 200)
+        ann.hears("I am Ann")
+        self.assertEqual(ann.lines(".mine"), [])
+        self.assertTrue(ann.lines(".who")[0].startswith("Mal"))
+        ann.sees()
+        self.assertEqual(ann.lines(".notice")[1:], [])
+
+    def post(self, route, cookie=None, **fields):
+        """Status, and the cookie that is set."""
+        request = urllib.request.Request(f"{self.address}/{route}", json.dumps(fields).encode())
+        if cookie:
+            request.add_header("Cookie", cookie)
+        try:
+            with urllib.request.urlopen(request, timeout=DEADLINE) as answer:
+                return answer.status, (answer.headers["Set-Cookie"] or "").partition(";")[0]
+        except urllib.error.HTTPError as answer:
+            return answer.code, None
+
+    def test_the_page_speaks_both_languages_and_fits_a_phone(self):
+        ann, bob = self.member("Ann", 1), self.member("小波", 2)
+        bob.click("#language")
+        bob.until("document.documentElement.lang === 'zh-CN' && document.querySelector('#say .main').textContent === '发送'")
+        self.assertEqual(bob.eval("$('state').textContent"), "已连接节点 2")
+        ann.says("A word that is longer than any phone is wide: " + "x" * 300)
+        bob.says("你好")
+        ann.hears("你好")
+        ann.says("只有你知道", to=bob)
+        bob.hears("只有你知道")
+        for device, width, height in (("desk", 1100, 700), ("phone", 360, 720)):
+            for scheme in ("light", "dark"):
+                for page in (ann, bob):
+                    page.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=device == "phone")
+                    page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+                    self.assertEqual(page.eval("[document.documentElement.scrollWidth, scrollY]"), [width, 0])
+                    # The last message and the field for the next are in sight.
+                    self.assertTrue(page.eval("document.querySelector('#say').getBoundingClientRect().bottom <= innerHeight"))
+                    if album := os.environ.get("SCREENSHOTS"):
+                        language = page.eval("language")
+                        page.screenshot(Path(album, f"chat-room-{self.language}-{device}-{scheme}-{language}.png"))
+        for page in (ann, bob):
+            self.assertEqual(page.complaints(), [])
+
+
+class InPhp(ChatRoom, unittest.TestCase):
+    language = "php"
+
+
+class InPython(ChatRoom, unittest.TestCase):
+    language = "python"
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
