@@ -24,9 +24,9 @@ function batch(array $commands): array
     $post = ['method' => 'POST', 'header' => $header, 'content' => json(['commands' => $commands]), 'timeout' => 5];
     foreach (explode(' ', APIS) as $api) {
         $answer = @file_get_contents("$api/api/batch", false, stream_context_create(['http' => $post]));
-        $results = json_decode((string) $answer, true)['results'] ?? [];
-        $error = array_column($results, 'error')[0] ?? ['code' => 'no node answers', 'status' => 503];
-        if (count(array_column($results, 'result')) === count($commands)) {
+        $results = json_decode((string) $answer, true)['results'] ?? [['error' => ['code' => 'no answer', 'status' => 503]]];
+        $error = array_column($results, 'error')[0] ?? null;
+        if (!$error) {
             return array_column($results, 'result');
         }
         if ($error['status'] < 500) {
@@ -161,7 +161,10 @@ try {
         throw new Refused('no such page', 404);
     }
     $in = json_decode(file_get_contents('php://input'), true);
-    $answer = substr($path, 1)(is_array($in) ? $in : []);
+    if (!is_array($in)) {
+        throw new Refused('this is no JSON', 400);
+    }
+    $answer = substr($path, 1)($in);
 } catch (Refused $refused) {
     http_response_code($refused->getCode());
     $answer = ['error' => $refused->getMessage()];

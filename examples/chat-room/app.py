@@ -32,9 +32,9 @@ def batch(commands):
             answer = urllib.request.urlopen(urllib.request.Request(api + "/api/batch", post, header), timeout=5)
             results = json.load(answer)["results"]
         except OSError:
-            results = []
-        error = next((item["error"] for item in results if "error" in item), {"code": "no node answers", "status": 503})
-        if all("result" in item for item in results) and results:
+            results = [{"error": {"code": "no answer", "status": 503}}]
+        error = next((item["error"] for item in results if "error" in item), None)
+        if not error:
             return [item["result"] for item in results]
         if error["status"] < 500:
             break
@@ -153,7 +153,9 @@ class Handler(BaseHTTPRequestHandler):
             if not route:
                 raise Refused("no such page", 404)
             given = json.loads(body)
-            status, answer = 200, route(self, given if isinstance(given, dict) else {})
+            if not isinstance(given, dict):
+                raise Refused("this is no JSON", 400)
+            status, answer = 200, route(self, given)
         except Refused as refused:
             message, status = refused.args
             answer = {"error": message}
