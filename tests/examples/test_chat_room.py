@@ -146,7 +146,7 @@ class ChatRoom:
         bob.close()
         ann.sees("Cid")
         ann.says("still there?")
-        ann.until("$('problem').textContent.startsWith('Bob is not here any more')")
+        ann.until("document.querySelector('#say .problem').textContent.startsWith('Bob is not here any more')")
         self.assertEqual(ann.eval("$('text').value"), "still there?")
         ann.click("#to button")
         for number in range(5):
@@ -154,6 +154,17 @@ class ChatRoom:
             ann.says(f"line {number}")
         cid.hears("line 4")
         self.assertEqual(cid.lines(".text")[-5:], [f"line {number}" for number in range(5)])
+
+    def test_who_has_left_does_not_come_back_by_a_slower_greeting(self):
+        ann, bob = self.member("Ann", 1), self.member("Bob", 2)
+        eve = {"uid": "7", "uname": "Eve", "avatar": "red", "room_id": "1", "tab": "t"}
+        # As when a page is closed between the application's batch and what it publishes after it.
+        for message in ({"type": "close", "uname": "Eve", "tab": "t"}, {"type": "login"} | eve):
+            self.assertEqual(self.redis.publish("mg:group:room-1", json.dumps(message)), 2)
+        bob.says("end")
+        ann.hears("end")
+        ann.sees("Bob")
+        self.assertEqual(ann.lines(".notice")[1:], ["Bob has come in"])
 
     def test_what_users_write_is_shown_as_text(self):
         ann = self.member("Ann", 1)
@@ -166,7 +177,8 @@ class ChatRoom:
         _, cookie = self.post("login", uname="Mal", avatar="<i>url(//x)</i>")
         self.assertEqual(self.post("say", cookie, room_id="1", text=evil)[0], 200)
         ann.until("document.querySelectorAll('#log .text').length === 2")
-        self.assertEqual(ann.eval("[document.querySelectorAll('main img, main b, main i').length, window.hacked]"), [0, None])
+        self.assertEqual(ann.eval("document.querySelectorAll('main img, main b, main i').length"), 0)
+        self.assertIsNone(ann.eval("window.hacked"))
         self.assertEqual(ann.complaints(), [])
 
     def test_a_page_whose_node_dies_goes_on_at_the_other_and_leaves_no_ghost(self):
@@ -175,7 +187,8 @@ class ChatRoom:
         back = "[...document.querySelectorAll('.notice')].filter(e => e.textContent === 'Connected again.').length"
         # Cid's page goes with the node, as when both lose their network.
         cid.command("Network.enable")
-        cid.command("Network.emulateNetworkConditions", offline=True, latency=0, downloadThroughput=-1, uploadThroughput=-1)
+        offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
+        cid.command("Network.emulateNetworkConditions", **offline)
         self.kill_node(1)
         ann.until(f"{back} === 1")
         ann.says("here again")
@@ -219,10 +232,12 @@ class ChatRoom:
         ann = self.member("Ann", 1)
         _, mal = self.post("login", uname="Mal", avatar="x")
         name, _, signature = mal.partition(".")
-        forged = "chat=" + json.dumps({"uid": ann.uid(), "uname": "Ann", "avatar": "x"}).encode().hex() + "." + signature
+        payload = json.dumps({"uid": ann.uid(), "uname": "Ann", "avatar": "x"}).encode().hex()
+        forged = f"chat={payload}.{signature}"
         for route in ("bind", "say", "logout"):
             for cookie in (None, "chat=", forged, name + ".", mal[:-1], mal.replace(".", ".0")):
-                self.assertEqual(self.post(route, cookie, room_id="1", text="x", client_id="0" * 20)[0], 401, (route, cookie))
+                status, _ = self.post(route, cookie, room_id="1", text="x", client_id="0" * 20)
+                self.assertEqual(status, 401, (route, cookie))
         for status, route, fields in (
             (403, "bind", {"client_id": "0" * 20}),
             (403, "bind", {"client_id": "0" * 20, "room_id": "9"}),
@@ -278,8 +293,10 @@ class ChatRoom:
         for page, name in ((ann, "room-en"), (bob, "room-zh"), (out, "login-en")):
             for device, width, height in (("desk", 1100, 700), ("phone", 360, 720)):
                 for scheme in ("light", "dark"):
-                    page.command("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
-                    page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+                    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+                    page.command("Emulation.setDeviceMetricsOverride", **size)
+                    colours = {"name": "prefers-color-scheme", "value": scheme}
+                    page.command("Emulation.setEmulatedMedia", features=[colours])
                     self.assertEqual(page.eval("[document.documentElement.scrollWidth, scrollY]"), [width, 0])
                     if page is not out:
                         # What was said last and the field for the next are in sight.
