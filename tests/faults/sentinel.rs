@@ -436,9 +436,11 @@ async fn where_no_sentinel_knows_the_masters_name_a_node_says_so_and_goes_on_ask
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_says_which_master_it_has_found_and_who_is_no_sentinel() {
+async fn check_says_which_master_it_has_found_what_its_replica_lacks_and_who_is_no_sentinel() {
     let guarded = Guarded::start().await;
-    let master = guarded.servers[0].address();
+    let [master, replica] = guarded.servers.each_ref().map(Redis::address);
+    let set = guarded.servers[1].command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
+    assert_eq!(set, Reply::text("OK"));
     let check = async |url: &str| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_moongate"));
         command.arg("check").env_clear().env("MOONGATE_REDIS_URL", url);
@@ -449,6 +451,7 @@ async fn check_says_which_master_it_has_found_and_who_is_no_sentinel() {
     let (code, found, said) = check(&guarded.url()).await;
     assert_eq!((code, said.as_str()), (Some(0), ""));
     assert!(found.ends_with(&format!(", Redis answers: {master} is the master mymaster\n")), "{found}");
+    assert!(found.contains(&format!("{replica}: allkeys-lru: ")), "{found}");
 
     let (code, _, said) = check(&sentinel_url(&[master])).await;
     assert_eq!(code, Some(2));
