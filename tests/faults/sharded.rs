@@ -565,12 +565,20 @@ async fn what_a_node_wants_to_hear_is_counted_as_what_is_confirmed_and_that_is_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
+async fn the_users_of_security_md_may_do_on_a_cluster_what_they_need() {
     let cluster = Cluster::start().await;
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
-    let line = page.lines().find(|line| line.starts_with("ACL SETUSER moongate ")).unwrap();
-    for server in &cluster.servers {
-        assert_eq!(server.command(&line.split(' ').collect::<Vec<_>>()).await, Reply::text("OK"));
+    // What libraries for a Cluster ask: of everyone but nodes, in the words of the page.
+    let besides = "+cluster|slots +cluster|shards +command";
+    assert!(page.contains(&format!("`{besides}`")));
+    for line in page.lines().filter(|line| line.starts_with("ACL SETUSER ")) {
+        let line = match line.split(' ').nth(2) {
+            Some("moongate") => line.to_owned(),
+            _ => format!("{} {besides}", line.replace("+publish", "+spublish")),
+        };
+        for server in &cluster.servers {
+            assert_eq!(server.command(&line.split(' ').collect::<Vec<_>>()).await, Reply::text("OK"), "{line}");
+        }
     }
     let url = cluster.url().replace("redis-cluster://", "redis-cluster://moongate:a-password@");
     let settings = [("MOONGATE_EVENTS", "stream")];
@@ -581,6 +589,23 @@ async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
     let task = json!({"command": {"op": "sendToGroup", "group": "room", "message": "later"}, "id": "t", "delay": 50});
     both[1].ask("addTask", task).await;
     eventually("both are heard", async || ear.has_heard("hello") && ear.has_heard("later")).await;
+
+    let command = json!({"op": "sendToGroup", "group": "room", "message": "commanded"}).to_string();
+    for (user, key, words) in [
+        ("sender", "mg:group:room", &["SPUBLISH", "mg:group:room", "sent"][..]),
+        ("commander", "mg:cmd", &["SPUBLISH", "mg:cmd", &command]),
+        ("commander", "mg:tasks", &["XADD", "mg:tasks", "*", "command", &command]),
+        ("reader", "mg:group:room:clients", &["SMEMBERS", "mg:group:room:clients"]),
+        ("worker", "mg:events", &["XRANGE", "mg:events", "-", "+"]),
+    ] {
+        let mut connection = Connection::to(cluster.owner(key).await.address()).await;
+        assert_eq!(connection.command(&["AUTH", user, "a-password"]).await, Reply::text("OK"));
+        for words in [&["CLUSTER", "SLOTS"][..], &["CLUSTER", "SHARDS"], &["COMMAND"], words] {
+            let reply = connection.command(words).await;
+            assert!(!matches!(reply, Reply::Error(_)), "{user}: {words:?}: {reply:?}");
+        }
+    }
+    eventually("both are heard", async || ear.has_heard("sent") && ear.has_heard("commanded")).await;
     for node in &both {
         assert_eq!(node.metric("moongate_directory_refused_total").await, 0.0);
         node.stop();
