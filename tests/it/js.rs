@@ -386,6 +386,24 @@ async fn a_page_that_answers_ping_data_outlives_one_that_does_not() {
     visitor.is_quiet();
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_worker_of_a_page_connects_and_comes_back_as_well() {
+    let node = Node::start().await;
+    let visitor = Visitor::come().await;
+    let worker = format!(
+        "importScripts(location.origin + '/moongate.classic.js');
+        new Moongate('{}', {{minDelay: 10}}).on('init', init => postMessage(init.client_id));",
+        node.ws_url("/")
+    );
+    let script = format!("URL.createObjectURL(new Blob([{}]))", json!(worker));
+    visitor.page.eval(&format!("worker = new Worker({script}), worker.onmessage = event => id = event.data, 0")).await;
+    visitor.page.until("id", "the worker is told its id").await;
+    let id = visitor.page.eval("id").await;
+    node.ask("destroyClient", json!({"client_id": id})).await;
+    visitor.page.until(&format!("id !== {id}"), "it is told another").await;
+    visitor.is_quiet();
+}
+
 // --- what is said and heard ---
 
 #[tokio::test(flavor = "multi_thread")]
