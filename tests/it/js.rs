@@ -323,6 +323,8 @@ async fn a_page_knows_from_its_browser_when_to_leave_and_when_to_come() {
         network(false).await;
         let close = visitor.hears("close", number + 1).await.remove(number);
         assert_eq!((&close["code"], &close["reason"]), (&json!(1006), &json!("offline")));
+        // What ended for want of a network is not counted when there is one again.
+        assert_eq!(close["attempts"], 1);
         assert_eq!(visitor.page.eval("gate.state").await, "waiting");
         // It is somewhere else, and back in this page.
         let back = format!("{}.dispatchEvent(new Event('{event}'))", if number == 2 { "document" } else { "self" });
