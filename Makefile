@@ -27,15 +27,17 @@ test: ## Everything that a change must pass: unit, property, integration, the re
 	cargo test --locked --test allocations -- --skip harness:: --skip redis::
 
 test-all: export ROUNDS = all
-test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the deployment, the examples
+test-all: lint test ## And what is heavier: faults, jemalloc, the documentation, the benchmarks once each, fuzzing, the image, the deployment, the examples, the clients
 	@# The harness tests itself in `make test`.
 	cargo test --locked --test faults -- --test-threads=4 --skip harness:: --skip proxy:: --skip redis::
 	cargo test --locked --features jemalloc --test it -- clients::
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
 	cargo bench --locked -- --test
 	@scripts/fuzz
+	@scripts/check-image
 	@scripts/check-deploy
 	@scripts/check-examples
+	@scripts/check-clients
 
 chaos: ## What goes wrong in production, done on purpose for longer than in test-all, and a table of what held
 	@exec scripts/chaos

@@ -41,7 +41,7 @@
 //! and by whoever sweeps after its death. A node without `REDIS_URL` is the same house without [`cluster`]: an absence,
 //! and no second implementation.
 //!
-//! # Nine flows
+//! # Ten flows
 //!
 //! **A client connects.** [`edge`] accepts; in a task of the connection's own TLS and the request head are read, under
 //! one deadline; then the long-lived task is spawned anew, small. The client enters its shard of the [`hub`], and what is

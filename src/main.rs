@@ -70,7 +70,7 @@ fn main() -> ExitCode {
         Action::Check(Check { ready: true, .. }) => {
             CallerConfig::from_env().map(|config| with_runtime(ctl::ready(&config)))
         }
-        Action::Check(Check { json, .. }) => Config::from_env().map(|config| with_runtime(check::run(&config, json))),
+        Action::Check(Check { json, .. }) => Ok(with_runtime(check::run(Config::from_env(), json))),
         Action::Ctl(request) => CallerConfig::from_env().map(|config| with_runtime(ctl::run(&request, &config))),
         Action::Top(options) => CallerConfig::from_env().map(|config| with_runtime(ctl::top::run(&options, &config))),
     };

@@ -23,10 +23,11 @@ pub(crate) struct TargetArgs {
     #[arg(long, value_name = "PATH", conflicts_with_all = ["ws", "api"])]
     spawn: Option<PathBuf>,
     /// One more variable for the started gateway; may be repeated, and wins over ours
-    #[arg(long, value_name = "KEY=VALUE", requires = "spawn")]
+    #[arg(long, value_name = "KEY=VALUE", requires = "spawn", conflicts_with_all = ["ws", "api"])]
     env: Vec<String>,
     /// So many nodes of it, joined through Redis; `1,2` runs the same against one node and against two, in turn
-    #[arg(long, value_delimiter = ',', requires = "spawn", value_parser = value_parser!(u8).range(1..=16))]
+    #[arg(long, value_delimiter = ',', value_parser = value_parser!(u8).range(1..=16))]
+    #[arg(requires = "spawn", conflicts_with_all = ["ws", "api"])]
     nodes: Vec<u8>,
     /// Their Redis is a Cluster of so many masters, started for the run, and 0 is a single one; `0,3` runs the same with
     /// both, in turn
@@ -430,6 +431,15 @@ mod tests {
         assert_eq!(names("--spawn moongate --nodes 1,2 --masters 1,3 --redis-spawn"), both.collect::<Vec<_>>());
         let three = args("--spawn moongate --nodes 2 --masters 3 --redis-spawn").cluster().unwrap().unwrap();
         assert_eq!((three.nodes, three.masters), (2, 3));
+    }
+
+    #[test]
+    fn what_is_for_a_started_gateway_is_refused_for_a_running_one() {
+        for flag in ["--nodes 2", "--env A=b", "--spawn moongate"] {
+            let line = format!("loadtest --ws 127.0.0.1:1 --api 127.0.0.1:2 --redis redis://127.0.0.1:3 {flag}");
+            let Err(error) = Line::try_parse_from(line.split(' ')) else { panic!("{flag} was taken") };
+            assert_eq!(error.kind(), clap::error::ErrorKind::ArgumentConflict, "{flag}");
+        }
     }
 
     #[test]

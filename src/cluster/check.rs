@@ -7,12 +7,13 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use serde::Serialize;
 use tokio::time::Instant;
 
 use super::directory::Reader;
 use super::keys::Keys;
-use super::redis::{self, Address, Command, Connection, RedisError, Reply};
+use super::redis::{self, Address, Command, ConnectError, Connection, Place, RedisError, Reply};
 use super::{Clock, Refused, refused_url};
 use crate::config::ClusterConfig;
 use crate::metrics::Metrics;
@@ -29,6 +30,10 @@ const SILENT: Duration = Duration::from_secs(5);
 /// What may wait for a subscriber, bytes: `pubsub 128mb 64mb 60` is what the documents advise.
 const HARD: u64 = 128 << 20;
 const SOFT: u64 = 64 << 20;
+
+/// What `INFO` does not tell, and how it had better be.
+const CONFIGURED: [(&str, &str); 3] =
+    [("client-output-buffer-limit", "pubsub 128mb 64mb 60"), ("timeout", "0"), ("appendfsync", "everysec")];
 
 /// What is said of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -48,24 +53,25 @@ pub struct Finding {
     /// How it is.
     pub level: Level,
     /// A setting, of Redis or of this machine, or what else it is about; of an error, our own setting.
-    pub about: &'static str,
+    pub about: String,
     /// What was found, and what to do.
     pub words: String,
 }
 
 impl Finding {
     /// Something that is as it should be.
-    pub fn ok(about: &'static str, words: impl Into<String>) -> Self {
-        Self { level: Level::Ok, about, words: words.into() }
+    pub fn ok(about: &str, words: impl Into<String>) -> Self {
+        Self { level: Level::Ok, about: about.to_owned(), words: words.into() }
     }
 
     /// Something that had better be otherwise.
-    pub fn advice(about: &'static str, words: impl Into<String>) -> Self {
-        Self { level: Level::Advice, about, words: words.into() }
+    pub fn advice(about: &str, words: impl Into<String>) -> Self {
+        Self { level: Level::Advice, about: about.to_owned(), words: words.into() }
     }
 
-    fn error(about: &'static str, words: impl Into<String>) -> Self {
-        Self { level: Level::Error, about, words: words.into() }
+    /// Something with which a node cannot run.
+    pub fn error(about: &str, words: impl Into<String>) -> Self {
+        Self { level: Level::Error, about: about.to_owned(), words: words.into() }
     }
 }
 
@@ -83,7 +89,8 @@ pub async fn check(config: &ClusterConfig) -> Result<(String, Vec<Finding>), Ref
         _ => "Redis answers".to_owned(),
     };
     let is_cluster = matches!(address, Address::Cluster(_));
-    let look = Look { connection, keys: Keys::new(&config.prefix, is_cluster), prefix: &config.prefix };
+    let keys = Keys::new(&config.prefix, is_cluster);
+    let look = Look { address: &address, connection, metrics: &metrics, keys, prefix: &config.prefix };
     match look.around().await {
         Ok(findings) => Ok((place, findings)),
         Err(error) => Err(Refused { variable: "MOONGATE_REDIS_URL", why: error.to_string() }),
@@ -91,32 +98,60 @@ pub async fn check(config: &ClusterConfig) -> Result<(String, Vec<Finding>), Ref
 }
 
 struct Look<'a> {
+    address: &'a Address,
     connection: Connection,
+    metrics: &'a Arc<Metrics>,
     keys: Keys,
     prefix: &'a str,
 }
 
 impl Look<'_> {
     async fn around(&self) -> Result<Vec<Finding>, RedisError> {
-        let mut of_servers = Vec::new();
+        let (mut of_servers, mut replicas) = (Vec::new(), Vec::new());
         for server in self.connection.apart() {
-            let place = server.place().map(|place| place.to_string()).unwrap_or_default();
-            of_servers.push((place, self.at(&server).await?));
+            let place = server.place().map_or_else(|| "the primary".to_owned(), |place| place.to_string());
+            let (findings, its_replicas) = self.at(&server).await?;
+            of_servers.push((place, findings));
+            replicas.extend(its_replicas);
+        }
+        let mut not_looked_at = Vec::new();
+        let looks = replicas.iter().map(|place| self.at_replica(place));
+        for (place, looked) in replicas.iter().zip(join_all(looks).await) {
+            match looked {
+                Ok(findings) => of_servers.push((place.to_string(), findings)),
+                Err(why) => not_looked_at.push(Finding::advice(
+                    "replica",
+                    format!(
+                        "{place}: not looked at ({why}). After a failover it may be the primary: see that its settings are the same, and its users"
+                    ),
+                )),
+            }
         }
         let mut findings = together(of_servers);
+        findings.append(&mut not_looked_at);
         findings.extend(self.types().await?);
         findings.extend(self.nodes().await?);
         Ok(findings)
     }
 
-    /// Looks at one server.
-    async fn at(&self, server: &Connection) -> Result<Vec<Finding>, RedisError> {
+    /// Looks at a replica as at a primary, as that is what it is after a failover; until then nodes do without it.
+    async fn at_replica(&self, place: &Place) -> Result<Vec<Finding>, ConnectError> {
+        let Some(server) = self.address.at(place) else { return Ok(Vec::new()) };
+        let (connection, _alive) = Connection::connect(&server, self.metrics, redis::NO_RING, redis::ANSWER).await?;
+        let (mut findings, _) = self.at(&connection).await.map_err(|error| ConnectError::Away(error.to_string()))?;
+        for finding in findings.iter_mut().filter(|finding| finding.level == Level::Error) {
+            finding.level = Level::Advice;
+        }
+        Ok(findings)
+    }
+
+    /// Looks at one server; returns also where its replicas are.
+    async fn at(&self, server: &Connection) -> Result<(Vec<Finding>, Vec<Place>), RedisError> {
         let info = server.call(Command::info("default")).await?.text().unwrap_or_default();
         let info = Info::read(&info);
-        let names = ["client-output-buffer-limit", "timeout", "appendfsync", "save"];
-        let asks = names.iter().map(|name| Command::config("GET").arg(*name)).collect();
+        let asks = CONFIGURED.iter().map(|(name, _)| Command::config("GET").arg(*name)).collect();
         let mut settings = Settings { values: HashMap::new(), refusal: None };
-        for (name, reply) in names.into_iter().zip(server.pipeline(asks).await?) {
+        for ((name, _), reply) in CONFIGURED.into_iter().zip(server.pipeline(asks).await?) {
             match reply {
                 Ok(reply) => settings.values.extend(reply.pairs().into_iter().map(|(_, value)| (name, value))),
                 Err(error) => settings.refusal = Some(error.to_string()),
@@ -127,9 +162,10 @@ impl Look<'_> {
         findings.extend(info.last_save());
         findings.extend(settings.buffers());
         findings.extend(settings.timeout());
-        findings.extend(info.connections());
+        findings.extend(settings.not_told());
+        findings.push(info.connections());
         findings.extend(self.rights(server).await?);
-        Ok(findings)
+        Ok((findings, info.replicas()))
     }
 
     /// Whether this user may do what a node does. Redis tells from 7.0 on, and tries nothing for it.
@@ -177,7 +213,8 @@ impl Look<'_> {
 
     async fn nodes(&self) -> Result<Option<Finding>, RedisError> {
         let (clock, asked) = (Clock::default(), Instant::now());
-        let time = match self.connection.call(Command::time()).await {
+        // By the clock of the server that has the leases: what nodes tell of themselves bears its time.
+        let time = match self.connection.call(Command::script(TIME, [self.keys.nodes()])).await {
             Ok(time) => time.texts().next().and_then(|seconds| seconds.parse::<u64>().ok()).unwrap_or_default(),
             Err(RedisError::Refused { .. }) => return Ok(None),
             Err(away) => return Err(away),
@@ -267,16 +304,29 @@ impl<'a> Info<'a> {
 
     fn server(&self) -> Finding {
         let version = self.text("redis_version");
-        let replicas = match self.number("connected_slaves").unwrap_or_default() {
-            0 => "no replica".to_owned(),
-            1 => "1 replica".to_owned(),
-            many => format!("{many} replicas"),
+        let role = match self.number("connected_slaves").unwrap_or_default() {
+            _ if self.text("role") == "slave" => "a replica".to_owned(),
+            0 => "a primary with no replica".to_owned(),
+            1 => "a primary with 1 replica".to_owned(),
+            many => format!("a primary with {many} replicas"),
         };
         let server = match self.text("valkey_version") {
             "" => format!("Redis {version}"),
             valkey => format!("Valkey {valkey}, which is Redis {version} to its users"),
         };
-        Finding::ok("server", format!("{server}, a primary with {replicas}"))
+        Finding::ok("server", format!("{server}, {role}"))
+    }
+
+    /// Where its replicas are, by what it knows of them: `slave0:ip=10.0.0.5,port=6379,state=online,…`.
+    fn replicas(&self) -> Vec<Place> {
+        let of = |(name, row): (&&str, &&str)| {
+            name.strip_prefix("slave")?.parse::<u32>().ok()?;
+            let field = |name: &str| row.split(',').find_map(|field| field.strip_prefix(name)?.strip_prefix('='));
+            Some(Place { host: field("ip")?.to_owned(), port: field("port")?.parse().ok()? })
+        };
+        let mut replicas: Vec<Place> = self.0.iter().filter_map(of).collect();
+        replicas.sort_unstable_by(|one, other| (&one.host, one.port).cmp(&(&other.host, other.port)));
+        replicas
     }
 
     fn policy(&self) -> Finding {
@@ -297,9 +347,10 @@ impl<'a> Info<'a> {
     }
 
     fn memory(&self) -> Finding {
-        let (used, most) =
-            (self.number("used_memory").unwrap_or_default(), self.number("maxmemory").unwrap_or_default());
         let about = "maxmemory";
+        let (Some(used), Some(most)) = (self.number("used_memory"), self.number("maxmemory")) else {
+            return Finding::advice(about, "not told: see that it is set, and half of the memory left");
+        };
         if most == 0 {
             let words = "not set: Redis grows until the system ends it. Set it, and leave half of the memory for rewriting its file";
             return Finding::advice(about, words);
@@ -313,21 +364,24 @@ impl<'a> Info<'a> {
 
     fn persistence(&self, settings: &Settings) -> Finding {
         let about = "appendonly";
-        match (self.number("aof_enabled"), settings.get("appendfsync"), settings.get("save")) {
-            (Some(1), Some("no"), _) => Finding::advice(
+        match (self.number("aof_enabled"), settings.get("appendfsync")) {
+            (Some(1), Some("no")) => Finding::advice(
                 about,
                 "yes, but appendfsync no: a crash of the machine takes queued tasks of half a minute along. CONFIG SET appendfsync everysec",
             ),
-            (Some(1), Some("always"), _) => {
+            (Some(1), Some("always")) => {
                 Finding::ok(about, "yes, appendfsync always: what was answered survives a crash")
             }
-            (Some(1), ..) => Finding::ok(about, "yes: what was written a second ago survives a crash"),
-            (_, _, save) => {
-                let since = if save == Some("") { "" } else { " since the last snapshot" };
-                let words = format!(
-                    "no: with Redis' process queued tasks, crons and the stream of events{since} are lost (who is online is written again). CONFIG SET appendonly yes, and that line in redis.conf"
-                );
-                Finding::advice(about, words)
+            (Some(1), Some("everysec")) => Finding::ok(about, "yes: what was written a second ago survives a crash"),
+            (Some(1), _) => {
+                Finding::ok(about, "yes; appendfsync, which says how much a crash takes along, is not told")
+            }
+            (Some(_), _) => Finding::advice(
+                about,
+                "no: with Redis' process all queued tasks, crons and events are lost that are in no snapshot (who is online is written again). CONFIG SET appendonly yes, and that line in redis.conf",
+            ),
+            (None, _) => {
+                Finding::advice(about, "not told: see that it is yes, or queued tasks are lost with Redis' process")
             }
         }
     }
@@ -341,14 +395,16 @@ impl<'a> Info<'a> {
         ))
     }
 
-    fn connections(&self) -> Option<Finding> {
-        let (now, most) = (self.number("connected_clients")?, self.number("maxclients")?);
+    fn connections(&self) -> Finding {
+        let about = "maxclients";
+        let (Some(now), Some(most)) = (self.number("connected_clients"), self.number("maxclients")) else {
+            return Finding::advice(about, "not told: a node takes four connections, and applications theirs");
+        };
         let words = format!("{now} of {most} connections are in use");
-        Some(if now > most / 5 * 4 {
-            Finding::advice("maxclients", format!("{words}: a node takes four, and applications theirs"))
-        } else {
-            Finding::ok("maxclients", words)
-        })
+        if now > most / 5 * 4 {
+            return Finding::advice(about, format!("{words}: a node takes four, and applications theirs"));
+        }
+        Finding::ok(about, words)
     }
 }
 
@@ -363,14 +419,20 @@ impl Settings {
         self.values.get(name).map(String::as_str)
     }
 
+    /// All that could not be asked, in one.
+    fn not_told(&self) -> Option<Finding> {
+        let untold = CONFIGURED.iter().filter(|(name, _)| self.get(name).is_none());
+        let untold: Vec<String> = untold.map(|(name, good)| format!("{name} is {good}")).collect();
+        if untold.is_empty() {
+            return None;
+        }
+        let why = self.refusal.as_deref().unwrap_or("Redis has no such setting");
+        Some(Finding::advice("CONFIG GET", format!("not told ({why}): see that {}", untold.join(", and "))))
+    }
+
     fn buffers(&self) -> Option<Finding> {
-        let about = "client-output-buffer-limit";
-        let good = "pubsub 128mb 64mb 60";
-        let Some(limits) = self.get(about) else {
-            let why = self.refusal.as_deref().unwrap_or("Redis has no such setting");
-            return Some(Finding::advice(about, format!("not told ({why}): see that it is {good}")));
-        };
-        let mut words = limits.split(' ').skip_while(|word| *word != "pubsub").skip(1);
+        let (about, good) = CONFIGURED[0];
+        let mut words = self.get(about)?.split(' ').skip_while(|word| *word != "pubsub").skip(1);
         let mut number = || words.next()?.parse::<u64>().ok();
         let (hard, soft, seconds) = (number()?, number()?, number()?);
         let found = format!("pubsub {} {} {seconds}", megabytes(hard), megabytes(soft));
@@ -422,6 +484,9 @@ fn rights(denied: &[String]) -> Finding {
     }
     Finding::ok("rights", "all that a node does")
 }
+
+/// The time of the server that has a key.
+const TIME: &str = "return redis.call('TIME')";
 
 /// Returns whether it can be told, 1 or 0, and those of the commands in ARGV that this user may not give.
 const RIGHTS: &str = "
@@ -556,14 +621,13 @@ mod tests {
             ("client-output-buffer-limit", "normal 0 0 0 slave 268435456 67108864 60 pubsub 134217728 67108864 60"),
             ("timeout", "0"),
             ("appendfsync", "everysec"),
-            ("save", ""),
         ]);
         let findings = [
             Some(info.server()),
             Some(info.policy()),
             Some(info.memory()),
             Some(info.persistence(&settings)),
-            info.connections(),
+            Some(info.connections()),
             settings.buffers(),
             settings.timeout(),
         ];
@@ -587,7 +651,7 @@ mod tests {
                 "0",
             ]
         );
-        assert_eq!((info.last_save(), rights(&[]).level), (None, Level::Ok));
+        assert_eq!((info.last_save(), settings.not_told(), rights(&[]).level), (None, None, Level::Ok));
     }
 
     #[test]
@@ -604,25 +668,53 @@ mod tests {
             let Finding { level, words, .. } = Info::read(&with(replaced, by)).memory();
             assert!(level == Level::Advice && words.contains(word), "{words}");
         }
-        for (save, word) in [(&[][..], "since the last snapshot"), (&[("save", "")], "events are lost")] {
-            let info = with("aof_enabled:1", "aof_enabled:0");
-            let Finding { level, words, .. } = Info::read(&info).persistence(&settings(save));
+        let lazy = settings(&[("appendfsync", "no")]);
+        for (info, word) in
+            [(with("aof_enabled:1", "aof_enabled:0"), "in no snapshot"), (INFO.to_owned(), "appendfsync no")]
+        {
+            let Finding { level, words, .. } = Info::read(&info).persistence(&lazy);
             assert!(level == Level::Advice && words.contains(word), "{words}");
         }
-        let lazy = settings(&[("appendfsync", "no")]);
-        assert_eq!(Info::read(INFO).persistence(&lazy).level, Level::Advice);
         let (unsaved, crowded) = (with("bgsave_status:ok", "bgsave_status:err"), with("clients:3", "clients:9000"));
-        let found = [Info::read(&unsaved).last_save(), Info::read(&crowded).connections()];
+        let found = [Info::read(&unsaved).last_save(), Some(Info::read(&crowded).connections())];
         assert_eq!(found.map(|found| found.unwrap().level), [Level::Advice; 2]);
         let usual = settings(&[("client-output-buffer-limit", "normal 0 0 0 slave 0 0 0 pubsub 33554432 8388608 60")]);
         let words = usual.buffers().unwrap().words;
         assert!(words.starts_with("pubsub 32mb 8mb 60: ") && words.contains("pubsub 128mb 64mb 60"), "{words}");
         assert_eq!(settings(&[("timeout", "300")]).timeout().unwrap().level, Level::Advice);
-        let hosted = Settings { values: HashMap::new(), refusal: Some("NOPERM".to_owned()) };
-        let words = hosted.buffers().unwrap().words;
-        assert!(words.starts_with("not told (NOPERM)") && hosted.timeout().is_none(), "{words}");
         let unlimited = settings(&[("client-output-buffer-limit", "pubsub 0 0 0")]);
         assert_eq!(unlimited.buffers().unwrap().level, Level::Ok);
+    }
+
+    #[test]
+    fn what_redis_keeps_to_itself_is_said_to_be_not_told_and_never_guessed() {
+        let hosted = Settings { values: HashMap::new(), refusal: Some("NOPERM".to_owned()) };
+        assert_eq!((hosted.buffers(), hosted.timeout()), (None, None));
+        let Finding { level, words, .. } = hosted.not_told().unwrap();
+        assert_eq!(
+            (level, &*words),
+            (
+                Level::Advice,
+                "not told (NOPERM): see that client-output-buffer-limit is pubsub 128mb 64mb 60, and timeout is 0, and appendfsync is everysec"
+            )
+        );
+        let words = Info::read(INFO).persistence(&hosted).words;
+        assert!(words.starts_with("yes; ") && words.ends_with("is not told"), "{words}");
+        let nothing = Info::read("redis_version:7.0.15\r\n");
+        for finding in [nothing.policy(), nothing.memory(), nothing.persistence(&hosted), nothing.connections()] {
+            assert!(finding.level == Level::Advice && finding.words.starts_with("not told"), "{finding:?}");
+        }
+    }
+
+    #[test]
+    fn replicas_are_where_their_primary_says() {
+        let rows = "role:master\r\nslave1:ip=fd00::5,port=6380,state=online,offset=1,lag=0\r\n\
+            slave0:ip=10.0.0.5,port=6379,state=wait_bgsave\r\nslave_expires_tracked_keys:0\r\nslave2:strange\r\n";
+        let places: Vec<String> = Info::read(rows).replicas().iter().map(Place::to_string).collect();
+        assert_eq!(places, ["10.0.0.5:6379", "[fd00::5]:6380"]);
+        assert_eq!(Info::read(INFO).replicas(), []);
+        let words = Info::read("redis_version:7.0.15\r\nrole:slave\r\nconnected_slaves:0\r\n").server().words;
+        assert_eq!(words, "Redis 7.0.15, a replica");
     }
 
     #[test]

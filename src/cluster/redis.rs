@@ -161,11 +161,6 @@ impl Command {
         self
     }
 
-    /// Redis' clock.
-    pub(super) fn time() -> Self {
-        Self { name: "TIME", args: Vec::new() }
-    }
-
     /// A script with its keys; arguments follow.
     pub(super) fn script(script: &'static str, keys: impl IntoIterator<Item = String>) -> Self {
         let keys: Vec<String> = keys.into_iter().collect();
@@ -419,6 +414,15 @@ impl Address {
             Self::Server(server) => server.place(),
             Self::Sentinels(_) => None,
             Self::Cluster(shards) => shards.place(),
+        }
+    }
+
+    /// Another server of the same Redis, as a replica is: it lets in whom all let in.
+    pub(super) fn at(&self, place: &Place) -> Option<Server> {
+        match self {
+            Self::Server(server) => Some(server.at(place)),
+            Self::Sentinels(sentinels) => Some(sentinels.server(place)),
+            Self::Cluster(shards) => shards.at(place),
         }
     }
 

@@ -63,8 +63,13 @@ impl Sentinels {
         Ok(self.at(place, said_by))
     }
 
+    /// A server that they watch.
+    pub(super) fn server(&self, place: &Place) -> Server {
+        self.master.at(place)
+    }
+
     fn at(&self, place: Place, said_by: usize) -> Master {
-        Master { server: self.master.at(&place), place, said_by }
+        Master { server: self.server(&place), place, said_by }
     }
 
     /// There was no master, and why; another sentinel may know better.

@@ -255,7 +255,7 @@ impl Redirection {
 /// The slot that a command is about; none where it is about a server.
 pub(super) fn slot_of(name: &str, args: &[Bytes]) -> Option<u16> {
     let key = match name {
-        "CLIENT" | "CLUSTER" | "CONFIG" | "INFO" | "SENTINEL" | "TIME" => None,
+        "CLIENT" | "CLUSTER" | "CONFIG" | "INFO" | "SENTINEL" => None,
         // A script, how many keys it has, and those.
         "EVAL" => args.get(2).filter(|_| args.get(1).is_some_and(|keys| keys != "0")),
         // What it is about, and a key or a channel.

@@ -25,7 +25,7 @@ const LOOK: Duration = Duration::from_secs(1);
 
 /// A certificate or key could not be used.
 #[derive(Debug, thiserror::Error)]
-#[error("{variable} ({path}): {words}")]
+#[error("{variable}: {path}: {words}")]
 pub struct TlsError {
     variable: &'static str,
     path: String,

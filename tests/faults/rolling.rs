@@ -37,6 +37,8 @@ struct Seen {
     closes: BTreeMap<u16, usize>,
     /// Who is bound at present, by name.
     bound: BTreeSet<String>,
+    /// Who has heard what.
+    heard: BTreeSet<(String, String)>,
 }
 
 /// A page that connects again whenever it is closed, to one node or the other, and binds itself as the application would.
@@ -79,6 +81,9 @@ async fn page(name: String, nodes: [(SocketAddr, SocketAddr); 2], seen: Arc<Mute
             let wait = if is_bound { Duration::from_millis(100) } else { Duration::from_millis(10) };
             match tokio::time::timeout(wait, socket.next()).await {
                 Ok(Some(Ok(Message::Close(frame)))) => break frame.map_or(1005, |frame| frame.code.into()),
+                Ok(Some(Ok(Message::Text(text)))) => {
+                    seen.lock().heard.insert((name.clone(), text.as_str().to_owned()));
+                }
                 Ok(Some(Ok(_))) => {}
                 Ok(Some(Err(_)) | None) => break 1006,
                 Err(_) if over.load(Ordering::Relaxed) => break 1000,
@@ -141,6 +146,18 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
             running[place].take().unwrap().stop().await;
             running[place] = Some(start(nodes[place], program).await);
             within(Duration::from_secs(10), &format!("all are back in round {round}"), all_are_bound).await;
+            // From Redis, and from the node of the other version.
+            let (published, sent) = (format!("published {round} {place}"), format!("sent {round} {place}"));
+            assert!(redis.publish("mg:group:room", &published).await > 0);
+            let http = reqwest::Client::builder().no_proxy().build().unwrap();
+            let send = json!({"group": "room", "message": sent}).to_string();
+            let other = format!("http://{}/api/sendToGroup", nodes[1 - place].1);
+            assert_eq!(http.post(other).body(send).send().await.unwrap().status(), 200);
+            for text in [published, sent] {
+                let who = format!("all hear {text:?}");
+                let heard = async || seen.lock().heard.iter().filter(|(_, heard)| *heard == text).count() == CLIENTS;
+                within(Duration::from_secs(5), &who, heard).await;
+            }
         }
     }
     over.store(true, Ordering::Relaxed);

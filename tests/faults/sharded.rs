@@ -468,21 +468,50 @@ async fn a_url_of_the_wrong_kind_is_refused_in_words_and_check_says_what_it_foun
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn check_says_once_what_is_so_on_all_masters_and_names_the_one_that_differs() {
+async fn check_says_once_what_is_so_on_all_servers_and_names_those_that_differ_replicas_too() {
     let cluster = Cluster::start().await;
-    let other = cluster.servers[1].command(&["CONFIG", "SET", "maxmemory-policy", "allkeys-lru"]).await;
-    assert_eq!(other, Reply::text("OK"));
+    for (server, policy) in [(1, "allkeys-lru"), (5, "volatile-lru")] {
+        let set = cluster.servers[server].command(&["CONFIG", "SET", "maxmemory-policy", policy]).await;
+        assert_eq!(set, Reply::text("OK"));
+    }
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_moongate"));
     command.arg("check").env_clear().env("MOONGATE_REDIS_URL", cluster.url());
     let output = tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
     assert_eq!((output.status.code(), output.stderr), (Some(0), Vec::new()), "{said}");
     let count = |word: &str| said.lines().filter(|line| line.contains(word)).count();
-    for (word, lines) in [("  rights  ", 1), ("  timeout  ", 1), ("  maxmemory-policy  ", 2), ("  nodes  ", 1)] {
+    for (word, lines) in [("  rights  ", 1), ("  timeout  ", 1), ("  maxmemory-policy  ", 3), ("  nodes  ", 1)] {
         assert_eq!(count(word), lines, "{word}: {said}");
     }
     assert_eq!(count(&format!("{}: allkeys-lru: ", cluster.servers[1].address())), 1, "{said}");
+    assert_eq!(count(&format!("{}: volatile-lru: ", cluster.servers[5].address())), 1, "{said}");
     assert!(said.ends_with(", Redis answers: a Cluster of 3 masters\n"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn check_tells_how_long_nodes_are_silent_by_the_clock_of_the_master_that_has_the_leases() {
+    let cluster = Cluster::start().await;
+    let masters = &cluster.servers[..3];
+    for owner in 0..masters.len() {
+        let mut prefix = String::new();
+        for number in 0_u32.. {
+            prefix = format!("p{number}");
+            let slot = masters[0].command(&["CLUSTER", "KEYSLOT", &format!("{prefix}:nodes")]).await.int();
+            if usize::try_from(slot).unwrap() * 3 / usize::from(SLOTS) == owner {
+                break;
+            }
+        }
+        for master in masters {
+            assert_eq!(master.command(&["CONFIG", "RESETSTAT"]).await, Reply::text("OK"));
+        }
+        let more = [("MOONGATE_PREFIX", &*prefix)];
+        let (code, said) = run(&["check"], &cluster.url(), &more, Duration::from_secs(20)).await;
+        assert_eq!((code, said.as_str()), (0, ""));
+        for (number, master) in masters.iter().enumerate() {
+            let counts = master.command(&["INFO", "commandstats"]).await.string();
+            assert_eq!(counts.contains("cmdstat_time:"), number == owner, "{number}, of {owner}: {counts}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -536,12 +565,20 @@ async fn what_a_node_wants_to_hear_is_counted_as_what_is_confirmed_and_that_is_l
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
+async fn the_users_of_security_md_may_do_on_a_cluster_what_they_need() {
     let cluster = Cluster::start().await;
     let page = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/SECURITY.md")).unwrap();
-    let line = page.lines().find(|line| line.starts_with("ACL SETUSER moongate ")).unwrap();
-    for server in &cluster.servers {
-        assert_eq!(server.command(&line.split(' ').collect::<Vec<_>>()).await, Reply::text("OK"));
+    // What libraries for a Cluster ask: of everyone but nodes, in the words of the page.
+    let besides = "+cluster|slots +cluster|shards +command";
+    assert!(page.contains(&format!("`{besides}`")));
+    for line in page.lines().filter(|line| line.starts_with("ACL SETUSER ")) {
+        let line = match line.split(' ').nth(2) {
+            Some("moongate") => line.to_owned(),
+            _ => format!("{} {besides}", line.replace("+publish", "+spublish")),
+        };
+        for server in &cluster.servers {
+            assert_eq!(server.command(&line.split(' ').collect::<Vec<_>>()).await, Reply::text("OK"), "{line}");
+        }
     }
     let url = cluster.url().replace("redis-cluster://", "redis-cluster://moongate:a-password@");
     let settings = [("MOONGATE_EVENTS", "stream")];
@@ -552,6 +589,23 @@ async fn the_user_of_security_md_may_do_all_that_a_node_needs_on_a_cluster() {
     let task = json!({"command": {"op": "sendToGroup", "group": "room", "message": "later"}, "id": "t", "delay": 50});
     both[1].ask("addTask", task).await;
     eventually("both are heard", async || ear.has_heard("hello") && ear.has_heard("later")).await;
+
+    let command = json!({"op": "sendToGroup", "group": "room", "message": "commanded"}).to_string();
+    for (user, key, words) in [
+        ("sender", "mg:group:room", &["SPUBLISH", "mg:group:room", "sent"][..]),
+        ("commander", "mg:cmd", &["SPUBLISH", "mg:cmd", &command]),
+        ("commander", "mg:tasks", &["XADD", "mg:tasks", "*", "command", &command]),
+        ("reader", "mg:group:room:clients", &["SMEMBERS", "mg:group:room:clients"]),
+        ("worker", "mg:events", &["XRANGE", "mg:events", "-", "+"]),
+    ] {
+        let mut connection = Connection::to(cluster.owner(key).await.address()).await;
+        assert_eq!(connection.command(&["AUTH", user, "a-password"]).await, Reply::text("OK"));
+        for words in [&["CLUSTER", "SLOTS"][..], &["CLUSTER", "SHARDS"], &["COMMAND"], words] {
+            let reply = connection.command(words).await;
+            assert!(!matches!(reply, Reply::Error(_)), "{user}: {words:?}: {reply:?}");
+        }
+    }
+    eventually("both are heard", async || ear.has_heard("sent") && ear.has_heard("commanded")).await;
     for node in &both {
         assert_eq!(node.metric("moongate_directory_refused_total").await, 0.0);
         node.stop();

@@ -11,9 +11,9 @@ use tokio_tungstenite::tungstenite::{Error, Message};
 
 use crate::harness::{Client, Node, World, eventually, in_every_world, soon};
 
-const SECRET: &str = "the application's secret, which is long enough";
+pub(crate) const SECRET: &str = "the application's secret, which is long enough";
 
-fn token(claims: &Value) -> String {
+pub(crate) fn token(claims: &Value) -> String {
     encode(&Header::new(Algorithm::HS256), claims, &EncodingKey::from_secret(SECRET.as_bytes())).unwrap()
 }
 

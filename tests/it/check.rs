@@ -96,14 +96,50 @@ async fn a_redis_that_throws_away_who_is_online_is_told_of_and_is_no_reason_not_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_looked_at_as_what_it_is_after_a_failover() {
+    let primary = Redis::start_with(&["--maxmemory-policy", "noeviction"]).await;
+    let port = primary.address().port().to_string();
+    let of = ["--replicaof", "127.0.0.1", &port, "--maxmemory-policy"];
+    let replica = Redis::start_with(&[&of[..], &["allkeys-lru"]].concat()).await;
+    // One that nobody reaches where it says that it is.
+    let _lost = Redis::start_with(&[&of[..], &["noeviction", "--replica-announce-port", "1"]].concat()).await;
+    eventually("both are there", async || {
+        primary.command(&["INFO", "replication"]).await.string().contains("connected_slaves:2")
+    })
+    .await;
+    let lines = |ended: &Ended, words: String| ended.stdout.lines().filter(|line| line.contains(&words)).count();
+    for url in [primary.url(), primary.tcp_url()] {
+        let ended = check(&url);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+        assert_eq!(
+            lines(&ended, format!("advice  maxmemory-policy            {}: allkeys-lru: ", replica.address())),
+            1,
+            "{ended:?}"
+        );
+        // What is so on both is said once.
+        assert_eq!(said(&ended, "timeout"), ("ok", "0"), "{ended:?}");
+        let (level, words) = said(&ended, "replica");
+        assert!(level == "advice" && words.starts_with("127.0.0.1:1: not looked at (Connection refused)"), "{words}");
+    }
+    // Redis passes no users on to its replicas.
+    let ended = check(&user(&primary, &["~*", "allchannels", "+@all"]).await);
+    assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
+    assert_eq!(lines(&ended, format!("{}: not looked at (WRONGPASS ", replica.address())), 1, "{ended:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_user_may_not_ask_is_not_told_and_the_rest_is() {
-    let redis = Redis::start().await;
+    let redis = Redis::start_with(&["--appendonly", "yes", "--appendfsync", "no", "--timeout", "300"]).await;
     let rights = rights_of_a_node();
     let rights: Vec<&str> = rights.iter().map(String::as_str).collect();
     let ended = check(&user(&redis, &rights).await);
     assert_eq!((ended.code, ended.stderr.as_str()), (Some(0), ""), "{ended:?}");
-    let (level, words) = said(&ended, "client-output-buffer-limit");
+    let (level, words) = said(&ended, "CONFIG GET");
     assert!(level == "advice" && words.starts_with("not told (Redis refused CONFIG: NOPERM"), "{words}");
+    for name in ["client-output-buffer-limit", "timeout", "appendfsync"] {
+        assert!(words.contains(name), "{words}");
+    }
+    assert!(!ended.stdout.contains("survives"), "that is not known: {ended:?}");
     for about in ["maxmemory-policy", "maxmemory", "appendonly", "nodes"] {
         said(&ended, about);
     }
@@ -167,6 +203,64 @@ async fn the_nodes_that_are_there_are_named_also_in_json() {
         files["level"] == "advice" && files["words"].as_str().unwrap().contains("MAX_CONNECTIONS=4000000000"),
         "{files}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_is_told_in_json_also_why_a_node_cannot_run() {
+    let replica = {
+        let primary = Redis::start().await;
+        Redis::start_with(&["--replicaof", "127.0.0.1", &primary.address().port().to_string()]).await
+    };
+    let redis = Redis::start().await;
+    let (refused, url) = (replica.tcp_url(), redis.url());
+    let certificate = [("MOONGATE_TLS_CERT", "/nowhere.pem"), ("MOONGATE_TLS_KEY", "/nowhere.pem")];
+    for (settings, named) in [
+        (&[("MOONGATE_REDIS_URL", "redis://127.0.0.1:1")][..], &["MOONGATE_REDIS_URL"][..]),
+        (&[("MOONGATE_REDIS_URL", &*refused)], &["MOONGATE_REDIS_URL"]),
+        (&certificate, &["MOONGATE_TLS_CERT"]),
+        // The one mistake does not hide the other.
+        (
+            &[certificate[0], certificate[1], ("MOONGATE_REDIS_URL", &*refused)],
+            &["MOONGATE_TLS_CERT", "MOONGATE_REDIS_URL"],
+        ),
+        (&[("MOONGATE_LISTEN", "nowhere"), ("MOONGATE_DRAIN", "soon")], &["MOONGATE_DRAIN", "MOONGATE_LISTEN"]),
+        (&[("MOONGATE_REDIS_URL", &*url), ("MOONGATE_LISTENN", "x")], &["MOONGATE_LISTENN"]),
+    ] {
+        let ended = run(&["check", "--json"], settings);
+        assert_eq!((ended.code, ended.stderr.as_str()), (Some(2), ""), "{ended:?}");
+        let found: Value = serde_json::from_str(&ended.stdout).unwrap();
+        assert_eq!(found["good"], false, "{found}");
+        let errors: Vec<&Value> =
+            found["findings"].as_array().unwrap().iter().filter(|finding| finding["level"] == "error").collect();
+        let about: Vec<&str> = errors.iter().map(|finding| finding["about"].as_str().unwrap()).collect();
+        assert_eq!(about, named, "{found}");
+        // The same words as for people.
+        let ended = run(&["check"], settings);
+        let lines = errors
+            .iter()
+            .map(|finding| format!("{}: {}", finding["about"].as_str().unwrap(), finding["words"].as_str().unwrap()));
+        let lines: Vec<String> = lines.collect();
+        assert_eq!(
+            (ended.code, ended.stderr.lines().collect::<Vec<_>>()),
+            (Some(2), lines.iter().map(|line| &**line).collect())
+        );
+    }
+}
+
+#[test]
+fn what_the_documents_have_one_type_in_containers_is_there() {
+    let file = |name: &str| std::fs::read_to_string(format!("{}/{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    // Arguments come after it; what Kubernetes runs is called by its whole path.
+    assert!(file("Dockerfile").ends_with("ENTRYPOINT [\"/moongate\"]\n"));
+    assert!(file("docker-compose.yml").contains("\nservices:\n  node-1: "));
+    assert!(file("k8s/base/deployment.yaml").contains("\nkind: Deployment\nmetadata:\n  name: moongate\n"));
+    for page in ["docs/operating.md", "docs/operating.zh-CN.md"] {
+        let page = file(page);
+        for line in ["\ndocker compose run --rm node-1 check\n", "\nkubectl exec deploy/moongate -- /moongate check\n"]
+        {
+            assert_eq!(page.matches(line).count(), 1, "{line}");
+        }
+    }
 }
 
 // --- --ready ---------------------------------------------------------------------------------------------------------

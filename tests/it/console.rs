@@ -421,6 +421,19 @@ async fn a_node_that_is_alone_shows_its_clients_uids_and_groups() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn nobody_is_said_to_be_offline_while_redis_is_away() {
+    let (redis, a, _b) = two_nodes().await;
+    let browser = Browser::start().await;
+    let page = open(&browser, &a, "").await;
+    redis.stop();
+    page.press("/").await;
+    page.fill("#find", "somebody").await;
+    page.press("Enter").await;
+    shows(&page, "#list-said", "redis_unavailable").await;
+    assert_eq!(page.eval("document.querySelector('#list .empty')").await, json!(null));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn any_node_shows_the_clients_uids_and_groups_of_all() {
     let (_redis, a, b) = two_nodes().await;
     let browser = Browser::start().await;

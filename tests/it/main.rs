@@ -32,6 +32,7 @@ mod faults;
 mod guarantees;
 mod harness;
 mod http;
+mod js;
 mod metrics;
 mod model;
 mod nodes;

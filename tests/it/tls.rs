@@ -417,7 +417,7 @@ fn what_is_wrong_with_the_certificate_is_not_blamed_on_the_key() {
     let (cert, key) = (authority.cert_file(), authority.key_file());
     let ended = run(&["check"], &[("MOONGATE_TLS_CERT", text(&cert)), ("MOONGATE_TLS_KEY", text(&key))]);
     assert_eq!(ended.code, Some(2), "{ended:?}");
-    assert!(ended.stderr.starts_with("MOONGATE_TLS_CERT "), "{ended:?}");
+    assert!(ended.stderr.starts_with("MOONGATE_TLS_CERT: "), "{ended:?}");
 }
 
 // --- bad manners -----------------------------------------------------------------------------------------------------

@@ -265,7 +265,9 @@ const listView = (() => {
         const asked = [['uids', { op: 'isUidOnline', uid: text }], ['groups', { op: 'getClientIdCountByGroup', group: text }]];
         if (/^[0-9a-f]{20}$/i.test(text)) asked.push(['clients', { op: 'isOnline', client_id: text.toLowerCase() }]);
         const { results } = await good(post('batch', { commands: asked.map(([, command]) => command) }));
-        // A name that is none is nobody's.
+        // A name that is none is nobody's; what else went wrong says nothing about it.
+        const error = results.find((each) => each.error && each.error.code !== 'invalid_request')?.error;
+        if (error) throw new Failed({ ok: false, status: error.status, json: error, text: '' });
         const rows = asked.filter((_, place) => results[place].result).map(([of]) => ({ of, name: of === 'clients' ? text.toLowerCase() : text }));
         if (rows.length === 1) location.replace(to(rows[0].of, rows[0].name));
         return { rows, columns: [['find.title', (row) => make('span', '', told('span', 'hint', `tab.${row.of}`), ' ', names[row.of](row.name))]], empty: ['find.none', text] };
