@@ -10,7 +10,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from support import DEADLINE, wait_for
+from support import DEADLINE, end, wait_for
 from websockets.sync.client import connect
 
 FLAGS = """--headless --no-sandbox --disable-gpu --disable-quic --disable-dev-shm-usage --disable-breakpad --no-first-run
@@ -25,18 +25,25 @@ class Browser:
 
     def __init__(self, test_class):
         profile = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
-        test_class.addClassCleanup(profile.cleanup)
+        test_class.enterClassContext(profile)
         command = [os.environ.get("CHROMIUM", "chromium"), f"--user-data-dir={profile.name}", *FLAGS]
         # What it says goes to a file: a pipe would have to be read on.
         said = test_class.enterClassContext(tempfile.NamedTemporaryFile("r+"))
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=said)
-        test_class.addClassCleanup(process.wait)
-        test_class.addClassCleanup(process.kill)
-        listening = wait_for("the browser", lambda: re.search("DevTools listening on (.*)\n", Path(said.name).read_text()))
+        test_class.addClassCleanup(end, process)
+
+        def address():
+            text = Path(said.name).read_text()
+            assert process.poll() is None, f"the browser has ended: {text}"
+            return re.search("DevTools listening on (.*)\n", text)
+
         # A screenshot comes as one message.
-        self.socket = test_class.enterClassContext(connect(listening[1], max_size=None, proxy=None))
+        self.socket = test_class.enterClassContext(connect(wait_for("the browser", address)[1], max_size=None, proxy=None))
         self.numbers = itertools.count(1)
         self.complaints = {}
+        # All its processes are gone before its profile is wiped.
+        test_class.addClassCleanup(process.wait, DEADLINE)
+        test_class.addClassCleanup(self.call, "Browser.close")
 
     def call(self, method, session=None, **params):
         """Any command of the protocol. What pages complain about meanwhile is kept."""
@@ -48,20 +55,24 @@ class Browser:
             if said.get("id") == number:
                 assert "error" not in said, f"{method}: {said}"
                 return said["result"]
-            event, about = said.get("method"), said.get("params", {})
-            if (
-                event == "Runtime.exceptionThrown"
-                or (event == "Runtime.consoleAPICalled" and about["type"] == "error")
-                # An HTTP status of 4xx, or a node that is gone: the page shows it.
-                or (event == "Log.entryAdded" and about["entry"]["level"] == "error" and about["entry"]["source"] != "network")
-            ):
-                self.complaints.setdefault(said["sessionId"], []).append(about)
+            if is_complaint(said.get("method"), said.get("params")):
+                self.complaints.setdefault(said["sessionId"], []).append(said["params"])
 
     def profile(self, test):
         """A profile with cookies of its own: what another browser would have."""
         context = self.call("Target.createBrowserContext")["browserContextId"]
         test.addCleanup(self.call, "Target.disposeBrowserContext", browserContextId=context)
         return context
+
+
+def is_complaint(event, about):
+    """Whether an event is something that a page should not have caused."""
+    if event == "Runtime.consoleAPICalled":
+        return about["type"] == "error"
+    if event == "Log.entryAdded":
+        # An HTTP status of 4xx, or a node that is gone, is none: the page shows it.
+        return about["entry"]["level"] == "error" and about["entry"]["source"] != "network"
+    return event == "Runtime.exceptionThrown"
 
 
 class Page:
@@ -88,16 +99,17 @@ class Page:
 
     def eval(self, script):
         """The value of an expression, awaited if it is a promise."""
-        answer = self.command("Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True)
+        how = {"awaitPromise": True, "returnByValue": True, "userGesture": True}
+        answer = self.command("Runtime.evaluate", expression=script, **how)
         assert "exceptionDetails" not in answer, f"{script}: {answer}"
         return answer["result"].get("value")
 
     def until(self, condition):
         """Waits until an expression is true."""
-        end = time.monotonic() + DEADLINE
+        deadline = time.monotonic() + DEADLINE
         while not self.eval(f"Boolean({condition})"):
             shown = f"not within {DEADLINE} s: {condition}"
-            assert time.monotonic() < end, f"{shown}\n{self.complaints()}\n{self.eval('document.body.innerText')}"
+            assert time.monotonic() < deadline, f"{shown}\n{self.complaints()}\n{self.eval('document.body.innerText')}"
             time.sleep(0.02)
 
     def click(self, selector):
@@ -117,8 +129,9 @@ class Page:
     def type(self, text):
         """Writes where the focus is, and presses Enter."""
         self.command("Input.insertText", text=text)
-        self.command("Input.dispatchKeyEvent", type="keyDown", key="Enter", code="Enter", windowsVirtualKeyCode=13, text="\r")
-        self.command("Input.dispatchKeyEvent", type="keyUp", key="Enter", code="Enter", windowsVirtualKeyCode=13)
+        enter = {"key": "Enter", "code": "Enter", "windowsVirtualKeyCode": 13}
+        self.command("Input.dispatchKeyEvent", type="keyDown", text="\r", **enter)
+        self.command("Input.dispatchKeyEvent", type="keyUp", **enter)
 
     def screenshot(self, path):
         path.write_bytes(base64.b64decode(self.command("Page.captureScreenshot")["data"]))
