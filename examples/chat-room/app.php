@@ -138,8 +138,9 @@ function say(array $in): array
 /** A cookie that is gone ends no socket: they are closed, on all tabs. */
 function logout(array $in): array
 {
-    batch([['op' => 'closeUid', 'uid' => user()['uid']]]);
+    $me = user();
     set_cookie('', '; Max-Age=0');
+    batch([['op' => 'closeUid', 'uid' => $me['uid']]]);
     return ['ok' => true];
 }
 

@@ -127,8 +127,9 @@ def say(request, given):
 
 def logout(request, given):
     """A cookie that is gone ends no socket: they are closed, on all tabs."""
-    batch([{"op": "closeUid", "uid": user(request)["uid"]}])
+    me = user(request)
     set_cookie(request, "", "; Max-Age=0")
+    batch([{"op": "closeUid", "uid": me["uid"]}])
     return {"ok": True}
 
 
