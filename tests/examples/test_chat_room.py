@@ -200,8 +200,10 @@ class ChatRoom:
         wait_for("the dead node's clients to go", lambda: self.redis.scard("mg:group:room-1:clients") == 2)
 
         # And once more, with the one on which the first is there again.
+        lost = 1 + (ann.eval("node % nodes.length") == 1)
         self.kill_node(2)
         bob.until(f"{back} === 1")
+        ann.until(f"{back} === {lost}")
         bob.says("me too")
         ann.hears("me too")
         ann.sees("Bob")
