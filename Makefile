@@ -32,7 +32,8 @@ test-all: lint test ## And what is heavier: faults, jemalloc, the documentation,
 	cargo test --locked --test faults -- --test-threads=3 --skip harness:: --skip proxy:: --skip redis::
 	cargo test --locked --features jemalloc --test it -- clients::
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --workspace
-	cargo bench --locked -- --test
+	@# Whether they run, not how fast.
+	cargo bench --locked --profile dev -- --test
 	@scripts/fuzz
 	@scripts/check-image
 	@scripts/check-deploy
