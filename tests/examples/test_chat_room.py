@@ -286,7 +286,9 @@ class ChatRoom:
         bob.until("document.documentElement.lang === 'zh-CN'")
         self.assertEqual(bob.eval("document.querySelector('#say .main').textContent"), "发送")
         self.assertEqual(bob.eval("$('state').textContent"), "已连接：节点 2")
-        ann.says("A word that is longer than any phone is wide: " + "x" * 300)
+        long = "A word that is longer than any phone is wide: " + "x" * 300
+        ann.says(long)
+        bob.hears(long)
         bob.says("你好")
         ann.hears("你好")
         ann.says("只有你知道", to=bob)
