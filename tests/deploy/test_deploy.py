@@ -77,13 +77,15 @@ class BehindProxy:
         self.addCleanup(self.application.shutdown)
 
         self.nodes = {}
-        for number, address in enumerate(self.NODES):
+        for address in self.NODES:
+            # Client ids name it: by that a test knows whose a client is.
+            lan = free_port("127.0.0.1")
             environment = {
                 "MOONGATE_LISTEN": f"{address}:{self.node_clients}",
                 "MOONGATE_API_LISTEN": f"{address}:{self.node_api}",
                 "MOONGATE_API_TOKEN": TOKEN,
                 "MOONGATE_API_MAX_BODY": "4MiB",
-                "MOONGATE_LAN_PORT": str(2900 + number),
+                "MOONGATE_LAN_PORT": str(lan),
                 "MOONGATE_TRUSTED_PROXIES": "127.0.0.0/8",
                 "MOONGATE_EVENTS": "webhook:connect",
                 "MOONGATE_WEBHOOK_URL": f"http://127.0.0.1:{self.application.server_port}/",
@@ -92,7 +94,7 @@ class BehindProxy:
             }
             node = subprocess.Popen([BINARY], env=environment)
             self.addCleanup(end, node)
-            self.nodes[f"{2900 + number:04x}"] = (node, f"http://{address}:{self.node_api}")
+            self.nodes[f"{lan:04x}"] = (node, f"http://{address}:{self.node_api}")
         self.start_proxy()
         for _, api in self.nodes.values():
             wait_for("node", lambda url=api: http(f"{url}/readyz")[0] == 200)
