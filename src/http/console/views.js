@@ -283,7 +283,7 @@ const listView = (() => {
     ['column.what', what],
     ['column.attempts', (task) => number(task.attempts), 'number'],
     ['column.due', (task) => (task.next_at ? moment(task.next_at) : '')],
-    ['column.state', deed, 'deed'],
+    ['column.deed', deed, 'deed'],
   ];
   function what({ task, reason }) {
     const op = typeof task.command === 'object' ? task.command?.op : undefined;
