@@ -141,6 +141,7 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
             number
         }
     });
+    let http = reqwest::Client::builder().no_proxy().build().unwrap();
     for (round, program) in [MOONGATE.as_ref(), &*before].into_iter().enumerate() {
         for place in 0..2 {
             running[place].take().unwrap().stop().await;
@@ -149,7 +150,6 @@ async fn nodes_are_replaced_one_by_one_and_everyone_is_back_at_once_and_no_task_
             // From Redis, and from the node of the other version.
             let (published, sent) = (format!("published {round} {place}"), format!("sent {round} {place}"));
             assert!(redis.publish("mg:group:room", &published).await > 0);
-            let http = reqwest::Client::builder().no_proxy().build().unwrap();
             let send = json!({"group": "room", "message": sent}).to_string();
             let other = format!("http://{}/api/sendToGroup", nodes[1 - place].1);
             assert_eq!(http.post(other).body(send).send().await.unwrap().status(), 200);
