@@ -6,7 +6,7 @@
  *
  * What sends (`to…`) is best effort: it never throws, and answers 0 when nobody is there, and as well when no node
  * answers. Then the application goes on: it has stored the thing, and the page shows it at its next load. Whatever else
- * throws a RuntimeException, whose code is the HTTP status.
+ * throws a RuntimeException, whose code is the HTTP status. A uid is an integer or a string: 42 and "42" are one.
  *
  * A node that does not answer in time may still have done it, and the next one does it again. So a message says how
  * things are ("order 7 is sent") and not what to add to them ("one more"): heard twice, it does no harm.
@@ -29,7 +29,7 @@ class Push
     }
 
     /** Makes a page's client its user's, and says so to the page: what is pushed after this reaches it. */
-    public function bind(string $client, string $uid, string $group, array $hello): void
+    public function bind(string $client, $uid, string $group, array $hello): void
     {
         $this->ask('batch', ['commands' => [
             ['op' => 'bindUid', 'client_id' => $client, 'uid' => $uid],
@@ -39,7 +39,7 @@ class Push
     }
 
     /** To all pages of a user, on all devices; on how many nodes they are. At 0 store it as unread, or send a mail. */
-    public function toUser(string $uid, array $message): int
+    public function toUser($uid, array $message): int
     {
         return $this->send('sendToUid', ['uid' => $uid, 'message' => $message]);
     }
@@ -55,7 +55,7 @@ class Push
     }
 
     /** Closes all connections of a user; his pages hear 4000. */
-    public function close(string $uid): int
+    public function close($uid): int
     {
         return $this->send('closeUid', ['uid' => $uid]);
     }

@@ -6,7 +6,7 @@ php -m | grep -ix pdo_sqlite >/dev/null || {
     exit 1
 }
 
-export MOONGATE_INIT_MESSAGE='{"type":"SERVER_INIT","client_id":"{client_id}","message":"Welcome to the portal.","timestamp":{timestamp}}'
+export MOONGATE_INIT_MESSAGE='{"type":"SERVER_INIT","client_id":"{client_id}","message":"Welcome to the shop.","timestamp":{timestamp}}'
 
 # The page's own heartbeat is what keeps its connection: where PING_DATA is set, only messages are signs of life. A page that says
 # nothing is asked after 55 to 83 s, and cut 28 s later.
@@ -18,6 +18,6 @@ export MOONGATE_WEBHOOK_URL=$app/hook
 MOONGATE_WEBHOOK_SECRET=${MOONGATE_WEBHOOK_SECRET:-$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')}
 export MOONGATE_WEBHOOK_SECRET
 
-pages="  Open the portal as a customer, at node 1   $app/
+pages="  Open the shop as a customer, at node 1   $app/
   and as one of the staff, at node 2          ${app/127.0.0.1/localhost}/?node=2
                                               (another name of this machine, so another cookie)"

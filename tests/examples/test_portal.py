@@ -109,7 +109,7 @@ class AsItIs(Portal, unittest.TestCase):
         self.assertEqual(self.ask("step", mei, {"id": 1, "step": 1})[1]["told"], True)
         for socket, hello in pages:
             self.assertEqual(hello.keys(), {"type", "client_id", "message", "timestamp"})
-            self.assertEqual((hello["type"], hello["message"]), ("SERVER_INIT", "Welcome to the portal."))
+            self.assertEqual((hello["type"], hello["message"]), ("SERVER_INIT", "Welcome to the shop."))
             self.assertLess(abs(hello["timestamp"] - time.time()), 60)
             heard = [json.loads(socket.recv(DEADLINE)) for _ in range(3)]
             # Whose page it is says the cookie, and not the uid in the request.
@@ -387,13 +387,14 @@ class AsItIs(Portal, unittest.TestCase):
         again.until("$('state').textContent === '实时：节点 2'")
         self.assertEqual(again.eval("document.querySelector('#order .main').textContent"), "下单")
         self.assertEqual(again.unread(), [4])
-        staff = Visitor(self, MEI, 1, mei.profile)
-        staff.go(f"{self.address}/?node=1")
-        mei.until("document.querySelector('#notices .notice')")
+        staff = self.visitor(MEI, 1)
+        staff.until("reports.size")
         staff.click("#language")
         for page, name in ((mei, "staff-en"), (staff, "staff-zh"), (ann, "customer-en"), (again, "customer-zh"), (bob, "login-zh")):
             if page is not bob:
                 page.is_live()
+            # As a phone's: they take no room.
+            page.command("Emulation.setScrollbarsHidden", hidden=True)
             for way, size, scheme in looks():
                 look(page, size, scheme)
                 picture(page, f"portal-{name}-{way}")
