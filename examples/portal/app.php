@@ -12,12 +12,13 @@ const USERS = [
     42 => ['name' => 'Ann', 'role' => 'customer'],
     43 => ['name' => 'Bob', 'role' => 'customer'],
 ];
-const LAST_STEP = 3; // 0 new, 1 packed, 2 sent, 3 delivered
+const LAST_STEP = 3; // 0 received, 1 packed, 2 sent, 3 delivered
 const TABLES = '
     CREATE TABLE IF NOT EXISTS orders
         (id INTEGER PRIMARY KEY, uid TEXT, item TEXT, step INTEGER DEFAULT 0, at INTEGER, unread INTEGER DEFAULT 0);
     CREATE TABLE IF NOT EXISTS notices (id TEXT PRIMARY KEY, text TEXT, at INTEGER);
-    CREATE TABLE IF NOT EXISTS reports (id TEXT PRIMARY KEY, at INTEGER, steps TEXT);
+    CREATE TABLE IF NOT EXISTS reports
+        (id TEXT PRIMARY KEY, at INTEGER, step0 INTEGER, step1 INTEGER, step2 INTEGER, step3 INTEGER);
     CREATE TABLE IF NOT EXISTS presence (uid TEXT PRIMARY KEY, seq INTEGER, online INTEGER, seen INTEGER DEFAULT 0);
 ';
 
@@ -120,7 +121,7 @@ function home(): array
         'orders' => db('SELECT * FROM orders')->fetchAll(),
         'users' => USERS,
         'presence' => db('SELECT * FROM presence')->fetchAll(),
-        'reports' => array_map('report', db('SELECT * FROM reports ORDER BY at DESC LIMIT 5')->fetchAll()),
+        'reports' => db('SELECT * FROM reports ORDER BY at DESC LIMIT 5')->fetchAll(),
     ];
 }
 
@@ -168,7 +169,8 @@ function announce(array $in): array
     user('staff');
     $seconds = number($in, 'seconds', 1, 7 * 86400);
     $notice = ['id' => bin2hex(random_bytes(8)), 'text' => text($in, 'text'), 'at' => time() + $seconds];
-    push()->later($notice['id'], $seconds, ['type' => 'due', 'notice' => $notice]); // push: nothing is promised when it fails
+    // push: when this fails, nothing is promised
+    push()->later("notice-$notice[id]", $seconds, ['type' => 'due', 'notice' => $notice]);
     db('INSERT INTO notices VALUES (?, ?, ?)', array_values($notice));
     push()->toAll(['type' => 'notice', 'notice' => $notice]); // push
     return ['notice' => $notice];
@@ -178,7 +180,7 @@ function withdraw(array $in): array
 {
     user('staff');
     $id = text($in, 'id');
-    push()->cancel($id); // push: it is called off; once it was said there is nothing to call off, which is no mistake
+    push()->cancel("notice-$id"); // push: false once it was said, which is no mistake
     db('DELETE FROM notices WHERE id = ?', [$id]);
     push()->toAll(['type' => 'withdrawn', 'id' => $id]); // push
     return ['id' => $id];
@@ -215,29 +217,36 @@ function hook(string $body): array
 {
     $secret = getenv('MOONGATE_WEBHOOK_SECRET') ?: throw new Refused('MOONGATE_WEBHOOK_SECRET is not set', 500);
     $event = Push::event($body, $_SERVER['HTTP_MOONGATE_SIGNATURE'] ?? '', $secret) ?? throw new Refused('signature', 403);
-    if ($event['event'] === 'task') {
-        // The id is that of this night: a second attempt finds what the first has made.
-        $steps = db('SELECT step, COUNT(*) FROM orders GROUP BY step')->fetchAll(PDO::FETCH_KEY_PAIR);
-        $sql = 'INSERT INTO reports VALUES (?, ?, ?) ON CONFLICT DO UPDATE SET id = id RETURNING *';
-        $row = db($sql, [$event['id'], $event['at'], json((object) $steps)])->fetch();
-        $message = ['type' => 'report', 'report' => report($row)];
-    } elseif ($event['event'] === 'close') {
-        db('UPDATE presence SET seen = MAX(seen, ?) WHERE uid = ?', [$event['at'], $event['uid']]);
-        $message = ['type' => 'seen', 'uid' => $event['uid'], 'at' => $event['at']];
-    } else {
-        // Two nodes may overtake each other: of one uid the highest seq is the truth.
-        $online = (int) ($event['event'] === 'bound' || !$event['last']);
-        $sql = 'INSERT INTO presence (uid, seq, online) VALUES (?, ?, ?)
-                ON CONFLICT DO UPDATE SET seq = excluded.seq, online = excluded.online WHERE excluded.seq >= seq';
-        $known = db($sql, [$event['uid'], $event['seq'], $online])->rowCount();
-        $message = $known ? ['type' => 'presence', 'uid' => $event['uid'], 'seq' => $event['seq'], 'online' => $online] : null;
-    }
+    $message = match ($event['event']) {
+        'bound', 'unbound' => presence($event),
+        'close' => seen($event),
+        'task' => report($event),
+        default => null,
+    };
     return ['commands' => $message ? [['op' => 'sendToGroup', 'group' => 'staff', 'message' => $message]] : []];
 }
 
-function report(array $row): array
+/** Two nodes may overtake each other: of one uid the highest seq is the truth. */
+function presence(array $event): ?array
 {
-    return ['steps' => json_decode($row['steps'])] + $row;
+    $known = ['uid' => $event['uid'], 'seq' => $event['seq'], 'online' => (int) ($event['event'] === 'bound' || !$event['last'])];
+    $sql = 'INSERT INTO presence (uid, seq, online) VALUES (?, ?, ?)
+            ON CONFLICT DO UPDATE SET seq = excluded.seq, online = excluded.online WHERE excluded.seq >= seq';
+    return db($sql, array_values($known))->rowCount() ? ['type' => 'presence'] + $known : null;
+}
+
+function seen(array $event): array
+{
+    db('UPDATE presence SET seen = MAX(seen, ?) WHERE uid = ?', [$event['at'], $event['uid']]);
+    return ['type' => 'seen', 'uid' => $event['uid'], 'at' => $event['at']];
+}
+
+/** The id is that of this night: a second attempt finds what the first has made. */
+function report(array $event): array
+{
+    $sql = 'INSERT OR IGNORE INTO reports SELECT ?, ?, SUM(step = 0), SUM(step = 1), SUM(step = 2), SUM(step = 3) FROM orders';
+    db($sql, [$event['id'], $event['at']]);
+    return ['type' => 'report', 'report' => db('SELECT * FROM reports WHERE id = ?', [$event['id']])->fetch()];
 }
 
 // ---- HTTP
