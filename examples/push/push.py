@@ -8,8 +8,9 @@ import uuid
 import redis
 
 client = sys.argv[1]
+url = os.environ.get("REDIS_URL", "redis://127.0.0.1:7279")
 # No answer takes as long as the wait for a reply below.
-r = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:7279"), decode_responses=True, socket_timeout=20)
+r = redis.Redis.from_url(url, decode_responses=True, socket_timeout=20)
 
 # Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may still be on
 # its way when what is published next, on another channel, has found nobody.

@@ -5,6 +5,7 @@ JEDIS Java's class path, where it could be had.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -42,7 +43,7 @@ class Push(World):
             "Rust": [os.environ["PUSH_RUST"]],
             "redis-cli": [PUSH / "push.sh"],
         }
-        if "JEDIS" in os.environ:
+        if os.environ.get("JEDIS"):
             programs["Java"] = ["java", "-cp", os.environ["JEDIS"], PUSH / "Push.java"]
         return programs
 
@@ -120,6 +121,13 @@ class Push(World):
                 self.assertNotEqual(done.returncode, 0)
                 self.assertIn("no node has answered; the task stays in the queue", done.stdout + done.stderr)
         self.assertEqual(self.redis.xlen("mg:tasks"), len(programs))
+
+    def test_the_pages_show_the_lines_of_the_programs(self):
+        for page, language, program in (("README.md", "python", "push.py"), ("README.zh-CN.md", "php", "push.php")):
+            blocks = re.findall(rf"```{language}\n(.*?)```", (PUSH / page).read_text(), re.S)
+            self.assertEqual(len(blocks), 5)
+            for block in blocks:
+                self.assertIn(block, (PUSH / program).read_text())
 
 
 if __name__ == "__main__":
