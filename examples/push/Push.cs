@@ -8,8 +8,8 @@ var port = Environment.GetEnvironmentVariable("REDIS_PORT") ?? "7279";
 using var connection = await ConnectionMultiplexer.ConnectAsync($"127.0.0.1:{port}");
 var redis = connection.GetDatabase();
 
-// Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may still be on
-// its way when what is published next, on another channel, has found nobody.
+// Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on mg:cmd,
+// the next PUBLISH, on another channel, may come first, and finds nobody.
 var bind = new
 {
     op = "batch",

@@ -14,8 +14,8 @@ public class Push {
         Gson json = new Gson();
         // One connection; a server has a pool of them, JedisPooled or RedisClient, with the same methods.
         try (Jedis redis = new Jedis(System.getenv().getOrDefault("REDIS_URL", "redis://127.0.0.1:7279"))) {
-            // Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may
-            // still be on its way when what is published next, on another channel, has found nobody.
+            // Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published,
+            // on mg:cmd, the next PUBLISH, on another channel, may come first, and finds nobody.
             var bind = Map.of("op", "batch", "commands", List.of(
                 Map.of("op", "bindUid", "client_id", client, "uid", 42),
                 Map.of("op", "joinGroup", "client_id", client, "group", "room-1"),
@@ -25,8 +25,9 @@ public class Push {
             redis.xadd("mg:tasks", StreamEntryID.NEW_ENTRY, task);
             List<String> reply = redis.blpop(10, replyTo);
             if (reply == null) throw new IllegalStateException("no node has answered; the task stays in the queue");
-            for (var done : json.fromJson(reply.get(1), JsonObject.class).getAsJsonArray("results")) {
-                if (!done.getAsJsonObject().has("result")) throw new IllegalStateException("not bound: " + reply.get(1));
+            String answer = reply.get(1);
+            for (var done : json.fromJson(answer, JsonObject.class).getAsJsonArray("results")) {
+                if (!done.getAsJsonObject().has("result")) throw new IllegalStateException("not bound: " + answer);
             }
             System.out.println("bound");
 

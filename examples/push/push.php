@@ -5,12 +5,12 @@
 $client = $argv[1];
 $redis = new Redis(); // phpredis
 $redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279));
-// With Predis, from 2.0 on, these lines instead, and below xadd('mg:tasks', $fields) for xAdd('mg:tasks', '*', $fields):
+// With Predis (2.0 or newer) these lines instead, and below xadd('mg:tasks', $fields) for xAdd('mg:tasks', '*', …):
 // require 'vendor/autoload.php';
 // $redis = new Predis\Client('tcp://127.0.0.1:7279', ['read_write_timeout' => 20]);
 
-// Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may still be on
-// its way when what is published next, on another channel, has found nobody.
+// Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on mg:cmd,
+// the next PUBLISH, on another channel, may come first, and finds nobody.
 $bind = ['op' => 'batch', 'commands' => [
     ['op' => 'bindUid', 'client_id' => $client, 'uid' => 42],
     ['op' => 'joinGroup', 'client_id' => $client, 'group' => 'room-1'],

@@ -7,8 +7,8 @@ require "securerandom"
 client = ARGV.fetch(0)
 redis = Redis.new(url: ENV.fetch("REDIS_URL", "redis://127.0.0.1:7279"))
 
-# Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may still be on
-# its way when what is published next, on another channel, has found nobody.
+# Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on mg:cmd,
+# the next PUBLISH, on another channel, may come first, and finds nobody.
 bind = { op: "batch", commands: [
   { op: "bindUid", client_id: client, uid: 42 },
   { op: "joinGroup", client_id: client, group: "room-1" },

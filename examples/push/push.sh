@@ -7,8 +7,8 @@ redis() {
     redis-cli -p "${REDIS_PORT:-7279}" --raw "$@"
 }
 
-# Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may still be on
-# its way when what is published next, on another channel, has found nobody.
+# Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on mg:cmd,
+# the next PUBLISH, on another channel, may come first, and finds nobody.
 bind='{"op":"batch","commands":[
     {"op":"bindUid","client_id":"'$client'","uid":42},
     {"op":"joinGroup","client_id":"'$client'","group":"room-1"},

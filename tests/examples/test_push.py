@@ -1,7 +1,7 @@
 """The programs in `examples/push`, against a real Redis, two real nodes and real clients on both.
 
-scripts/check-examples runs it, and has built PUSH_GO and PUSH_RUST; NODE_MODULES is where npm has put what push.mjs needs, and
-JEDIS Java's class path, where it could be had.
+scripts/check-examples runs it, and has built PUSH_GO and PUSH_RUST; NODE_MODULES is where npm has put what push.mjs needs,
+and JEDIS Java's class path, where it could be had.
 """
 
 import os

@@ -10,8 +10,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let url = env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:7279".into());
     let mut redis = redis::Client::open(url)?.get_connection()?;
 
-    // Bind with certainty: by a queued task, and wait for its answer. A bindUid that is published on mg:cmd may still be
-    // on its way when what is published next, on another channel, has found nobody.
+    // Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on
+    // mg:cmd, the next PUBLISH, on another channel, may come first, and finds nobody.
     let bind = json!({"op": "batch", "commands": [
         {"op": "bindUid", "client_id": client, "uid": 42},
         {"op": "joinGroup", "client_id": client, "group": "room-1"},
