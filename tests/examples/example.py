@@ -29,6 +29,7 @@ class Example:
         self.addCleanup(self.stop_by_ctrl_c)
         self.program.until("Ctrl-C ends all")
         self.address = f"http://127.0.0.1:{port + 8}"
+        self.apis = [f"http://127.0.0.1:{port + 1}", f"http://127.0.0.1:{port + 11}"]
         self.redis = redis.Redis(port=port + 7, decode_responses=True, socket_timeout=DEADLINE)
         self.addCleanup(self.redis.close)
 
@@ -58,9 +59,11 @@ def look(page, size, scheme):
     width, height = size
     metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
     page.command("Emulation.setDeviceMetricsOverride", **metrics)
-    page.command("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
-    wide = page.eval("document.documentElement.scrollWidth")
-    assert wide == width, f"{wide} pixels wide, in a window of {width}"
+    # At rest: what fades from one colour to another would be pictured between them.
+    media = {"prefers-color-scheme": scheme, "prefers-reduced-motion": "reduce"}
+    page.command("Emulation.setEmulatedMedia", features=[{"name": name, "value": value} for name, value in media.items()])
+    wider = page.eval("document.documentElement.scrollWidth - document.documentElement.clientWidth")
+    assert wider == 0, f"{wider} pixels too wide for {width}"
 
 
 def picture(page, name):

@@ -32,7 +32,8 @@ class Member(Page):
     def sees(self, *names):
         """Waits until exactly these others are on the list."""
         shown = "JSON.stringify([...document.querySelectorAll('#users button .theirs')].map(e => e.textContent))"
-        self.until(f"{shown} === {json.dumps(json.dumps(sorted(names), separators=(',', ':')))}")
+        wanted = json.dumps(sorted(names), separators=(",", ":"), ensure_ascii=False)
+        self.until(f"{shown} === {json.dumps(wanted)}")
         self.test.assertEqual(self.eval("$('count').textContent"), f"({len(names) + 1})")
 
     def says(self, text, to=None):
@@ -260,19 +261,78 @@ class ChatRoom(Example):
         ann.hears("你好")
         ann.says("只有你知道", to=bob)
         bob.hears("只有你知道")
-        out = self.member("Out", 1)
-        out.click("#logout")
-        for page, name in ((ann, "room-en"), (bob, "room-zh"), (out, "login-en")):
-            for way, size, scheme in looks():
+        ann.sees("小波")
+        for page in (ann, bob):
+            for _, size, scheme in looks():
                 look(page, size, scheme)
-                self.assertEqual(page.eval("scrollY"), 0)
-                if page is not out:
-                    # What was said last and the field for the next are in sight.
-                    place = "[...document.querySelectorAll('#log > *')].pop().getBoundingClientRect().bottom"
-                    page.until(f"{place} < $('say').getBoundingClientRect().top")
-                    self.assertLess(page.eval("$('say').getBoundingClientRect().bottom"), size[1])
-                picture(page, f"chat-{name}-{way}")
+                self.is_in_sight(page, size)
             self.assertEqual(page.complaints(), [])
+        ann.click("#logout")
+        ann.until("!$('login').hidden")
+        for way, size, scheme in looks():
+            look(ann, size, scheme)
+            picture(ann, f"chat-login-{way}")
+
+    def is_in_sight(self, page, size):
+        """What was said last, and the field for the next."""
+        place = "[...document.querySelectorAll('#log > *')].pop().getBoundingClientRect().bottom"
+        page.until(f"{place} < $('say').getBoundingClientRect().top")
+        self.assertLess(page.eval("$('say').getBoundingClientRect().bottom"), size[1])
+        self.assertEqual(page.eval("scrollY"), 0)
+
+    def test_a_conversation_is_seen_in_the_room_and_in_the_console(self):
+        for language, room, names, said in SCENES:
+            ann, *others = (Member(self, name, node, query=f"&room={room}") for name, node in zip(names, (1, 2, 2)))
+            ann.sees(*names[1:])
+            console = Page(self.browser, ann.profile, f"{self.apis[0]}/#/tail/group/room-{room}")
+            console.until("document.getElementById('tail-state').dataset.state === 'open'")
+            for page in (ann, console):
+                if not page.eval("document.documentElement.lang").startswith(language):
+                    page.click("#language")
+            # Its notices in that language, too.
+            ann.go(f"{self.address}/?node=1&room={room}")
+            ann.sees(*names[1:])
+            for who, text in said:
+                (ann, *others)[who].says(text)
+                for page in (ann, *others):
+                    page.hears(text)
+            for who, text in said:
+                console.until(f"document.getElementById('tail-log').textContent.includes({json.dumps(text)})")
+            for way, size, scheme in looks():
+                look(ann, size, scheme)
+                self.is_in_sight(ann, size)
+                picture(ann, f"chat-room-{language}-{way}")
+                look(console, size, scheme)
+                picture(console, f"console-tail-{language}-{way}")
+            for page in (ann, *others, console):
+                self.assertEqual(page.complaints(), [])
+
+
+# Their language, the room, who speaks, and what they say.
+SCENES = (
+    (
+        "en",
+        1,
+        ("Ann", "Bob", "Cid"),
+        (
+            (1, "Is the new build out?"),
+            (0, "Since ten. Both nodes were restarted under us."),
+            (2, "I have not noticed a thing."),
+            (0, "That is the point"),
+        ),
+    ),
+    (
+        "zh",
+        2,
+        ("安然", "小波", "子墨"),
+        (
+            (1, "新版本上线了吗？"),
+            (0, "十点就上了，两个节点都滚动重启过。"),
+            (2, "完全没感觉到断线。"),
+            (0, "要的就是这个效果"),
+        ),
+    ),
+)
 
 
 class InPhp(ChatRoom, unittest.TestCase):
