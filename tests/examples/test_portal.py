@@ -47,18 +47,18 @@ class Visitor(Page):
 
     def shows(self, number, step):
         """Waits until an order is so far."""
-        self.until(f"document.querySelector('#orders [data-id=\"{number}\"] .step')?.dataset.step === '{step}'")
+        self.until(f"document.querySelector('[data-key=\"order {number}\"] .step')?.dataset.step === '{step}'")
 
     def steps(self, number):
         """Clicks on what moves an order on."""
         self.click(f'#orders [data-key="step {number}"]')
 
     def unread(self):
-        return self.eval("[...document.querySelectorAll('#orders .unread')].map(e => Number(e.dataset.id))")
+        return self.eval("[...document.querySelectorAll('#orders .unread')].map(e => e.dataset.key)")
 
     def is_there(self, uid, there):
         """Waits until the dot of a customer says so."""
-        dot = f"document.querySelector('#people [data-uid=\"{uid}\"] .dot')"
+        dot = f"document.querySelector('[data-key=\"user {uid}\"] .dot')"
         self.until(f"{dot}?.classList.contains('on') === {json.dumps(there)}")
 
 
@@ -157,10 +157,10 @@ class AsItIs(Portal, unittest.TestCase):
         phone = self.visitor(ANN, 2)
         for page in (ann, phone):
             page.shows(1, 1)
-            self.assertEqual(page.unread(), [1])
+            self.assertEqual(page.unread(), ["order 1"])
         mei.steps(2)
         phone.shows(2, 1)
-        self.assertEqual(phone.unread(), [1])
+        self.assertEqual(phone.unread(), ["order 1"])
         ann.click("#read")
         for page in (ann, phone):
             page.until("!document.querySelector('#orders .unread') && $('read').hidden")
@@ -221,7 +221,7 @@ class AsItIs(Portal, unittest.TestCase):
         mei.is_there(ANN, True)
         bob.close()
         mei.is_there(BOB, False)
-        mei.until("document.querySelector('#people [data-uid=\"43\"] small').textContent.startsWith('last here')")
+        mei.until("document.querySelector('[data-key=\"user 43\"] small').textContent.startsWith('last here')")
         mei.is_there(ANN, True)
         bob = self.visitor(BOB, 1)
         mei.is_there(BOB, True)
@@ -326,7 +326,7 @@ class AsItIs(Portal, unittest.TestCase):
             self.assertEqual(mei.eval("[$('text').value, notices.size]"), ["Maintenance", 0])
             ann.go(f"{self.address}/")
             ann.shows(1, 1)
-            self.assertEqual(ann.unread(), [1])
+            self.assertEqual(ann.unread(), ["order 1"])
         finally:
             for node in nodes:
                 os.kill(node, signal.SIGCONT)
@@ -366,7 +366,7 @@ class AsItIs(Portal, unittest.TestCase):
             self.assertIsNone(page.eval("window.hacked"))
             self.assertEqual(page.complaints(), [])
 
-    def test_what_is_pushed_does_not_take_the_keyboard_away(self):
+    def test_what_is_pushed_takes_away_neither_the_focus_nor_a_click(self):
         mei, ann = self.visitor(MEI, 2), self.visitor(ANN, 1)
         ann.orders("pot")
         mei.shows(1, 0)
@@ -375,11 +375,21 @@ class AsItIs(Portal, unittest.TestCase):
         mei.shows(2, 0)
         mei.type("")
         ann.shows(1, 1)
+        # What is pushed while the button is down.
+        box = "(e => [e.left + 9, e.top + 9])(document.querySelector('[data-key=\"step 2\"]').getBoundingClientRect())"
+        x, y = mei.eval(box)
+        mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        mei.command("Input.dispatchMouseEvent", type="mousePressed", **mouse)
+        ann.orders("saucer")
+        mei.shows(3, 0)
+        mei.command("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
+        ann.shows(2, 1)
 
     def test_the_page_speaks_both_languages_and_fits_a_phone(self):
         mei, ann, bob = self.visitor(MEI, 2), self.visitor(ANN, 1), self.visitor(BOB, 1)
         for item in ("A blue teapot", "A word that is longer than any phone is wide: " + "x" * 34, "两只茶杯"):
             ann.orders(item)
+        mei.shows(3, 0)
         bob.orders("茶叶 100 克")
         mei.shows(4, 0)
         bob.click("#logout")
@@ -398,7 +408,7 @@ class AsItIs(Portal, unittest.TestCase):
         again.click("#language")
         again.until("$('state').textContent === '实时：节点 2'")
         self.assertEqual(again.eval("document.querySelector('#order .main').textContent"), "下单")
-        self.assertEqual(again.unread(), [4])
+        self.assertEqual(again.unread(), ["order 4"])
         staff = self.visitor(MEI, 1)
         staff.until("reports.size")
         staff.click("#language")
@@ -406,8 +416,6 @@ class AsItIs(Portal, unittest.TestCase):
         for name, page in shown.items():
             if page is not bob:
                 page.is_live()
-            # As a phone's: they take no room.
-            page.command("Emulation.setScrollbarsHidden", hidden=True)
             for way, size, scheme in looks():
                 look(page, size, scheme)
                 picture(page, f"portal-{name}-{way}")
