@@ -1,7 +1,7 @@
 """Whether the links of the documents lead somewhere: scripts/check-deploy runs it.
 
-Links of Markdown to files and to headings, as GitHub makes anchors of them, and paths of documents that other files name. Every
-page for users is there in both languages, stays in its own, and is linked from the README.
+Links of Markdown to files and to headings, as GitHub makes anchors of them, and paths of documents that other files
+name. Every page for users is there in both languages, stays in its own, and is linked from the README.
 """
 
 import os
@@ -14,14 +14,12 @@ from urllib.parse import unquote
 ROOT = Path(__file__).resolve().parents[2]
 CHINESE = ".zh-CN.md"
 # Also what is not committed yet.
-LISTED = subprocess.run(
-    ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True, check=True
-)
-FILES = [ROOT / name for name in LISTED.stdout.split("\0") if name and (ROOT / name).is_file()]
+LIST = ["git", "-C", ROOT, "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+NAMES = subprocess.run(LIST, capture_output=True, text=True, check=True).stdout.split("\0")
+FILES = [ROOT / name for name in NAMES if (ROOT / name).is_file()]
 PAGES = [file for file in FILES if file.suffix == ".md"]
 # What users read; the rest is for those who work on it, and English.
-MANUAL = [page for page in PAGES if page.parent in (ROOT, ROOT / "docs", ROOT / "clients/js") or ROOT / "examples" in page.parents]
-MANUAL = [page for page in MANUAL if page.name not in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")]
+MANUAL = [page for page in PAGES if re.match(r"README|docs/|examples/|clients/", str(page.relative_to(ROOT)))]
 
 
 def prose(page):
@@ -50,9 +48,12 @@ def links(page):
             yield text.count("\n", 0, link.start()) + 1, (page.parent / file).resolve() if file else page, anchor
 
 
+def is_chinese(page):
+    return page.name.endswith(CHINESE)
+
+
 def other_language(page):
-    name = page.name
-    return page.with_name(name.replace(CHINESE, ".md") if name.endswith(CHINESE) else name.replace(".md", CHINESE))
+    return page.with_name(page.name.replace(CHINESE, ".md") if is_chinese(page) else page.name.replace(".md", CHINESE))
 
 
 def mistakes():
@@ -64,13 +65,12 @@ def mistakes():
                 yield f"{where}:{line}: there is no {os.path.relpath(file, ROOT)}"
             elif anchor and file.suffix == ".md" and anchor not in anchors(file):
                 yield f"{where}:{line}: {file.relative_to(ROOT)} has no heading #{anchor}"
-            elif file in MANUAL and file.name.endswith(CHINESE) != page.name.endswith(CHINESE):
-                if page in MANUAL and file != other_language(page):
-                    yield f"{where}:{line}: {file.relative_to(ROOT)} is in the other language"
+            elif {page, file} <= set(MANUAL) and is_chinese(file) != is_chinese(page) and file != other_language(page):
+                yield f"{where}:{line}: {file.relative_to(ROOT)} is in the other language"
 
     for page in MANUAL:
         where = page.relative_to(ROOT)
-        readme = ROOT / f"README{CHINESE if page.name.endswith(CHINESE) else '.md'}"
+        readme = ROOT / f"README{CHINESE if is_chinese(page) else '.md'}"
         if not any(file == other_language(page) for _, file, _ in linked[page]):
             yield f"{where}: does not link to itself in the other language"
         if page != readme and not any(file == page for _, file, _ in linked[readme]):
@@ -81,7 +81,7 @@ def mistakes():
             text = file.read_text()
         except UnicodeDecodeError:
             continue
-        for name in re.findall(r"(?<![\w./-])(?:README|CONTRIBUTING|SECURITY|docs/[\w.-]+|\w+(?:/[\w-]+)+/README)\.md\b", text):
+        for name in re.findall(r"(?<![\w./-])(?:docs/[\w.-]+|\w+(?:/[\w-]+)*/README)\.md\b", text):
             if not (ROOT / name).exists() and not (file.parent / name).exists():
                 yield f"{file.relative_to(ROOT)}: there is no {name}"
 

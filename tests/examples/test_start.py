@@ -1,4 +1,4 @@
-"""docs/start.md, in both languages, as it is pasted but for its ports: each of its applications, and its page in a real browser.
+"""docs/start.md, in both languages, as it is pasted but for its ports: each of its applications, and its page in a browser.
 
 scripts/check-examples runs it.
 """
@@ -28,9 +28,8 @@ class Start(unittest.TestCase):
         return re.findall(r"```sh\n(.*?)```", text, re.S)
 
     def paste(self, lines):
-        done = subprocess.run(
-            lines, shell=True, cwd=ROOT, env=ENVIRONMENT | {"HOME": self.home}, capture_output=True, text=True, timeout=DEADLINE
-        )
+        how = {"cwd": ROOT, "env": ENVIRONMENT | {"HOME": self.home}, "timeout": DEADLINE}
+        done = subprocess.run(lines, shell=True, capture_output=True, text=True, check=False, **how)
         self.assertEqual((done.returncode, done.stderr), (0, ""), lines)
         return done.stdout
 
@@ -67,7 +66,8 @@ class Start(unittest.TestCase):
 
     def sees(self, page, text, times=1):
         """Waits until so many lines begin with this."""
-        page.until(f"[...document.querySelectorAll('#log li')].filter(e => e.textContent.startsWith({json.dumps(text)})).length >= {times}")
+        begins = f"line => line.textContent.startsWith({json.dumps(text)})"
+        page.until(f"[...document.querySelectorAll('#log li')].filter({begins}).length >= {times}")
 
     def test_each_application_pushes_to_its_users_and_its_page_comes_back_to_two_nodes(self):
         for document in ("docs/start.md", "docs/start.zh-CN.md"):
