@@ -1,7 +1,7 @@
 //! Moongate: a push gateway. Browsers and devices hold a WebSocket to any of N nodes; an application in any language
 //! reaches a uid, a group, one client or everyone. It speaks the vocabulary of PHP's `GatewayWorker`.
 //!
-//! This page is the map of the house. What users may rely on is said in `docs/guarantees.md`; the API is described by
+//! This page is the map of the house. What users may rely on is said in the README; the API is described by
 //! `/openapi.json`, which [`http::document`] makes from the types in [`command`].
 //!
 //! # The rooms

@@ -91,7 +91,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The stable `code`; `docs/api.md` lists them.
+    /// The stable `code`; the README lists them.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid_request",
