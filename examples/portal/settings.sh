@@ -19,5 +19,5 @@ MOONGATE_WEBHOOK_SECRET=${MOONGATE_WEBHOOK_SECRET:-$(od -An -N32 -tx1 /dev/urand
 export MOONGATE_WEBHOOK_SECRET
 
 pages="  Open the shop as a customer, at node 1   $app/
-  and as one of the staff, at node 2          ${app/127.0.0.1/localhost}/?node=2
-                                              (another name of this machine, so another cookie)"
+  and as one of the staff, at node 2       ${app/127.0.0.1/localhost}/?node=2
+                                           (another name of this machine, so another cookie)"
