@@ -1,6 +1,7 @@
 //! `/openapi.json`: made from the types that parse the requests.
 
 use axum::Json;
+use serde_json::{Value, json};
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBodyBuilder;
 use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema};
@@ -13,19 +14,82 @@ use utoipa::{PartialSchema as _, ToSchema};
 
 use super::Problem;
 use super::console::Profiles;
-use crate::command::{Added, OPERATIONS, Operation, Sent};
+use crate::command::{Added, FIELDS, OPERATIONS, Operation, Sent};
 use crate::gateway::Sizes;
 use crate::id::{ClientId, Group, Uid};
+use crate::outcome::ERRORS;
 use crate::session::Session;
 use crate::task::{State, View};
 use crate::vitals::Nodes;
 
-pub(super) async fn serve() -> Json<OpenApi> {
+pub(super) async fn serve() -> Json<Value> {
     Json(document())
 }
 
 /// The description of the API.
-pub fn document() -> OpenApi {
+pub fn document() -> Value {
+    // It is made of strings, numbers, lists and maps: this cannot fail.
+    let mut document = serde_json::to_value(types()).unwrap_or_default();
+    document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"] =
+        ERRORS.iter().map(|(code, ..)| *code).collect();
+    for (code, status, about) in ERRORS {
+        let response = &mut document["components"]["responses"][status.to_string()];
+        let others = response["description"].as_str().map_or_else(String::new, |others| format!("{others} "));
+        *response = json!({
+            "description": format!("{others}`{code}`: {about}"),
+            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        });
+    }
+    for row in OPERATIONS {
+        let (name, ..) = (row.request)();
+        let fields = &mut document["components"]["schemas"][&*name];
+        describe(fields);
+        if !row.one_of.is_empty() {
+            fields["oneOf"] = row.one_of.iter().map(|field| json!({"required": [field]})).collect();
+        }
+        let operation = &mut document["paths"][format!("/api/{}", row.name)]["post"];
+        let (request, answer) = row.example;
+        let [request, answer]: [Value; 2] = [request, answer].map(|json| serde_json::from_str(json).unwrap_or_default());
+        operation["requestBody"]["content"]["application/json"]["example"] = request;
+        operation["responses"]["200"]["content"]["application/json"]["example"] =
+            json!({ if row.name == "batch" { "results" } else { "result" }: answer });
+        for (_, status, _) in ERRORS.iter().filter(|(code, ..)| is_answered(row, code)) {
+            operation["responses"][status.to_string()] = json!({"$ref": format!("#/components/responses/{status}")});
+        }
+    }
+    document
+}
+
+/// Whether a command may be refused so.
+fn is_answered(row: &Operation, code: &str) -> bool {
+    match code {
+        "client_not_found" => matches!(row.group, "Bind" | "Groups" | "Sessions") && row.name != "ungroup",
+        "unknown_op" | "not_found" | "method_not_allowed" | "too_many" => false,
+        _ => true,
+    }
+}
+
+/// Says of a command's fields what they mean. What may be left out is not there, rather than null.
+fn describe(fields: &mut Value) {
+    let Some(properties) = fields["properties"].as_object_mut() else { return };
+    for (name, property) in properties {
+        if let Some([schema, _null]) = property["oneOf"].as_array().map(Vec::as_slice) {
+            *property = schema.clone();
+        }
+        if let Some([kind, _null]) = property["type"].as_array().map(Vec::as_slice) {
+            property["type"] = kind.clone();
+        }
+        if property["type"] == "boolean" {
+            property["default"] = false.into();
+        }
+        if let Some((_, about)) = FIELDS.iter().find(|(field, _)| field == name) {
+            property["description"] = (*about).into();
+        }
+    }
+}
+
+/// What the types say.
+fn types() -> OpenApi {
     let mut components = ComponentsBuilder::new()
         .security_scheme("token", SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()));
     for (name, schema) in [
@@ -127,8 +191,8 @@ fn looking(
     let operation = OperationBuilder::new()
         .summary(Some(about))
         .parameters(Some(parameters.iter().map(parameter)))
-        .response("200", json("What was found.", kind, schema))
-        .response("default", json("What went wrong (RFC 9457).", "application/problem+json", problem));
+        .response("200", response("What was found.", kind, schema))
+        .response("default", response("What went wrong (RFC 9457).", "application/problem+json", problem));
     PathItem::new(HttpMethod::Get, operation.build())
 }
 
@@ -138,7 +202,7 @@ fn named<T: ToSchema>() -> (String, RefOr<Schema>) {
 
 fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
     let (name, ..) = (row.request)();
-    let mut about = row.about.trim().to_owned();
+    let mut about = row.about.to_owned();
     if !row.aliases.is_empty() {
         about = format!("{about} Also called {}.", row.aliases.join(", "));
     }
@@ -147,15 +211,12 @@ fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
         .operation_id(Some(row.name))
         .summary(Some(about))
         .request_body(Some(RequestBodyBuilder::new().content("application/json", body).build()))
-        .response("200", json("The result.", "application/json", answer(row)))
-        .response(
-            "default",
-            json("What went wrong (RFC 9457).", "application/problem+json", Ref::from_schema_name("Problem").into()),
-        )
+        .response("200", response("The result.", "application/json", answer(row)))
+        .tag(row.group)
         .build()
 }
 
-fn json(about: &str, kind: &str, schema: RefOr<Schema>) -> utoipa::openapi::Response {
+fn response(about: &str, kind: &str, schema: RefOr<Schema>) -> utoipa::openapi::Response {
     ResponseBuilder::new().description(about).content(kind, ContentBuilder::new().schema(Some(schema)).build()).build()
 }
 
@@ -192,20 +253,31 @@ fn answer(row: &Operation) -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::command::Command;
 
     #[test]
-    fn every_operation_is_described_and_every_reference_resolves() {
-        let json = serde_json::to_value(document()).unwrap();
+    fn every_operation_and_every_field_is_described_and_every_reference_resolves() {
+        let json = document();
+        let schemas = &json["components"]["schemas"];
         for row in OPERATIONS {
             assert!(json["paths"][format!("/api/{}", row.name)]["post"]["requestBody"].is_object(), "{}", row.name);
+            let (name, ..) = (row.request)();
+            for (field, property) in schemas[&*name]["properties"].as_object().into_iter().flatten() {
+                assert!(property["description"].is_string(), "{} of {}", field, row.name);
+            }
+            let (request, answer) = row.example;
+            let request = request.replacen('{', &format!(r#"{{"op":"{}","#, row.name), 1).replace(",}", "}");
+            assert!(Command::parse_object(&request).is_ok(), "{request}");
+            assert!(serde_json::from_str::<Value>(answer).is_ok(), "{answer}");
         }
         let text = json.to_string();
-        for reference in text.split("\"#/components/schemas/").skip(1) {
-            let name = reference.split('"').next().unwrap();
-            assert!(json["components"]["schemas"][name].is_object(), "{name}");
+        for reference in text.split("\"#/components/").skip(1) {
+            let reference = reference.split('"').next().unwrap();
+            assert!(json["components"].pointer(&format!("/{reference}")).is_some_and(Value::is_object), "{reference}");
         }
-        let fields = &json["components"]["schemas"]["SendToGroup"];
+        let fields = &schemas["SendToGroup"];
         assert_eq!(fields["additionalProperties"], false);
-        assert_eq!(fields["required"], serde_json::json!(["group"]));
+        assert_eq!(fields["required"], json!(["group"]));
+        assert_eq!(fields["oneOf"], json!([{"required": ["message"]}, {"required": ["binary"]}]));
     }
 }
