@@ -105,29 +105,29 @@ vocabulary! {
     }
     "Bind": {
         /// Binds a client to a uid, in place of the one it had.
-        "bindUid" => BindUid("client_id", "uid") -> bool,
+        "bindUid" => BindUid("client_id", "uid") -> Done,
             r#"{"client_id":"7f0000010b5400000001","uid":42,"single":true}"# => "true";
         /// Unbinds a client from its uid; with a uid, only if that is the one.
-        "unbindUid" => UnbindUid("client_id", "uid") -> bool,
+        "unbindUid" => UnbindUid("client_id", "uid") -> Done,
             r#"{"client_id":"7f0000010b5400000001"}"# => "true";
     }
     "Groups": {
-        /// Puts a client, or all clients of a uid, into a group.
-        "joinGroup" => JoinGroup("client_id", "group") -> bool,
+        /// Puts a client, or all clients that a uid has now, into a group.
+        "joinGroup" => JoinGroup("client_id", "group") -> Done,
             r#"{"uid":42,"group":["room-1","room-2"]}"# => "true";
-        /// Takes a client, or all clients of a uid, out of a group.
-        "leaveGroup" => LeaveGroup("client_id", "group") -> bool,
+        /// Takes a client, or all clients that a uid has now, out of a group.
+        "leaveGroup" => LeaveGroup("client_id", "group") -> Done,
             r#"{"client_id":"7f0000010b5400000001","group":"room-2"}"# => "true";
         /// Takes all members out of a group.
-        "ungroup" => Ungroup("group") -> bool,
+        "ungroup" => Ungroup("group") -> Done,
             r#"{"group":"room-1"}"# => "true";
     }
     "Sessions": {
         /// Replaces a client's session.
-        "setSession" => SetSession("client_id", "session") -> bool,
+        "setSession" => SetSession("client_id", "session") -> Done,
             r#"{"client_id":"7f0000010b5400000001","session":{"name":"Ann","level":3}}"# => "true";
         /// Merges into a client's session as PHP's `array_replace_recursive`; a null deletes its key.
-        "updateSession" => UpdateSession("client_id", "session") -> bool,
+        "updateSession" => UpdateSession("client_id", "session") -> Done,
             r#"{"client_id":"7f0000010b5400000001","session":{"level":null,"seat":{"row":7}}}"# => "true";
     }
     "Ask about a client or a uid": {
@@ -223,7 +223,7 @@ vocabulary! {
             r#"{"id":"2100"}"# => "false";
     }
     "Batch": {
-        /// Runs commands in order; neighbouring changes of one client are one step. The answer has `results`, one for each.
+        /// Runs commands in order; neighbouring changes of one client are one step. The answer has `results`: of each its `result` or `error`.
         "batch" => Batch("commands") -> Vec<Value>,
             r#"{"commands":[{"op":"leaveGroup","uid":42,"group":"room-1"},{"op":"joinGroup","uid":42,"group":"room-2"},{"op":"getAllGroupIdList"}]}"# => r#"[{"result":true},{"result":true},{"result":["room-2"]}]"#;
     }
@@ -588,19 +588,22 @@ macro_rules! fields {
 /// What each field means, in whichever command it is.
 pub const FIELDS: &[(&str, &str)] = &[
     ("client_id", "A connection, by the id that the node gave it: 20 hex digits. The id ends with the connection."),
-    ("uid", "Your own name for a user: at most 256 bytes, and 42 is \"42\". A client has one at most, a uid any number of clients."),
+    (
+        "uid",
+        "Your own name for a user: at most 256 bytes, and 42 is \"42\". A client has one at most, a uid any number of clients.",
+    ),
     ("group", "A group of clients, by a name like a uid. It is there while it has members."),
     ("message", "What is sent: a string as it is, any other JSON as its compact text."),
     ("binary", "A binary frame in place of `message`: base64 with padding."),
     ("client_ids", "Nobody but these clients; `[]` is nobody at all."),
     ("exclude", "Clients that are left out."),
     ("exclude_uid", "Uids whose clients are left out."),
-    ("confirm", "Answer `clients`, too: how many sockets took the message."),
+    ("confirm", "Count the sockets that took the message: `clients` in the answer."),
+    ("code", "Of the close frame: 1000, 1001, 1008, 1011 to 1013 or 3000 to 4999."),
     (
-        "code",
-        "Of the close frame: 1000, 1001, 1008, 1011 to 1013 or 3000 to 4999. Without `code` and `reason` it is 4000 `closed`.",
+        "reason",
+        "Of the close frame: at most 123 bytes. Unless told it is empty; where there is no `code` either, `closed`.",
     ),
-    ("reason", "Of the close frame: at most 123 bytes."),
     ("single", "Close the uid's other clients, with 4001 `replaced`."),
     ("session", "What you keep about a client: an object or an array, of at most `MAX_SESSION_SIZE`."),
     ("command", "Any command, its operation in `op`; a `batch`, too."),
@@ -611,7 +614,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("tz", "The time zone of `cron`, such as `Asia/Shanghai`; UTC unless told."),
     ("id", "A task's name: like a uid, of a cron at most 240 bytes. A second task with it is not run within 24 h."),
     ("max_attempts", "How often a task is tried."),
-    ("state", "Only tasks that are so."),
+    ("state", "Only the tasks in this state."),
     ("limit", "Answer a page of so many items, and a cursor."),
     ("cursor", "Where to go on: the cursor of the page before."),
     ("commands", "Any commands but `batch`, each with its operation in `op`."),
@@ -707,11 +710,11 @@ fields! {
     /// Fields of `updateSession`.
     UpdateSession { client_id: ClientId, session: Session, }
     /// Fields of `batch`: at most 1,000 commands, each an object with its operation in `op`.
-    Batch { commands: Vec<Value>, }
+    Batch { #[schema(value_type = Vec<Object>)] commands: Vec<Value>, }
 
     /// Fields of `addTask`: `command` or `webhook`.
     AddTask (command | webhook) {
-        #[serde(default, deserialize_with = "present")] command: Option<Value>,
+        #[serde(default, deserialize_with = "present")] #[schema(value_type = Option<Object>)] command: Option<Value>,
         #[serde(default, deserialize_with = "present")] webhook: Option<Value>,
         #[serde(default, deserialize_with = "present")] at: Option<u64>,
         #[serde(default, deserialize_with = "present")] delay: Option<u64>,
@@ -790,12 +793,14 @@ fields! {
 /// The answer to a send or close.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Sent {
-    /// How many nodes heard; 0 means that nobody is online.
+    /// How many nodes heard, each with somebody there, excluded or not. 0: nobody is online.
     pub nodes: u64,
-    /// With an array of uids: those that are not online.
+    /// Of `sendToUid` with an array: the uids that nobody holds.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offline: Option<Vec<Uid>>,
     /// With `confirm`: how many sockets took the message.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clients: Option<u64>,
 }
@@ -807,6 +812,9 @@ pub struct Added {
     pub id: String,
 }
 
+/// The answer of a change, which is true or an error.
+struct Done;
+
 /// What an operation's result looks like.
 trait Answer {
     fn answer() -> RefOr<Schema>;
@@ -816,6 +824,7 @@ macro_rules! answers {
     ($($type:ty: $schema:expr;)*) => { $( impl Answer for $type { fn answer() -> RefOr<Schema> { $schema.into() } } )* };
 }
 answers! {
+    Done: ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([true])).build();
     bool: ObjectBuilder::new().schema_type(Type::Boolean).build();
     u64: ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).build();
     Value: ObjectBuilder::new().schema_type(SchemaType::AnyValue).build();

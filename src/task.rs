@@ -450,8 +450,10 @@ pub struct View {
     /// How often it was tried.
     pub attempts: u32,
     /// When it is due, unix ms; null where that is now, or over.
+    #[schema(required = true)]
     pub next_at: Option<u64>,
     /// Why the last attempt failed.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Its fields.

@@ -32,6 +32,11 @@ pub fn document() -> Value {
     let mut document = serde_json::to_value(types()).unwrap_or_default();
     document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"] =
         ERRORS.iter().map(|(code, ..)| *code).collect();
+    document["tags"] = OPERATIONS
+        .chunk_by(|one, other| one.group == other.group)
+        .flat_map(|group| group.first())
+        .map(|row| json!({"name": row.group}))
+        .collect();
     for (code, status, about) in ERRORS {
         let response = &mut document["components"]["responses"][status.to_string()];
         let others = response["description"].as_str().map_or_else(String::new, |others| format!("{others} "));
@@ -49,7 +54,8 @@ pub fn document() -> Value {
         }
         let operation = &mut document["paths"][format!("/api/{}", row.name)]["post"];
         let (request, answer) = row.example;
-        let [request, answer]: [Value; 2] = [request, answer].map(|json| serde_json::from_str(json).unwrap_or_default());
+        let [request, answer]: [Value; 2] =
+            [request, answer].map(|json| serde_json::from_str(json).unwrap_or_default());
         operation["requestBody"]["content"]["application/json"]["example"] = request;
         operation["responses"]["200"]["content"]["application/json"]["example"] =
             json!({ if row.name == "batch" { "results" } else { "result" }: answer });
