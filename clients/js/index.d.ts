@@ -1,16 +1,19 @@
 /** A WebSocket to Moongate that comes back. It begins to connect when it is made. */
 export class Moongate {
   /**
-   * @param url where clients connect, `wss://…`
+   * @param url where clients connect, `wss://…`; or several such, of which each attempt after an end takes the next
    * @throws SyntaxError where that is no address of a WebSocket
    */
-  constructor(url: string, options?: Options);
+  constructor(url: string | string[], options?: Options);
 
   /** `waiting` is between two attempts; `closed` stays so until `connect()`. */
   readonly state: "connecting" | "open" | "waiting" | "closed";
 
   /** The id of this connection, once the gateway has told it; each connection has its own. */
   readonly clientId: string | null;
+
+  /** Where it is connected, or was last tried. */
+  readonly url: string;
 
   on<Name extends keyof Events>(name: Name, listener: Events[Name]): void;
   off<Name extends keyof Events>(name: Name, listener: Events[Name]): void;

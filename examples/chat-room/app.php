@@ -1,11 +1,11 @@
 <?php
 
-// The application of the chat room; app.py is the same in Python. Both run behind examples/chat-room/run.
+// The application of the chat room; app.py is the same in Python. Both run behind examples/run.
 //
 // It knows its users by a cookie, and never believes a uid from a page. Changes and questions go to a node of Moongate
 // by HTTP, messages through Redis.
 
-define('SECRET', getenv('CHAT_SECRET') ?: exit('CHAT_SECRET is not set'));
+define('SECRET', getenv('APP_SECRET') ?: exit('APP_SECRET is not set'));
 define('NODES', getenv('NODES') ?: 'ws://127.0.0.1:7272/ ws://127.0.0.1:7282/'); // where pages connect
 define('APIS', getenv('APIS') ?: 'http://127.0.0.1:7273 http://127.0.0.1:7283'); // where this program asks
 const ROOMS = ['1', '2', '3'];
@@ -155,6 +155,11 @@ function json(array $value): string
 if ($method === 'GET' && $path === '/') {
     header('Content-Type: text/html; charset=utf-8');
     echo str_replace('__NODES__', htmlspecialchars(NODES), file_get_contents(__DIR__ . '/index.html'));
+    return;
+}
+if ($method === 'GET' && $path === '/moongate.js') {
+    header('Content-Type: text/javascript; charset=utf-8');
+    readfile(__DIR__ . '/../../clients/js/dist/moongate.classic.js');
     return;
 }
 try {

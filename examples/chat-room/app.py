@@ -1,4 +1,4 @@
-"""The application of the chat room; app.php is the same in PHP. Both run behind examples/chat-room/run.
+"""The application of the chat room; app.php is the same in PHP. Both run behind examples/run.
 
 It knows its users by a cookie, and never believes a uid from a page. Changes and questions go to a node of Moongate
 by HTTP, messages through Redis.
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from redis import Redis, RedisError
 
-SECRET = os.environ["CHAT_SECRET"].encode()
+SECRET = os.environ["APP_SECRET"].encode()
 NODES = os.environ.get("NODES", "ws://127.0.0.1:7272/ ws://127.0.0.1:7282/")  # where pages connect
 APIS = os.environ.get("APIS", "http://127.0.0.1:7273 http://127.0.0.1:7283")  # where this program asks
 ROOMS = ["1", "2", "3"]
@@ -141,10 +141,13 @@ class Handler(BaseHTTPRequestHandler):
     routes = {"/login": login, "/bind": bind, "/say": say, "/logout": logout}
 
     def do_GET(self):
-        if self.path.partition("?")[0] != "/":
-            return self.answer(404, "text/plain", "no such page")
-        page = Path(__file__).with_name("index.html").read_text()
-        self.answer(200, "text/html", page.replace("__NODES__", html.escape(NODES)))
+        here, path = Path(__file__).parent, self.path.partition("?")[0]
+        if path == "/":
+            self.answer(200, "text/html", (here / "index.html").read_text().replace("__NODES__", html.escape(NODES)))
+        elif path == "/moongate.js":
+            self.answer(200, "text/javascript", (here / "../../clients/js/dist/moongate.classic.js").read_text())
+        else:
+            self.answer(404, "text/plain", "no such page")
 
     def do_POST(self):
         self.more_headers = {}

@@ -19,7 +19,7 @@ gate.on("json", message => console.log(message.unread));
 gate.on("close", ({ code, delay }) => (delay === null ? code : delay + 1));
 const taken: boolean = gate.send({ a: 1 }) && gate.send([1]) && gate.send(new Uint8Array(3));
 const id: string | null = taken && gate.state === "open" ? gate.clientId : null;
-new Moongate("ws://127.0.0.1/", { token: () => null, retry: close => (close.attempts > 9 ? null : 100) }).close(3000, id ?? "");
+new Moongate(["ws://127.0.0.1/", gate.url], { token: () => null, retry: close => (close.attempts > 9 ? null : 100) }).close(3000, id ?? "");
 
 // @ts-expect-error: there is no such event.
 gate.on("mesage", () => {});

@@ -1,23 +1,16 @@
-"""examples/chat-room, as its `run` starts it: both applications, and pages in a real browser on both nodes.
+"""examples/chat-room, as `examples/run` starts it: both applications, and pages in a real browser on both nodes.
 
 scripts/check-examples runs it. With SCREENSHOTS=directory it leaves pictures of the page there.
 """
 
 import json
-import os
-import re
-import signal
 import unittest
 import urllib.error
 import urllib.request
-from pathlib import Path
 
-import redis
-from browser import Browser, Page
-from support import BINARY, DEADLINE, ROOT, Program, free_port, wait_for
-
-# A dead node's clients are taken out so soon, and not in 15 s.
-NODE_TTL = "2s"
+from browser import Page
+from example import Example, look, looks, picture
+from support import DEADLINE, wait_for
 
 
 class Member(Page):
@@ -39,7 +32,8 @@ class Member(Page):
     def sees(self, *names):
         """Waits until exactly these others are on the list."""
         shown = "JSON.stringify([...document.querySelectorAll('#users button .theirs')].map(e => e.textContent))"
-        self.until(f"{shown} === {json.dumps(json.dumps(sorted(names), separators=(',', ':')))}")
+        wanted = json.dumps(sorted(names), separators=(",", ":"), ensure_ascii=False)
+        self.until(f"{shown} === {json.dumps(wanted)}")
         self.test.assertEqual(self.eval("$('count').textContent"), f"({len(names) + 1})")
 
     def says(self, text, to=None):
@@ -59,29 +53,8 @@ class Member(Page):
         self.until(f"[...document.querySelectorAll('#log .text')].pop()?.textContent === {json.dumps(text)}")
 
 
-class ChatRoom:
+class ChatRoom(Example):
     """What holds for both applications."""
-
-    @classmethod
-    def setUpClass(cls):
-        cls.browser = Browser(cls)
-
-    def setUp(self):
-        port = free_port("127.0.0.1", offsets=(0, 1, 7, 8, 10, 11))
-        command = [ROOT / "examples/chat-room/run", self.language, BINARY]
-        self.program = Program(self, command, PORT=str(port), MOONGATE_NODE_TTL=NODE_TTL)
-        self.addCleanup(self.stop_by_ctrl_c)
-        self.program.until("Ctrl-C ends all")
-        self.address = f"http://127.0.0.1:{port + 8}"
-        self.redis = redis.Redis(port=port + 7, decode_responses=True, socket_timeout=DEADLINE)
-        self.addCleanup(self.redis.close)
-
-    def stop_by_ctrl_c(self):
-        self.program.process.send_signal(signal.SIGINT)
-        self.assertEqual(self.program.process.wait(DEADLINE), 0, self.program.printed())
-        # All have let go of what they print to.
-        self.program.reading.join(DEADLINE)
-        self.assertFalse(self.program.reading.is_alive(), "a process is left")
 
     def member(self, name, node):
         return Member(self, name, node)
@@ -200,7 +173,7 @@ class ChatRoom:
         wait_for("the dead node's clients to go", lambda: self.redis.scard("mg:group:room-1:clients") == 2)
 
         # And once more, with the one on which the first is there again.
-        lost = 1 + (ann.eval("node % nodes.length") == 1)
+        lost = 1 + (ann.eval("nodes.indexOf(gate.url)") == 1)
         self.kill_node(2)
         bob.until(f"{back} === 1")
         ann.until(f"{back} === {lost}")
@@ -210,11 +183,6 @@ class ChatRoom:
         ann.close()
         bob.sees()
         self.assertEqual(bob.lines(".notice").count("Ann has left"), 1)
-
-    def kill_node(self, number):
-        pid = re.findall(rf"node {number} runs;.*kill -9 (\d+)", self.program.printed())[-1]
-        os.kill(int(pid), signal.SIGKILL)
-        wait_for("it starts again", lambda: len(re.findall(rf"node {number} runs", self.program.printed())) == 2)
 
     def test_who_logs_out_is_out_on_all_tabs(self):
         ann, bob = self.member("Ann", 1), self.member("Bob", 2)
@@ -293,32 +261,86 @@ class ChatRoom:
         ann.hears("你好")
         ann.says("只有你知道", to=bob)
         bob.hears("只有你知道")
-        out = self.member("Out", 1)
-        out.click("#logout")
-        for page, name in ((ann, "room-en"), (bob, "room-zh"), (out, "login-en")):
-            for device, width, height in (("desk", 1100, 700), ("phone", 360, 720)):
-                for scheme in ("light", "dark"):
-                    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
-                    page.command("Emulation.setDeviceMetricsOverride", **size)
-                    colours = {"name": "prefers-color-scheme", "value": scheme}
-                    page.command("Emulation.setEmulatedMedia", features=[colours])
-                    self.assertEqual(page.eval("[document.documentElement.scrollWidth, scrollY]"), [width, 0])
-                    if page is not out:
-                        # What was said last and the field for the next are in sight.
-                        place = "[...document.querySelectorAll('#log > *')].pop().getBoundingClientRect().bottom"
-                        page.until(f"{place} < $('say').getBoundingClientRect().top")
-                        self.assertLess(page.eval("$('say').getBoundingClientRect().bottom"), height)
-                    if album := os.environ.get("SCREENSHOTS"):
-                        page.screenshot(Path(album, f"chat-{name}-{device}-{scheme}.png"))
+        ann.sees("小波")
+        for page in (ann, bob):
+            for _, size, scheme in looks():
+                look(page, size, scheme)
+                self.is_in_sight(page, size)
             self.assertEqual(page.complaints(), [])
+        ann.click("#logout")
+        ann.until("!$('login').hidden")
+        for way, size, scheme in looks():
+            look(ann, size, scheme)
+            picture(ann, f"chat-login-{way}")
+
+    def is_in_sight(self, page, size):
+        """What was said last, and the field for the next."""
+        place = "[...document.querySelectorAll('#log > *')].pop().getBoundingClientRect().bottom"
+        page.until(f"{place} < $('say').getBoundingClientRect().top")
+        self.assertLess(page.eval("$('say').getBoundingClientRect().bottom"), size[1])
+        self.assertEqual(page.eval("scrollY"), 0)
+
+    def test_a_conversation_is_seen_in_the_room_and_in_the_console(self):
+        for language, room, names, said in SCENES:
+            ann, *others = (Member(self, name, node, query=f"&room={room}") for name, node in zip(names, (1, 2, 2)))
+            ann.sees(*names[1:])
+            console = Page(self.browser, ann.profile, f"{self.apis[0]}/#/tail/group/room-{room}")
+            console.until("document.getElementById('tail-state').dataset.state === 'open'")
+            for page in (ann, console):
+                if not page.eval("document.documentElement.lang").startswith(language):
+                    page.click("#language")
+            # Its notices in that language, too.
+            ann.go(f"{self.address}/?node=1&room={room}")
+            ann.sees(*names[1:])
+            for who, text in said:
+                (ann, *others)[who].says(text)
+                for page in (ann, *others):
+                    page.hears(text)
+            for who, text in said:
+                console.until(f"document.getElementById('tail-log').textContent.includes({json.dumps(text)})")
+            for way, size, scheme in looks():
+                look(ann, size, scheme)
+                self.is_in_sight(ann, size)
+                picture(ann, f"chat-room-{language}-{way}")
+                look(console, size, scheme)
+                picture(console, f"console-tail-{language}-{way}")
+            for page in (ann, *others, console):
+                self.assertEqual(page.complaints(), [])
+
+
+# Their language, the room, who speaks, and what they say.
+SCENES = (
+    (
+        "en",
+        1,
+        ("Ann", "Bob", "Cid"),
+        (
+            (1, "Is the new build out?"),
+            (0, "Since ten. Both nodes were restarted under us."),
+            (2, "I have not noticed a thing."),
+            (0, "That is the point"),
+        ),
+    ),
+    (
+        "zh",
+        2,
+        ("安然", "小波", "子墨"),
+        (
+            (1, "新版本上线了吗？"),
+            (0, "十点就上了，两个节点都滚动重启过。"),
+            (2, "完全没感觉到断线。"),
+            (0, "要的就是这个效果"),
+        ),
+    ),
+)
 
 
 class InPhp(ChatRoom, unittest.TestCase):
-    language = "php"
+    arguments = ("chat-room", "php")
 
 
 class InPython(ChatRoom, unittest.TestCase):
-    language = "python"
+    arguments = ("chat-room", "python")
 
 
 if __name__ == "__main__":

@@ -240,6 +240,26 @@ async fn a_close_code_says_whether_and_when_a_page_comes_back() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_several_addresses_each_attempt_takes_the_next_and_a_good_one_is_kept() {
+    let node = Node::start().await;
+    let (address, serving) = closer().await;
+    let visitor = Visitor::come().await;
+    let urls = json!([format!("ws://{address}/1012"), format!("ws://{address}/1001"), format!("ws://{}/", node.clients)]);
+    visitor.page.eval(&format!("hurry(), visit({urls}, {{timeout: PATIENCE}})")).await;
+    let id = visitor.welcomed().await;
+    let codes: Vec<_> = visitor.heard("close").await.iter().map(|close| close["code"].clone()).collect();
+    assert_eq!(codes, [1012, 1001]);
+    assert_eq!(visitor.page.eval("gate.url").await, urls[2]);
+    // What it ended itself was no fault of the node.
+    visitor.page.eval("gate.close(), gate.connect()").await;
+    visitor.welcomed_again(&id).await;
+    assert_eq!(visitor.page.eval("gate.url").await, urls[2]);
+    visitor.page.eval("gate.close()").await;
+    visitor.is_quiet();
+    serving.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn waits_grow_to_a_bound_and_no_two_pages_wait_alike() {
     let (address, serving) = closer().await;
     let visitor = Visitor::come().await;

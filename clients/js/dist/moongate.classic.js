@@ -7,6 +7,8 @@ var STABLE = 10000;
 function Moongate(url, options) {
 var gate = this;
 var listeners = { init: [], open: [], message: [], json: [], close: [] };
+var urls = [].concat(url);
+var place = 0;
 var queue = [];
 var socket = null;
 var opened = 0;
@@ -55,15 +57,16 @@ watch("removeEventListener");
 }
 function attempt() {
 drop("connecting");
+gate.url = urls[place % urls.length];
 var mine = turn;
 timer = setTimeout(function () {
 end(1006, "timeout");
 }, setting("timeout", 20000));
 function dial(token) {
 if (mine !== turn) return;
-var query = token ? (url.indexOf("?") < 0 ? "?" : "&") + "token=" + encodeURIComponent(token) : "";
+var query = token ? (gate.url.indexOf("?") < 0 ? "?" : "&") + "token=" + encodeURIComponent(token) : "";
 try {
-socket = new WebSocket(url + query);
+socket = new WebSocket(gate.url + query);
 } catch (error) {
 leave();
 throw error;
@@ -130,6 +133,7 @@ end(1006, "silent");
 function end(code, reason, error) {
 if (opened && Date.now() - opened >= STABLE) ends = 0;
 opened = 0;
+place++;
 var power = Math.max(ends, LATER.indexOf(code) < 0 ? 0 : 3);
 var most = Math.min(setting("maxDelay", 30000), setting("minDelay", 1000) * Math.pow(2, power));
 var least = power ? most / 2 : 0;

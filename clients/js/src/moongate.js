@@ -19,6 +19,9 @@ var STABLE = 10000;
 export function Moongate(url, options) {
   var gate = this;
   var listeners = { init: [], open: [], message: [], json: [], close: [] };
+  var urls = [].concat(url);
+  // Whose turn it is: after each end the next one's.
+  var place = 0;
   // What was said and could not go out yet.
   var queue = [];
   var socket = null;
@@ -85,6 +88,7 @@ export function Moongate(url, options) {
 
   function attempt() {
     drop("connecting");
+    gate.url = urls[place % urls.length];
     var mine = turn;
     // A handshake that nobody answers fails after minutes, a request for a token perhaps never.
     timer = setTimeout(function () {
@@ -93,9 +97,9 @@ export function Moongate(url, options) {
 
     function dial(token) {
       if (mine !== turn) return;
-      var query = token ? (url.indexOf("?") < 0 ? "?" : "&") + "token=" + encodeURIComponent(token) : "";
+      var query = token ? (gate.url.indexOf("?") < 0 ? "?" : "&") + "token=" + encodeURIComponent(token) : "";
       try {
-        socket = new WebSocket(url + query);
+        socket = new WebSocket(gate.url + query);
       } catch (error) {
         // No address of a WebSocket, or ws: on a page of https: the next attempt would find the same.
         leave();
@@ -176,6 +180,7 @@ export function Moongate(url, options) {
   function end(code, reason, error) {
     if (opened && Date.now() - opened >= STABLE) ends = 0;
     opened = 0;
+    place++;
     var power = Math.max(ends, LATER.indexOf(code) < 0 ? 0 : 3);
     var most = Math.min(setting("maxDelay", 30000), setting("minDelay", 1000) * Math.pow(2, power));
     // At first anywhere in the first second, as many may have lost the same node; then in the upper half.
