@@ -609,7 +609,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("command", "Any command, its operation in `op`; a `batch`, too."),
     ("webhook", "In place of `command`: what is POSTed to `WEBHOOK_URL` as event `task`."),
     ("at", "Not before this time, unix ms."),
-    ("delay", "The same as ms from now."),
+    ("delay", "Not before so many ms from now."),
     ("cron", "Again and again: 5 fields, or 6 with seconds first. It needs an `id`; the same `id` again replaces it."),
     ("tz", "The time zone of `cron`, such as `Asia/Shanghai`; UTC unless told."),
     ("id", "A task's name: like a uid, of a cron at most 240 bytes. A second task with it is not run within 24 h."),

@@ -18,7 +18,7 @@ import unittest
 from pathlib import Path
 
 import redis
-from support import BINARY, DEADLINE, ROOT, Program, end, free_port, http, wait_for
+from support import BINARY, DEADLINE, ENVIRONMENT, ROOT, Program, end, free_port, http, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -319,6 +319,34 @@ class Documents(World):
         [letters] = [answer for line, answer in answers.items() if "XRANGE" in line]
         self.assertIn("uuid", letters)
         self.assertEqual(self.ask("getTask", id="reminder-17"), {"result": None})
+
+    def check_reference(self, document):
+        """Each line with a client of its own, bound and so on as is said before the operations; its answer stands below it."""
+        self.start_node()
+        text = Path(ROOT, document).read_text().replace("target/release/moongate", BINARY)
+        blocks = [re.findall("^([^#].*)\n(?:# (.*))?", block, re.M) for block in re.findall(r"```sh\n(.*?)```", text, re.S)]
+        [setup] = [block for block in blocks if block[0][0].startswith("api()")]
+        ports = {"7279": self.redis_port, "7273": self.api}
+        environment = ENVIRONMENT | {"MOONGATE_API_LISTEN": f"127.0.0.1:{self.api}"}
+        for line, answer in [pair for block in blocks if block is not setup for pair in block]:
+            client = Client(self)
+            script = "\n".join([line for line, _ in setup] + [line])
+            script = re.sub("7279|7273", lambda found: str(ports[found[0]]), script)
+            done = subprocess.run(script, shell=True, capture_output=True, text=True, timeout=DEADLINE, env=environment)
+            prepared, answered = done.stdout.splitlines()
+            self.assertEqual((done.returncode, done.stderr, prepared), (0, "", setup[-1][1]), line)
+            if answer:
+                self.assertEqual(answered, answer.replace("7f0000010b5400000001", client.id), line)
+            else:
+                self.assertEqual(client.hears(), json.loads(re.search('"message":("[^"]*")', text)[1]), line)
+            client.socket.close()
+            wait_for("the client is gone", lambda: self.ask("getAllClientIdCount") == {"result": 0})
+
+    def test_the_lines_of_the_reference_answer_as_it_says(self):
+        self.check_reference("docs/api.md")
+
+    def test_the_lines_of_the_chinese_reference_answer_as_it_says(self):
+        self.check_reference("docs/api.zh-CN.md")
 
     def test_the_lines_about_tasks_do_what_is_said(self):
         self.start_node()

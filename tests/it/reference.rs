@@ -9,7 +9,7 @@ use moongate::command::{FIELDS, OPERATIONS, Operation};
 use moongate::outcome::ERRORS;
 use serde_json::{Value, json};
 
-use crate::harness::Node;
+use crate::harness::{Node, eventually};
 
 /// The client of the examples.
 const SOMEBODY: &str = "7f0000010b5400000001";
@@ -45,17 +45,16 @@ fn the_reference_says_in_both_languages_what_the_source_says() {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_example_of_the_reference_answers_as_it_says() {
     let node = Node::start().await;
-    let mut client = node.connect().await;
     for row in OPERATIONS {
-        if node.ask("isOnline", json!({"client_id": client.id})).await == false {
-            client = node.connect().await;
-        }
+        let client = node.connect().await;
         node.done("bindUid", json!({"client_id": client.id, "uid": 42})).await;
         node.done("joinGroup", json!({"client_id": client.id, "group": "room-1"})).await;
         node.done("setSession", json!({"client_id": client.id, "session": {"name": "Ann"}})).await;
         let (request, answer) = row.example;
         let answered = node.post(row.name, &request.replace(SOMEBODY, &client.id)).await.text();
         assert_eq!(answered.trim_end(), body(row, answer).replace(SOMEBODY, &client.id), "{} {request}", row.name);
+        drop(client);
+        eventually("the client is gone", async || node.ask("getAllClientIdCount", json!({})).await == 0).await;
     }
 }
 
