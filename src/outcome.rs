@@ -5,6 +5,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::command::{Command, ParseError, Reply};
 use crate::gateway::{BatchFailure, Failure, Gateway};
@@ -103,6 +104,13 @@ pub const ERRORS: &[(&str, u16, &str)] = &[
     ("node_unreachable", 504, "A node did not answer within 2 s. Not known to be done, as above."),
 ];
 
+fn codes() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The error's stable name."))
+        .enum_values(Some(ERRORS.iter().map(|(code, ..)| *code)))
+}
+
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
@@ -111,6 +119,7 @@ pub struct Problem {
     /// HTTP status.
     pub status: u16,
     /// The error's stable name.
+    #[schema(schema_with = codes)]
     pub code: &'static str,
     /// What exactly.
     pub detail: String,

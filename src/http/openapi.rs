@@ -2,13 +2,14 @@
 
 use axum::Json;
 use serde_json::{Value, json};
+use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, RefOr,
-    ResponseBuilder,
+    Response, ResponseBuilder, Tag,
 };
 use utoipa::{PartialSchema as _, ToSchema};
 
@@ -22,80 +23,12 @@ use crate::session::Session;
 use crate::task::{State, View};
 use crate::vitals::Nodes;
 
-pub(super) async fn serve() -> Json<Value> {
+pub(super) async fn serve() -> Json<OpenApi> {
     Json(document())
 }
 
 /// The description of the API.
-pub fn document() -> Value {
-    // It is made of strings, numbers, lists and maps: this cannot fail.
-    let mut document = serde_json::to_value(types()).unwrap_or_default();
-    document["components"]["schemas"]["Problem"]["properties"]["code"]["enum"] =
-        ERRORS.iter().map(|(code, ..)| *code).collect();
-    document["tags"] = OPERATIONS
-        .chunk_by(|one, other| one.group == other.group)
-        .flat_map(|group| group.first())
-        .map(|row| json!({"name": row.group}))
-        .collect();
-    for (code, status, about) in ERRORS {
-        let response = &mut document["components"]["responses"][status.to_string()];
-        let others = response["description"].as_str().map_or_else(String::new, |others| format!("{others} "));
-        *response = json!({
-            "description": format!("{others}`{code}`: {about}"),
-            "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},
-        });
-    }
-    for row in OPERATIONS {
-        let (name, ..) = (row.request)();
-        let fields = &mut document["components"]["schemas"][&*name];
-        describe(fields);
-        if !row.one_of.is_empty() {
-            fields["oneOf"] = row.one_of.iter().map(|field| json!({"required": [field]})).collect();
-        }
-        let operation = &mut document["paths"][format!("/api/{}", row.name)]["post"];
-        let (request, answer) = row.example;
-        let [request, answer]: [Value; 2] =
-            [request, answer].map(|json| serde_json::from_str(json).unwrap_or_default());
-        operation["requestBody"]["content"]["application/json"]["example"] = request;
-        operation["responses"]["200"]["content"]["application/json"]["example"] =
-            json!({ if row.name == "batch" { "results" } else { "result" }: answer });
-        for (_, status, _) in ERRORS.iter().filter(|(code, ..)| is_answered(row, code)) {
-            operation["responses"][status.to_string()] = json!({"$ref": format!("#/components/responses/{status}")});
-        }
-    }
-    document
-}
-
-/// Whether a command may be refused so.
-fn is_answered(row: &Operation, code: &str) -> bool {
-    match code {
-        "client_not_found" => matches!(row.group, "Bind" | "Groups" | "Sessions") && row.name != "ungroup",
-        "unknown_op" | "not_found" | "method_not_allowed" | "too_many" => false,
-        _ => true,
-    }
-}
-
-/// Says of a command's fields what they mean. What may be left out is not there, rather than null.
-fn describe(fields: &mut Value) {
-    let Some(properties) = fields["properties"].as_object_mut() else { return };
-    for (name, property) in properties {
-        if let Some([schema, _null]) = property["oneOf"].as_array().map(Vec::as_slice) {
-            *property = schema.clone();
-        }
-        if let Some([kind, _null]) = property["type"].as_array().map(Vec::as_slice) {
-            property["type"] = kind.clone();
-        }
-        if property["type"] == "boolean" {
-            property["default"] = false.into();
-        }
-        if let Some((_, about)) = FIELDS.iter().find(|(field, _)| field == name) {
-            property["description"] = (*about).into();
-        }
-    }
-}
-
-/// What the types say.
-fn types() -> OpenApi {
+pub fn document() -> OpenApi {
     let mut components = ComponentsBuilder::new()
         .security_scheme("token", SecurityScheme::Http(HttpBuilder::new().scheme(HttpAuthScheme::Bearer).build()));
     for (name, schema) in [
@@ -111,10 +44,16 @@ fn types() -> OpenApi {
     ] {
         components = components.schema(name, schema);
     }
+    for errors in ERRORS.chunk_by(|(_, one, _), (_, other, _)| one == other) {
+        let about: Vec<_> = errors.iter().map(|(code, _, about)| format!("`{code}`: {about}")).collect();
+        if let [(_, status, _), ..] = errors {
+            components = components.response(status.to_string(), problem(&about.join(" ")));
+        }
+    }
     let mut paths = PathsBuilder::new();
     for row in OPERATIONS {
         let (name, schema, refers_to) = (row.request)();
-        components = components.schema(name, schema).schemas_from_iter(refers_to);
+        components = components.schema(name, described(row, schema)).schemas_from_iter(refers_to);
         paths = paths.path(format!("/api/{}", row.name), PathItem::new(HttpMethod::Post, operation(row)));
     }
     let mut of_console = Vec::new();
@@ -126,6 +65,7 @@ fn types() -> OpenApi {
     for (path, about, parameters, kind, answer) in CONSOLE {
         paths = paths.path(*path, looking(about, parameters, kind, *answer));
     }
+    let groups = OPERATIONS.chunk_by(|one, other| one.group == other.group).filter_map(<[_]>::first);
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -137,6 +77,7 @@ fn types() -> OpenApi {
                 )),
         )
         .components(Some(components.build()))
+        .tags(Some(groups.map(|row| Tag::new(row.group))))
         .paths(paths)
         .security(Some([SecurityRequirement::default(), SecurityRequirement::new("token", [""; 0])]))
         .build()
@@ -193,12 +134,11 @@ fn looking(
             .build()
     };
     let schema = answer.map_or_else(String::schema, |name| Ref::from_schema_name(name).into());
-    let problem = Ref::from_schema_name("Problem").into();
     let operation = OperationBuilder::new()
         .summary(Some(about))
         .parameters(Some(parameters.iter().map(parameter)))
-        .response("200", response("What was found.", kind, schema))
-        .response("default", response("What went wrong (RFC 9457).", "application/problem+json", problem));
+        .response("200", answers("What was found.", kind, schema, None))
+        .response("default", problem("What went wrong (RFC 9457)."));
     PathItem::new(HttpMethod::Get, operation.build())
 }
 
@@ -212,18 +152,77 @@ fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
     if !row.aliases.is_empty() {
         about = format!("{about} Also called {}.", row.aliases.join(", "));
     }
-    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
-    OperationBuilder::new()
+    let (request, result) = row.example;
+    let result = json!({if row.name == "batch" { "results" } else { "result" }: read(result)});
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).example(Some(read(request))).build();
+    let mut operation = OperationBuilder::new()
+        .tag(row.group)
         .operation_id(Some(row.name))
         .summary(Some(about))
         .request_body(Some(RequestBodyBuilder::new().content("application/json", body).build()))
-        .response("200", response("The result.", "application/json", answer(row)))
-        .tag(row.group)
-        .build()
+        .response("200", answers("The result.", "application/json", answer(row), Some(result)));
+    for (_, status, _) in ERRORS.iter().filter(|(code, ..)| may_be(row, code)) {
+        operation = operation.response(status.to_string(), Ref::from_response_name(status.to_string()));
+    }
+    operation.build()
 }
 
-fn response(about: &str, kind: &str, schema: RefOr<Schema>) -> utoipa::openapi::Response {
-    ResponseBuilder::new().description(about).content(kind, ContentBuilder::new().schema(Some(schema)).build()).build()
+/// An example's JSON; a test reads them all.
+fn read(example: &str) -> Value {
+    serde_json::from_str(example).unwrap_or_default()
+}
+
+/// Whether a command may be refused so.
+fn may_be(row: &Operation, code: &str) -> bool {
+    match code {
+        "client_not_found" => matches!(row.group, "Bind" | "Groups" | "Sessions") && row.name != "ungroup",
+        "unknown_op" | "not_found" | "method_not_allowed" | "too_many" => false,
+        _ => true,
+    }
+}
+
+/// A command's fields, with what they mean. One that is optional is left out, and not null.
+fn described(row: &Operation, fields: RefOr<Schema>) -> RefOr<Schema> {
+    let RefOr::T(Schema::Object(mut fields)) = fields else { return fields };
+    for (name, property) in &mut fields.properties {
+        if let RefOr::T(Schema::OneOf(either)) = property
+            && let Some(schema) = either.items.iter().find(|item| matches!(item, RefOr::Ref(_)))
+        {
+            *property = schema.clone();
+        }
+        let about = FIELDS.iter().find(|(field, _)| field == name).map(|(_, about)| (*about).to_owned());
+        match property {
+            RefOr::Ref(schema) => schema.description = about.unwrap_or_default(),
+            RefOr::T(Schema::Array(schema)) => schema.description = about,
+            RefOr::T(Schema::Object(schema)) => {
+                if let SchemaType::Array(kinds) = &schema.schema_type
+                    && let [kind, Type::Null] | [Type::Null, kind] = kinds.as_slice()
+                {
+                    schema.schema_type = kind.clone().into();
+                }
+                if schema.schema_type == Type::Boolean.into() {
+                    schema.default = Some(false.into());
+                }
+                schema.description = about;
+            }
+            RefOr::T(_) => {}
+        }
+    }
+    if !row.one_of.is_empty() {
+        // The builder has no word for it.
+        let one_of = row.one_of.iter().map(|field| json!({"required": [field]})).collect::<Value>();
+        fields.extensions = Some(Extensions::from_iter([("oneOf", one_of)]));
+    }
+    Schema::Object(fields).into()
+}
+
+fn answers(about: &str, kind: &str, schema: RefOr<Schema>, example: Option<Value>) -> Response {
+    let content = ContentBuilder::new().schema(Some(schema)).example(example).build();
+    ResponseBuilder::new().description(about).content(kind, content).build()
+}
+
+fn problem(about: &str) -> Response {
+    answers(about, "application/problem+json", Ref::from_schema_name("Problem").into(), None)
 }
 
 /// `{"result": …}`; a batch has `{"results": […]}`, and what takes `limit` may answer a page.
@@ -263,7 +262,7 @@ mod tests {
 
     #[test]
     fn every_operation_and_every_field_is_described_and_every_reference_resolves() {
-        let json = document();
+        let json = serde_json::to_value(document()).unwrap();
         let schemas = &json["components"]["schemas"];
         for row in OPERATIONS {
             assert!(json["paths"][format!("/api/{}", row.name)]["post"]["requestBody"].is_object(), "{}", row.name);

@@ -68,7 +68,7 @@ type Say<'a> = &'a mut dyn FnMut(&str) -> String;
 
 /// The page with what is made anew.
 fn made(page: &str, say: Say<'_>) -> String {
-    let document = moongate::http::document();
+    let document = serde_json::to_value(moongate::http::document()).unwrap();
     let schemas = &document["components"]["schemas"];
     let (mut out, mut rest) = (String::new(), page);
     while let Some((before, after)) = rest.split_once("<!-- made: ") {
@@ -87,7 +87,7 @@ fn made(page: &str, say: Say<'_>) -> String {
 }
 
 fn table(columns: [&str; 3], rows: impl IntoIterator<Item = [String; 3]>, say: Say<'_>) -> String {
-    let heads = columns.map(|column| say(column));
+    let heads = columns.map(&mut *say);
     let mut out = format!("| {} |\n| --- | --- | --- |\n", heads.join(" | "));
     for row in rows {
         writeln!(out, "| {} |", row.join(" | ")).unwrap();
@@ -110,8 +110,7 @@ fn fields(schemas: &Value, say: Say<'_>) -> String {
 fn operations(schemas: &Value, say: Say<'_>) -> String {
     let mut out = String::new();
     for group in OPERATIONS.chunk_by(|one, other| one.group == other.group) {
-        let [name, about, takes, answers] =
-            [group[0].group, "what it does", "fields", "answer"].map(|words| say(words));
+        let [name, about, takes, answers] = [group[0].group, "what it does", "fields", "answer"].map(&mut *say);
         let operation = say("operation");
         write!(out, "\n### {name}\n\n| {operation} | {about} | {takes} | {answers} |\n| --- | --- | --- | --- |\n")
             .unwrap();
