@@ -230,7 +230,9 @@ fn answer(row: &Operation) -> RefOr<Schema> {
     let problem = || ObjectBuilder::new().property("error", Ref::from_schema_name("Problem")).required("error");
     let object = |result: RefOr<Schema>| ObjectBuilder::new().property("result", result).required("result");
     if row.name == "batch" {
-        let item = OneOfBuilder::new().item(object(ObjectBuilder::new().into())).item(problem());
+        let item = OneOfBuilder::new()
+            .item(object(ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()))
+            .item(problem());
         return ObjectBuilder::new()
             .property("results", ArrayBuilder::new().items(RefOr::T(Schema::from(item.build()))))
             .required("results")
