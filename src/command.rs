@@ -96,7 +96,7 @@ vocabulary! {
         /// Ends a client's connection: what is queued, the message, then a close frame.
         "closeClient" => CloseClient("client_id", "message") -> Sent,
             r#"{"client_id":"7f0000010b5400000001","code":4100,"reason":"idle for a day"}"# => r#"{"nodes":1}"#;
-        /// The same for every client bound to the uid.
+        /// Ends the connections of every client bound to the uid, in the same way.
         "closeUid" => CloseUid("uid", "message") -> Sent,
             r#"{"uid":42,"message":"see you"}"# => r#"{"nodes":1}"#;
         /// Ends a client's connection at once.
@@ -137,7 +137,7 @@ vocabulary! {
         /// Whether any client is bound to the uid.
         "isUidOnline" => IsUidOnline("uid") -> bool,
             r#"{"uid":42}"# => "true";
-        /// The same for many uids.
+        /// Which of many uids are online.
         "isUidsOnline" => IsUidsOnline("uid") -> BTreeMap<Uid, bool>,
             r#"{"uid":[42,"eve"]}"# => r#"{"42":true,"eve":false}"#;
         /// A client's session: `{}` when none was set, null when it is not connected.
@@ -149,7 +149,7 @@ vocabulary! {
         /// The clients bound to the uid.
         "getClientIdByUid" => GetClientIdByUid("uid") -> Vec<ClientId>,
             r#"{"uid":42}"# => r#"["7f0000010b5400000001"]"#;
-        /// The same for many uids.
+        /// The clients bound to each of many uids.
         "batchGetClientIdByUid" => BatchGetClientIdByUid("uid") -> BTreeMap<Uid, Vec<ClientId>>,
             r#"{"uid":[42,"eve"]}"# => r#"{"42":["7f0000010b5400000001"],"eve":[]}"#;
     }
@@ -160,7 +160,7 @@ vocabulary! {
         /// How many members a group has, or any of several together.
         "getClientIdCountByGroup" | "getClientCountByGroup" => GetClientIdCountByGroup("group") -> u64,
             r#"{"group":"room-1"}"# => "1";
-        /// How many members each group has.
+        /// How many members each of many groups has.
         "batchGetClientIdCountByGroup" => BatchGetClientIdCountByGroup("group") -> BTreeMap<Group, u64>,
             r#"{"group":["room-1","room-9"]}"# => r#"{"room-1":1,"room-9":0}"#;
         /// The sessions of a group's members.

@@ -87,89 +87,75 @@ fn made(page: &str, say: Say<'_>) -> String {
     out + rest
 }
 
-fn table(columns: [&str; 3], rows: impl IntoIterator<Item = [String; 3]>, say: Say<'_>) -> String {
-    let heads = columns.map(&mut *say);
-    let mut out = format!("| {} |\n| --- | --- | --- |\n", heads.join(" | "));
-    for row in rows {
-        writeln!(out, "| {} |", row.join(" | ")).unwrap();
-    }
-    out
+fn table<const COLUMNS: usize>(heads: [&str; COLUMNS], rows: Vec<[String; COLUMNS]>, say: Say<'_>) -> String {
+    let lines = [heads.map(&mut *say), heads.map(|_| "---".to_owned())].into_iter().chain(rows);
+    lines.map(|cells| format!("| {} |\n", cells.join(" | "))).collect()
 }
 
 fn fields(schemas: &Value, say: Say<'_>) -> String {
-    let commands = || OPERATIONS.iter().map(|row| &schemas[&*(row.request)().0]["properties"]);
-    let rows: Vec<_> = FIELDS
-        .iter()
-        .map(|(name, about)| {
-            let property = commands().find_map(|properties| properties.get(name)).unwrap();
-            [format!("`{name}`"), kind(schemas, property), say(about)]
-        })
-        .collect();
+    let mut rows = Vec::new();
+    for (name, about) in FIELDS {
+        let mut commands = OPERATIONS.iter().map(|row| &schemas[&*(row.request)().0]["properties"]);
+        let property = commands.find_map(|properties| properties.get(name)).unwrap();
+        rows.push([format!("`{name}`"), kind(schemas, property), say(about)]);
+    }
     table(["field", "type", "meaning"], rows, say)
 }
 
 fn operations(schemas: &Value, say: Say<'_>) -> String {
     let mut out = String::new();
     for group in OPERATIONS.chunk_by(|one, other| one.group == other.group) {
-        let [name, about, takes, answers] = [group[0].group, "what it does", "fields", "answer"].map(&mut *say);
-        let operation = say("operation");
-        write!(out, "\n### {name}\n\n| {operation} | {about} | {takes} | {answers} |\n| --- | --- | --- | --- |\n")
-            .unwrap();
+        let (mut rows, mut examples) = (Vec::new(), String::new());
         for row in group {
             let names: Vec<_> = [&row.name].into_iter().chain(row.aliases).map(|name| format!("`{name}`")).collect();
-            let answer = shape(&serde_json::to_value((row.result)()).unwrap(), schemas);
-            let (names, about, takes) = (names.join(", "), say(row.about), takes_of(row, schemas));
-            writeln!(out, "| {names} | {about} | {takes} | `{answer}` |").unwrap();
-        }
-        out.push_str("\n```sh\n");
-        for row in group {
+            let answer = shape(schemas, &serde_json::to_value((row.result)()).unwrap());
+            rows.push([names.join(", "), say(row.about), takes(schemas, row), format!("`{answer}`")]);
             let (request, answer) = row.example;
-            let request = request.replace(SOMEBODY, "'$id'");
-            let request = if request == "{}" { String::new() } else { format!(" '{request}'") };
-            writeln!(out, "api {}{request}\n# {}", row.name, body(row, answer)).unwrap();
+            let request =
+                if request == "{}" { String::new() } else { format!(" '{request}'").replace(SOMEBODY, "'$id'") };
+            writeln!(examples, "api {}{request}\n# {}", row.name, body(row, answer)).unwrap();
         }
-        out.push_str("```\n");
+        let table = table(["operation", "what it does", "fields", "answer"], rows, say);
+        write!(out, "\n### {}\n\n{table}\n```sh\n{examples}```\n", say(group[0].group)).unwrap();
     }
     out + "\n"
 }
 
 /// A command's fields: first those of the `?method=` form, in its order, then the others.
-fn takes_of(row: &Operation, schemas: &Value) -> String {
+fn takes(schemas: &Value, row: &Operation) -> String {
     let schema = &schemas[&*(row.request)().0];
-    let required = schema["required"].as_array().map_or(&[][..], Vec::as_slice);
+    let is_required = |name: &str| schema["required"].as_array().is_some_and(|names| names.contains(&name.into()));
     let mut seen = BTreeSet::new();
-    let mut list = |names: &mut dyn Iterator<Item = &'static str>| {
+    let mut list = |names: &[&'static str]| {
         let mut list = Vec::new();
         for name in names {
-            let either = if row.one_of.contains(&name) { row.one_of } else { &[name] };
-            let Some(property) = schema["properties"].get(name).filter(|_| seen.insert(either[0])) else { continue };
-            let several =
-                property["$ref"].as_str().is_some_and(|name| name.ends_with("/Uids") || name.ends_with("/Groups"));
-            let may_be_absent = either.len() == 1 && !required.contains(&name.into());
-            let names: Vec<_> =
-                either.iter().map(|name| format!("`{name}{}`", if may_be_absent { "?" } else { "" })).collect();
-            list.push(names.join(r" \| ") + if several { " ¹" } else { "" });
+            let one_of = if row.one_of.contains(name) { row.one_of } else { &[*name] };
+            let Some(property) = schema["properties"].get(name).filter(|_| seen.insert(one_of[0])) else { continue };
+            let mark = if one_of.len() > 1 || is_required(name) { "" } else { "?" };
+            let names: Vec<_> = one_of.iter().map(|name| format!("`{name}{mark}`")).collect();
+            let is_many = property["$ref"].as_str().is_some_and(|name| name.ends_with('s'));
+            list.push(names.join(r" \| ") + if is_many { " ¹" } else { "" });
         }
         list.join(", ")
     };
-    let by_place = list(&mut row.args.iter().copied());
-    let by_name = list(&mut FIELDS.iter().map(|(name, _)| *name));
-    [by_place, by_name].into_iter().filter(|list| !list.is_empty()).collect::<Vec<_>>().join("; ")
+    let all: Vec<_> = FIELDS.iter().map(|(name, _)| *name).collect();
+    let mut lists = vec![list(row.args), list(&all)];
+    lists.retain(|list| !list.is_empty());
+    lists.join("; ")
 }
 
-/// The fields of an answer, those first that are always there.
+/// The fields of an answer.
 fn properties(schemas: &Value, name: &str, say: Say<'_>) -> String {
     let schema = &schemas[name];
-    let rows: Vec<_> = names(schema)
-        .into_iter()
-        .map(|name| {
-            let property = &schema["properties"][name.trim_end_matches('?')];
-            [format!("`{name}`"), kind(schemas, property), say(property["description"].as_str().unwrap())]
-        })
-        .collect();
+    let mut rows = Vec::new();
+    for name in names(schema) {
+        let property = &schema["properties"][name.trim_end_matches('?')];
+        rows.push([format!("`{name}`"), kind(schemas, property), say(property["description"].as_str().unwrap())]);
+    }
     table(["field", "type", "meaning"], rows, say)
 }
 
+/// Their names, those first that are always there.
 fn names(schema: &Value) -> Vec<String> {
     let required: Vec<_> = schema["required"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
     let others = schema["properties"].as_object().unwrap().keys().filter(|name| !required.contains(&name.as_str()));
@@ -177,8 +163,8 @@ fn names(schema: &Value) -> Vec<String> {
 }
 
 fn errors(say: Say<'_>) -> String {
-    let rows: Vec<_> =
-        ERRORS.iter().map(|(code, status, about)| [format!("`{code}`"), status.to_string(), say(about)]).collect();
+    let row = |(code, status, about): &(&str, u16, &str)| [format!("`{code}`"), status.to_string(), say(about)];
+    let rows = ERRORS.iter().map(row).collect();
     table(["code", "status", "meaning"], rows, say)
 }
 
@@ -190,18 +176,15 @@ fn resolved<'a>(schemas: &'a Value, schema: &'a Value) -> &'a Value {
 fn kind(schemas: &Value, schema: &Value) -> String {
     let schema = resolved(schemas, schema);
     let mut kind = format!("`{}`", type_of(schemas, schema).replace('|', r"\|"));
-    let number = |key: &str| schema[key].as_u64().map(grouped);
-    match (number("minimum"), number("maximum")) {
-        (Some(least), Some(most)) => write!(kind, ", {least}–{most}").unwrap(),
-        _ => {
-            if let Some(most) = number("maxItems") {
-                write!(kind, ", ≤ {most}").unwrap();
-            }
-        }
+    let bound = |key: &str| schema[key].as_u64().map(grouped);
+    if let (Some(least), Some(most)) = (bound("minimum"), bound("maximum")) {
+        write!(kind, ", {least}–{most}").unwrap();
     }
-    match &schema["default"] {
-        Value::Null => {}
-        default => write!(kind, " = `{default}`").unwrap(),
+    if let Some(most) = bound("maxItems") {
+        write!(kind, ", ≤ {most}").unwrap();
+    }
+    if let Some(default) = schema.get("default") {
+        write!(kind, " = `{default}`").unwrap();
     }
     kind
 }
@@ -209,28 +192,25 @@ fn kind(schemas: &Value, schema: &Value) -> String {
 /// The type as TypeScript writes it; where one or several are taken, that of one.
 fn type_of(schemas: &Value, schema: &Value) -> String {
     let schema = resolved(schemas, schema);
+    let joined = |kinds: &mut dyn Iterator<Item = String>| kinds.collect::<Vec<_>>().join(" | ");
     if let Some(names) = schema["enum"].as_array() {
-        return names.iter().map(Value::to_string).collect::<Vec<_>>().join(" | ");
+        return joined(&mut names.iter().map(Value::to_string));
     }
     if let Some(either) = schema["oneOf"].as_array() {
-        let ones = either.iter().filter(|one| one["type"] != "array");
-        return ones.map(|one| type_of(schemas, one)).collect::<Vec<_>>().join(" | ");
+        return joined(&mut either.iter().filter(|one| one["type"] != "array").map(|one| type_of(schemas, one)));
     }
     match &schema["type"] {
-        Value::Array(kinds) if kinds[0] == "array" => format!("{}[]", items(schemas, schema)),
-        Value::Array(kinds) => kinds.iter().map(|kind| kind.as_str().unwrap()).collect::<Vec<_>>().join(" | "),
-        kind if kind == "array" => format!("{}[]", items(schemas, schema)),
+        Value::Array(kinds) => joined(&mut kinds.iter().map(|kind| kind.as_str().unwrap().to_owned())),
+        kind if kind == "array" => match type_of(schemas, &schema["items"]) {
+            one if one.contains('|') => format!("({one})[]"),
+            one => format!("{one}[]"),
+        },
         kind => kind.as_str().unwrap_or("any").to_owned(),
     }
 }
 
-fn items(schemas: &Value, schema: &Value) -> String {
-    let one = type_of(schemas, &schema["items"]);
-    if one.contains('|') { format!("({one})") } else { one }
-}
-
 /// What an answer is made of, in the names of the fields.
-fn shape(schema: &Value, schemas: &Value) -> String {
+fn shape(schemas: &Value, schema: &Value) -> String {
     if let Some(name) = schema["$ref"].as_str() {
         return match name.rsplit('/').next().unwrap() {
             "ClientId" => "client_id".into(),
@@ -242,13 +222,13 @@ fn shape(schema: &Value, schemas: &Value) -> String {
         return "true".into();
     }
     if let Some(either) = schema["oneOf"].as_array() {
-        return either.iter().map(|one| shape(one, schemas)).collect::<Vec<_>>().join(r" \| ");
+        return either.iter().map(|one| shape(schemas, one)).collect::<Vec<_>>().join(r" \| ");
     }
     match schema["type"].as_str() {
-        Some("array") => format!("{}[]", shape(&schema["items"], schemas)),
+        Some("array") => format!("{}[]", shape(schemas, &schema["items"])),
         Some("object") => {
             let key = json!({"$ref": schema["propertyNames"]["title"]});
-            format!("{{{}: {}}}", shape(&key, schemas), shape(&schema["additionalProperties"], schemas))
+            format!("{{{}: {}}}", shape(schemas, &key), shape(schemas, &schema["additionalProperties"]))
         }
         kind => kind.unwrap_or("any").to_owned(),
     }
