@@ -167,7 +167,7 @@ fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
     operation.build()
 }
 
-/// An example's JSON; a test reads them all.
+/// An example's JSON. All are carried out by `tests/it/reference.rs`.
 fn read(example: &str) -> Value {
     serde_json::from_str(example).unwrap_or_default()
 }
@@ -260,7 +260,6 @@ fn answer(row: &Operation) -> RefOr<Schema> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::Command;
 
     #[test]
     fn every_operation_and_every_field_is_described_and_every_reference_resolves() {
@@ -270,12 +269,8 @@ mod tests {
             assert!(json["paths"][format!("/api/{}", row.name)]["post"]["requestBody"].is_object(), "{}", row.name);
             let (name, ..) = (row.request)();
             for (field, property) in schemas[&*name]["properties"].as_object().into_iter().flatten() {
-                assert!(property["description"].is_string(), "{} of {}", field, row.name);
+                assert!(property["description"].is_string(), "{field} of {}", row.name);
             }
-            let (request, answer) = row.example;
-            let request = request.replacen('{', &format!(r#"{{"op":"{}","#, row.name), 1).replace(",}", "}");
-            assert!(Command::parse_object(&request).is_ok(), "{request}");
-            assert!(serde_json::from_str::<Value>(answer).is_ok(), "{answer}");
         }
         let text = json.to_string();
         for reference in text.split("\"#/components/").skip(1) {

@@ -89,7 +89,7 @@ fn made(page: &str, say: Say<'_>) -> String {
 
 fn table<const COLUMNS: usize>(heads: [&str; COLUMNS], rows: Vec<[String; COLUMNS]>, say: Say<'_>) -> String {
     let lines = [heads.map(&mut *say), heads.map(|_| "---".to_owned())].into_iter().chain(rows);
-    lines.map(|cells| format!("| {} |\n", cells.join(" | "))).collect()
+    lines.map(|cells| format!("| {} |\n", cells.join(" | "))).collect::<Vec<_>>().concat()
 }
 
 fn fields(schemas: &Value, say: Say<'_>) -> String {
