@@ -92,7 +92,7 @@ export interface Init {
 export interface Close {
   /** As in the close frame; 1006 without one, as after a handshake that was refused: browsers do not tell its status. */
   code: number;
-  /** As in the close frame; ours, with 1006: `timeout`, `silent`, `offline`, `no token`. */
+  /** As in the close frame; ours, with 1006: `timeout`, `silent`, `offline`, `left`, `no token`. */
   reason: string;
   /** What the token's function failed with. */
   error?: unknown;

@@ -5,7 +5,7 @@ import { createClient } from "redis";
 const client = process.argv[2];
 const redis = await createClient({ url: process.env.REDIS_URL ?? "redis://127.0.0.1:7279" }).connect();
 
-// Queues a command; the fields beside it are those of the table in the README. Values are strings.
+// Queues a command; the fields beside it are those of the table in docs/tasks.md. Values are strings.
 const add = (command, more = {}) => redis.xAdd("mg:tasks", "*", { command: JSON.stringify(command), ...more });
 
 // Queues a command and waits for what HTTP would answer.

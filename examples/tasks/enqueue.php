@@ -9,7 +9,7 @@ $redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279));
 // require 'vendor/autoload.php';
 // $redis = new Predis\Client('tcp://127.0.0.1:7279', ['read_write_timeout' => 20]);
 
-/** Queues a command; the fields beside it are those of the table in the README. */
+/** Queues a command; the fields beside it are those of the table in docs/tasks.md. */
 function add(array $command, array $more = []): void
 {
     global $redis;

@@ -13,7 +13,7 @@ r = redis.Redis.from_url(os.environ.get("REDIS_URL", "redis://127.0.0.1:7279"), 
 
 
 def add(command, **more):
-    """Queues a command; the fields beside it are those of the table in the README."""
+    """Queues a command; the fields beside it are those of the table in docs/tasks.md."""
     return r.xadd("mg:tasks", {"command": json.dumps(command), **more})
 
 

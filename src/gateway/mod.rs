@@ -334,7 +334,7 @@ impl Gateway {
             true
         };
         // Before it is known to be there no command can name it: nothing comes before this.
-        let uid = grant.as_ref().and_then(|grant| grant.uid.clone());
+        let (uid, session) = grant.as_ref().map(|grant| (grant.uid.clone(), grant.session.clone())).unwrap_or_default();
         if let Some(grant) = grant {
             let (changes, limits) = (Change::granted(grant), self.limits);
             let granting = move |shard: &mut Shard| {
@@ -356,7 +356,7 @@ impl Gateway {
             let receipt = self.hub.begin_at_client(id, move |shard| shard.receipt([id])).await?.one().await?;
             drop(timeout(ASK_TIME, receipt.wait()).await);
         }
-        let filling = Filling { client_id: id, uid: uid.as_ref(), group: None, session: None };
+        let filling = Filling { client_id: id, uid: uid.as_ref(), group: None, session: session.as_ref() };
         let init = self.init.as_ref().and_then(|template| template.render(filling, true).ok());
         client.open(init.map(|text| Message::text(&text)).as_ref());
         Ok(())

@@ -279,18 +279,22 @@ class Documents(World):
     """The lines to paste in the documents, in the order in which they stand there."""
 
     def lines(self, document):
-        """Those of shell blocks that are for Redis or the API, with the ports of this test."""
+        """Those of shell blocks that are for Redis or the API."""
         text = Path(ROOT, document).read_text()
-        ports = {"7279": self.redis_port, "7273": self.api}
         lines = [line for block in re.findall(r"```sh\n(.*?)```", text, re.S) for line in block.splitlines()]
-        for line in lines:
+        for line in map(str.strip, lines):
             if line.startswith(("redis-cli", "curl")) and " BLOCK 0 " not in line:
-                # In one pass: the one port may have the digits of the other.
-                yield re.sub("7279|7273", lambda found: str(ports[found[0]]), line)
+                yield self.here(line)
 
-    def run_all(self, document):
+    def here(self, text):
+        """With the ports of this test, in one pass: the one may have the digits of the other."""
+        ports = {"7279": self.redis_port, "7273": self.api}
+        return re.sub("7279|7273", lambda found: str(ports[found[0]]), text)
+
+    def run_all(self, document, client_id=""):
         answers = {}
         for line in self.lines(document):
+            line = line.replace("7f0000010b54a3c1e07f", client_id)
             done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False, timeout=DEADLINE)
             self.assertEqual((done.returncode, done.stderr), (0, ""), line)
             self.assertNotRegex(done.stdout, r"\b(ERR|NOGROUP|BUSYGROUP|error|code)\b", line)
@@ -361,6 +365,41 @@ class Documents(World):
                 self.redis.delete("mg:events")
                 answers = iter(self.run_all(document).values())
                 self.assertEqual(next(answers), "OK\n")
+
+    def run_programs(self, document):
+        """Those in PHP, Python and Node; what each prints."""
+        directory = Path(os.environ["NODE_MODULES"])  # npm puts what Node needs beside it
+        commands = {"php": ("php", "push.php"), "python": (sys.executable, "push.py"), "js": ("node", "push.mjs")}
+        for language, block in re.findall(r"^```(php|python|js)\n(.*?)^```", Path(ROOT, document).read_text(), re.M | re.S):
+            program, file = commands[language]
+            directory.joinpath(file).write_text(self.here(block))
+            done = subprocess.run(
+                [program, directory / file], capture_output=True, text=True, check=False, timeout=DEADLINE
+            )
+            self.assertEqual((done.returncode, done.stderr), (0, ""), block)
+            yield done.stdout.strip()
+
+    def test_the_lines_and_programs_of_the_readme_and_about_redis_reach_their_user(self):
+        self.start_node()
+        mail = {"type": "mail", "unread": 3}
+        published = [mail, "hi all", "back at noon", "42 is here"]
+        for document, by_lines, by_program in (
+            ("README.md", ["hello", mail, "hi all"], [mail]),
+            ("README.zh-CN.md", ["你好", mail, "大家好"], [mail]),
+            ("docs/redis.md", published, published),
+            ("docs/redis.zh-CN.md", published, published),
+        ):
+            with self.subTest(document):
+                client = Client(self)
+                self.ask("bindUid", client_id=client.id, uid=42)
+                self.ask("joinGroup", uid=42, group="room-1")
+                self.run_all(document, client.id)
+                self.assertEqual([client.hears() for _ in by_lines], by_lines)
+                for printed in self.run_programs(document):
+                    self.assertIn("1", printed)
+                    self.assertEqual([client.hears() for _ in by_program], by_program)
+                client.socket.close()
+                wait_for("the client is gone", lambda: self.ask("getAllClientIdCount") == {"result": 0})
 
 
 if __name__ == "__main__":

@@ -48,14 +48,14 @@ in_every_world! {
 }
 
 async fn a_token_binds_its_client_before_the_first_message(world: World) {
-    let init = r#"{"client_id":"{client_id}","uid":"{uid}"}"#;
+    let init = r#"{"client_id":"{client_id}","uid":"{uid}","name":"{session.name}"}"#;
     let node = world
         .start_with(&[("MOONGATE_AUTH", "optional"), ("MOONGATE_JWT_SECRET", SECRET), ("MOONGATE_INIT_MESSAGE", init)])
         .await;
     let token = token(&json!({"sub": "u", "groups": ["g", "h"], "session": {"name": "Ada"}}));
     let mut client = node.connect_quietly(&format!("/?token={token}")).await;
     let first: Value = serde_json::from_str(&client.text().await).unwrap();
-    assert_eq!(first["uid"], "u");
+    assert_eq!((&first["uid"], &first["name"]), (&json!("u"), &json!("Ada")));
     // Whoever has it can be found, by any node.
     let id = first["client_id"].as_str().unwrap().to_owned();
     assert_eq!(node.ask("getClientIdByUid", json!({"uid": "u"})).await, json!([id]));

@@ -368,6 +368,23 @@ async fn a_page_knows_from_its_browser_when_to_leave_and_when_to_come() {
     visitor.is_quiet();
 }
 
+/// Browsers keep such a page as it is, with its socket: to the gateway it would look online, and hear nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_that_its_user_has_left_is_gone_and_comes_again_with_him() {
+    let node = Node::start().await;
+    let visitor = Visitor::come().await;
+    visitor.visit(node.clients, "{minDelay: 1e8, maxDelay: 1e8}").await;
+    let id = visitor.welcomed().await;
+    let address = visitor.page.eval("location.href + 'source.js'").await;
+    visitor.page.go(address.as_str().unwrap()).await;
+    eventually("it is gone", async || node.ask("getAllClientIdCount", json!({})).await == 0).await;
+    visitor.page.eval("history.back()").await;
+    visitor.welcomed_again(&id).await;
+    let close = visitor.heard("close").await.remove(0);
+    assert_eq!((&close["code"], &close["reason"]), (&json!(1006), &json!("left")));
+    visitor.is_quiet();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_page_that_hears_no_ping_data_any_more_comes_again() {
     let settings = [("MOONGATE_PING_INTERVAL", "100ms"), ("MOONGATE_PING_DATA", "ping?")];

@@ -152,16 +152,16 @@ emit("close", close);
 }
 function wake(event) {
 var type = event.type;
-if (type === "offline") {
-if (gate.state === "connecting" || gate.state === "open") end(1006, "offline");
+if (type === "offline" || type === "pagehide") {
+if (gate.state === "connecting" || gate.state === "open") end(1006, type === "offline" ? type : "left");
 return;
 }
-if (type === "online") ends = 0;
+if (type !== "visibilitychange") ends = 0;
 if (gate.state === "waiting" && (type !== "visibilitychange" || !document.hidden)) attempt();
 }
 function watch(how) {
 if (typeof self !== "object" || !self[how]) return;
-["online", "offline", "pageshow"].forEach(function (type) {
+["online", "offline", "pagehide", "pageshow"].forEach(function (type) {
 self[how](type, wake);
 });
 if (typeof document === "object") document[how]("visibilitychange", wake);

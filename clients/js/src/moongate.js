@@ -203,19 +203,20 @@ export function Moongate(url, options) {
   // The browser knows some things before a timer does: timers of a page that nobody sees are late.
   function wake(event) {
     var type = event.type;
-    if (type === "offline") {
-      if (gate.state === "connecting" || gate.state === "open") end(1006, "offline");
+    // A page that its user has left may be kept for the way back, with its socket: whoever pushes would take it for here.
+    if (type === "offline" || type === "pagehide") {
+      if (gate.state === "connecting" || gate.state === "open") end(1006, type === "offline" ? type : "left");
       return;
     }
-    // What failed without a network was not the gateway's fault.
-    if (type === "online") ends = 0;
+    // That was not the gateway's fault.
+    if (type !== "visibilitychange") ends = 0;
     if (gate.state === "waiting" && (type !== "visibilitychange" || !document.hidden)) attempt();
   }
 
   // Only windows and workers have such events, and only windows a document.
   function watch(how) {
     if (typeof self !== "object" || !self[how]) return;
-    ["online", "offline", "pageshow"].forEach(function (type) {
+    ["online", "offline", "pagehide", "pageshow"].forEach(function (type) {
       self[how](type, wake);
     });
     if (typeof document === "object") document[how]("visibilitychange", wake);
