@@ -590,7 +590,7 @@ pub const FIELDS: &[(&str, &str)] = &[
     ("client_id", "A connection, by the id that the node gave it: 20 hex digits. The id ends with the connection."),
     (
         "uid",
-        "Your own name for a user: at most 256 bytes, and 42 is \"42\". A client has one at most, a uid any number of clients.",
+        "Your own name for a user: at most 256 bytes, and a number is its digits. A client has one at most, a uid any number of clients.",
     ),
     ("group", "A group of clients, by a name like a uid. It is there while it has members."),
     ("message", "What is sent: a string as it is, any other JSON as its compact text."),
