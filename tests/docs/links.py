@@ -41,7 +41,7 @@ def anchors(page):
 def links(page):
     """Where it links to in the repository: line, file, anchor."""
     text = re.sub(r"`[^`\n]*`", lambda code: " " * len(code[0]), prose(page))
-    for link in re.finditer(r'\]\(<?([^)\s>]+)>?(?: "[^"]*")?\)|\b(?:src|href)="([^"]+)"|^\[[^]]+\]: +(\S+)', text, re.M):
+    for link in re.finditer(r'\]\(<?([^)\s>]+)>?(?: "[^"]*")?\)|\b(?:src|srcset|href)="([^"]+)"|^\[[^]]+\]: +(\S+)', text, re.M):
         target = unquote(next(filter(None, link.groups())))
         if not re.match(r"[a-z][a-z+.-]*:", target):
             file, _, anchor = target.partition("#")
