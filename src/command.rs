@@ -20,7 +20,7 @@ use crate::id::{ClientId, Group, TaskId, Uid};
 use crate::json::{self, Invalid};
 use crate::message::{Close, Message};
 use crate::session::Session;
-use crate::task::{State, View};
+use crate::task::{ATTEMPTS, MAX_ATTEMPTS, State, View};
 
 /// The most entries of an array of targets.
 pub const MAX_TARGETS: usize = 10_000;
@@ -30,30 +30,36 @@ pub const MAX_BATCH: usize = 1000;
 pub const MAX_PAGE: u16 = 10_000;
 
 macro_rules! vocabulary {
-    ($( $(#[doc = $doc:literal])* $name:literal $(| $alias:literal)* => $variant:ident ($($arg:literal),*) -> $result:ty; )*) => {
+    ($( $group:literal: { $(
+        $(#[doc = $doc:literal])*
+        $name:literal $(| $alias:literal)* => $variant:ident ($($arg:literal),*) -> $result:ty, $request:literal => $answer:literal;
+    )* } )*) => {
         /// One command or query.
         #[derive(Debug, Clone)]
         pub enum Command {
-            $( $(#[doc = $doc])* $variant($variant), )*
+            $( $( $(#[doc = $doc])* $variant($variant), )* )*
         }
 
-        /// The operations: name, aliases, positional arguments of the `?method=` form, description.
+        /// The operations, those of a group together.
         pub const OPERATIONS: &[Operation] = &[
-            $( Operation {
+            $( $( Operation {
+                group: $group,
                 name: $name,
                 aliases: &[$($alias),*],
                 args: &[$($arg),*],
-                about: concat!($($doc),*),
+                about: concat!($($doc),*).trim_ascii(),
+                one_of: $variant::ONE_OF,
                 request: || ($variant::name(), $variant::schema(), { let mut all = Vec::new(); $variant::schemas(&mut all); all }),
                 result: <$result>::answer,
-            }, )*
+                example: ($request, $answer),
+            }, )* )*
         ];
 
         impl Command {
             /// Reads an operation's fields.
             fn read(name: &'static str, fields: &[(Cow<'_, str>, &RawValue)]) -> Result<Self, Invalid> {
                 match name {
-                    $( $name => json::from_fields(fields).map(Self::$variant), )*
+                    $( $( $name => json::from_fields(fields).map(Self::$variant), )* )*
                     _ => Err(Invalid::request("unknown operation")),
                 }
             }
@@ -61,101 +67,166 @@ macro_rules! vocabulary {
             /// The operation's name; an alias' own is not kept.
             pub fn name(&self) -> &'static str {
                 match self {
-                    $( Self::$variant(_) => $name, )*
+                    $( $( Self::$variant(_) => $name, )* )*
                 }
             }
         }
     };
 }
 
+// An example is a request and its result, where client 7f0000010b5400000001 is bound to 42, is in room-1 and has the session
+// {"name":"Ann"}, and where the examples before it were carried out: docs/api.md has them to paste, and tests/it/reference.rs
+// carries them out.
 vocabulary! {
-    /// Sends to everyone, or to the clients listed.
-    "sendToAll" => SendToAll("message", "client_ids", "exclude") -> Sent;
-    /// Sends to one client.
-    "sendToClient" => SendToClient("client_id", "message") -> Sent;
-    /// Sends to every client bound to the uid; with an array, `offline` lists the uids that no node holds.
-    "sendToUid" => SendToUid("uid", "message") -> Sent;
-    /// Sends to every member of the group.
-    "sendToGroup" => SendToGroup("group", "message", "exclude") -> Sent;
-    /// Ends a client's connection: what is queued, the message, then a close frame.
-    "closeClient" => CloseClient("client_id", "message") -> Sent;
-    /// Ends a client's connection at once.
-    "destroyClient" | "destoryClient" => DestroyClient("client_id") -> Sent;
-    /// Ends the connections of every client bound to the uid.
-    "closeUid" => CloseUid("uid", "message") -> Sent;
-    /// Binds a client to a uid, replacing the one it had.
-    "bindUid" => BindUid("client_id", "uid") -> bool;
-    /// Unbinds a client from its uid; with a uid, only if that is the one.
-    "unbindUid" => UnbindUid("client_id", "uid") -> bool;
-    /// Puts a client, or all clients of a uid, into a group.
-    "joinGroup" => JoinGroup("client_id", "group") -> bool;
-    /// Takes a client, or all clients of a uid, out of a group.
-    "leaveGroup" => LeaveGroup("client_id", "group") -> bool;
-    /// Takes all members out of a group.
-    "ungroup" => Ungroup("group") -> bool;
-    /// Replaces a client's session.
-    "setSession" => SetSession("client_id", "session") -> bool;
-    /// Merges into a client's session as PHP's `array_replace_recursive`; a null deletes its key.
-    "updateSession" => UpdateSession("client_id", "session") -> bool;
-    /// Runs commands in order; neighbouring changes of one client are one step.
-    "batch" => Batch("commands") -> Vec<Value>;
-    /// Queues a command, or a payload for the webhook: to be carried out at once, later, or whenever a cron says.
-    "addTask" => AddTask("command", "delay", "id") -> Added;
-    /// Takes a task that waits away, or a cron; whether there was one. What comes later under this id is not run for 24 h.
-    "cancelTask" => CancelTask("id") -> bool;
-    /// Takes a task off the dead letters and queues it anew; whether there was one.
-    "retryTask" => RetryTask("id") -> bool;
-    /// What became of a task; null when none is known by this id.
-    "getTask" => GetTask("id") -> Option<View>;
-    /// The tasks in a state, or all: always a page.
-    "listTasks" => ListTasks("state", "limit", "cursor") -> Vec<View>;
-
-    /// Whether a client is connected.
-    "isOnline" => IsOnline("client_id") -> bool;
-    /// Whether any client is bound to the uid.
-    "isUidOnline" => IsUidOnline("uid") -> bool;
-    /// The same for many uids.
-    "isUidsOnline" => IsUidsOnline("uid") -> BTreeMap<String, bool>;
-    /// A client's session; null when it is not connected.
-    "getSession" => GetSession("client_id") -> Option<Session>;
-    /// The uid a client is bound to, or null.
-    "getUidByClientId" => GetUidByClientId("client_id") -> Option<Uid>;
-    /// The clients bound to the uid.
-    "getClientIdByUid" => GetClientIdByUid("uid") -> Vec<ClientId>;
-    /// The same for many uids.
-    "batchGetClientIdByUid" => BatchGetClientIdByUid("uid") -> BTreeMap<String, Vec<ClientId>>;
-    /// The members of a group, or of any of several.
-    "getClientIdListByGroup" => GetClientIdListByGroup("group") -> Vec<ClientId>;
-    /// How many members a group has, or any of several together.
-    "getClientIdCountByGroup" | "getClientCountByGroup" => GetClientIdCountByGroup("group") -> u64;
-    /// How many members each group has.
-    "batchGetClientIdCountByGroup" => BatchGetClientIdCountByGroup("group") -> BTreeMap<String, u64>;
-    /// The sessions of a group's members by client id.
-    "getClientSessionsByGroup" | "getClientInfoByGroup" => GetClientSessionsByGroup("group") -> BTreeMap<String, Session>;
-    /// The uids in a group, or in any of several.
-    "getUidListByGroup" => GetUidListByGroup("group") -> Vec<Uid>;
-    /// How many uids are in a group.
-    "getUidCountByGroup" => GetUidCountByGroup("group") -> u64;
-    /// All clients.
-    "getAllClientIdList" => GetAllClientIdList() -> Vec<ClientId>;
-    /// How many clients are connected.
-    "getAllClientIdCount" | "getAllClientCount" => GetAllClientIdCount() -> u64;
-    /// The sessions of all clients by client id.
-    "getAllClientSessions" | "getAllClientInfo" => GetAllClientSessions() -> BTreeMap<String, Session>;
-    /// All uids that are online.
-    "getAllUidList" => GetAllUidList() -> Vec<Uid>;
-    /// How many uids are online.
-    "getAllUidCount" => GetAllUidCount() -> u64;
-    /// All groups that have members.
-    "getAllGroupIdList" => GetAllGroupIdList() -> Vec<Group>;
-    /// The uids in each group.
-    "getAllGroupUidList" => GetAllGroupUidList() -> BTreeMap<String, Vec<Uid>>;
-    /// How many uids are in each group.
-    "getAllGroupUidCount" => GetAllGroupUidCount() -> BTreeMap<String, u64>;
-    /// The clients in each group.
-    "getAllGroupClientIdList" => GetAllGroupClientIdList() -> BTreeMap<String, Vec<ClientId>>;
-    /// How many clients are in each group.
-    "getAllGroupClientIdCount" => GetAllGroupClientIdCount() -> BTreeMap<String, u64>;
+    "Send": {
+        /// Sends to everyone, or to the clients listed.
+        "sendToAll" => SendToAll("message", "client_ids", "exclude") -> Sent,
+            r#"{"message":"back at noon"}"# => r#"{"nodes":1}"#;
+        /// Sends to one client.
+        "sendToClient" => SendToClient("client_id", "message") -> Sent,
+            r#"{"client_id":"7f0000010b5400000001","message":{"type":"mail","unread":3}}"# => r#"{"nodes":1}"#;
+        /// Sends to every client bound to the uid. With an array, `offline` lists the uids that nobody holds.
+        "sendToUid" => SendToUid("uid", "message") -> Sent,
+            r#"{"uid":[42,"eve"],"message":"hello"}"# => r#"{"nodes":1,"offline":["eve"]}"#;
+        /// Sends to every member of the group.
+        "sendToGroup" => SendToGroup("group", "message", "exclude") -> Sent,
+            r#"{"group":"room-1","message":"42 is typing","exclude_uid":[42],"confirm":true}"# => r#"{"nodes":1,"clients":0}"#;
+    }
+    "Close": {
+        /// Ends a client's connection: what is queued, the message, then a close frame.
+        "closeClient" => CloseClient("client_id", "message") -> Sent,
+            r#"{"client_id":"7f0000010b5400000001","code":4100,"reason":"idle for a day"}"# => r#"{"nodes":1}"#;
+        /// Ends the connections of every client bound to the uid, in the same way.
+        "closeUid" => CloseUid("uid", "message") -> Sent,
+            r#"{"uid":42,"message":"see you"}"# => r#"{"nodes":1}"#;
+        /// Ends a client's connection at once.
+        "destroyClient" | "destoryClient" => DestroyClient("client_id") -> Sent,
+            r#"{"client_id":"7f0000010b5400000001"}"# => r#"{"nodes":1}"#;
+    }
+    "Bind": {
+        /// Binds a client to a uid, in place of the one it had.
+        "bindUid" => BindUid("client_id", "uid") -> Done,
+            r#"{"client_id":"7f0000010b5400000001","uid":42,"single":true}"# => "true";
+        /// Unbinds a client from its uid; with a uid, only if that is the one.
+        "unbindUid" => UnbindUid("client_id", "uid") -> Done,
+            r#"{"client_id":"7f0000010b5400000001"}"# => "true";
+    }
+    "Groups": {
+        /// Puts a client, or all clients that a uid has now, into a group.
+        "joinGroup" => JoinGroup("client_id", "group") -> Done,
+            r#"{"uid":42,"group":["room-1","room-2"]}"# => "true";
+        /// Takes a client, or all clients that a uid has now, out of a group.
+        "leaveGroup" => LeaveGroup("client_id", "group") -> Done,
+            r#"{"client_id":"7f0000010b5400000001","group":"room-2"}"# => "true";
+        /// Takes all members out of a group.
+        "ungroup" => Ungroup("group") -> Done,
+            r#"{"group":"room-1"}"# => "true";
+    }
+    "Sessions": {
+        /// Replaces a client's session.
+        "setSession" => SetSession("client_id", "session") -> Done,
+            r#"{"client_id":"7f0000010b5400000001","session":{"name":"Ann","level":3}}"# => "true";
+        /// Merges into a client's session as PHP's `array_replace_recursive`; a null deletes its key.
+        "updateSession" => UpdateSession("client_id", "session") -> Done,
+            r#"{"client_id":"7f0000010b5400000001","session":{"level":null,"seat":{"row":7}}}"# => "true";
+    }
+    "Ask about a client or a uid": {
+        /// Whether a client is connected.
+        "isOnline" => IsOnline("client_id") -> bool,
+            r#"{"client_id":"7f0000010b5400000001"}"# => "true";
+        /// Whether any client is bound to the uid.
+        "isUidOnline" => IsUidOnline("uid") -> bool,
+            r#"{"uid":42}"# => "true";
+        /// Which of many uids are online.
+        "isUidsOnline" => IsUidsOnline("uid") -> BTreeMap<Uid, bool>,
+            r#"{"uid":[42,"eve"]}"# => r#"{"42":true,"eve":false}"#;
+        /// A client's session: `{}` when none was set, null when it is not connected.
+        "getSession" => GetSession("client_id") -> Option<Session>,
+            r#"{"client_id":"7f0000010b5400000001"}"# => r#"{"name":"Ann"}"#;
+        /// The uid that a client is bound to, or null.
+        "getUidByClientId" => GetUidByClientId("client_id") -> Option<Uid>,
+            r#"{"client_id":"7f0000010b5400000001"}"# => r#""42""#;
+        /// The clients bound to the uid.
+        "getClientIdByUid" => GetClientIdByUid("uid") -> Vec<ClientId>,
+            r#"{"uid":42}"# => r#"["7f0000010b5400000001"]"#;
+        /// The clients bound to each of many uids.
+        "batchGetClientIdByUid" => BatchGetClientIdByUid("uid") -> BTreeMap<Uid, Vec<ClientId>>,
+            r#"{"uid":[42,"eve"]}"# => r#"{"42":["7f0000010b5400000001"],"eve":[]}"#;
+    }
+    "Ask about a group": {
+        /// The members of a group, or of any of several.
+        "getClientIdListByGroup" => GetClientIdListByGroup("group") -> Vec<ClientId>,
+            r#"{"group":["room-1","room-9"]}"# => r#"["7f0000010b5400000001"]"#;
+        /// How many members a group has, or any of several together.
+        "getClientIdCountByGroup" | "getClientCountByGroup" => GetClientIdCountByGroup("group") -> u64,
+            r#"{"group":"room-1"}"# => "1";
+        /// How many members each of many groups has.
+        "batchGetClientIdCountByGroup" => BatchGetClientIdCountByGroup("group") -> BTreeMap<Group, u64>,
+            r#"{"group":["room-1","room-9"]}"# => r#"{"room-1":1,"room-9":0}"#;
+        /// The sessions of a group's members.
+        "getClientSessionsByGroup" | "getClientInfoByGroup" => GetClientSessionsByGroup("group") -> BTreeMap<ClientId, Session>,
+            r#"{"group":"room-1"}"# => r#"{"7f0000010b5400000001":{"name":"Ann"}}"#;
+        /// The uids in a group, or in any of several.
+        "getUidListByGroup" => GetUidListByGroup("group") -> Vec<Uid>,
+            r#"{"group":"room-1"}"# => r#"["42"]"#;
+        /// How many uids are in a group.
+        "getUidCountByGroup" => GetUidCountByGroup("group") -> u64,
+            r#"{"group":"room-1"}"# => "1";
+    }
+    "Ask about everyone": {
+        /// All clients.
+        "getAllClientIdList" => GetAllClientIdList() -> Vec<ClientId>,
+            r#"{"limit":1000}"# => r#"{"items":["7f0000010b5400000001"],"cursor":null}"#;
+        /// How many clients are connected.
+        "getAllClientIdCount" | "getAllClientCount" => GetAllClientIdCount() -> u64,
+            "{}" => "1";
+        /// The sessions of all clients.
+        "getAllClientSessions" | "getAllClientInfo" => GetAllClientSessions() -> BTreeMap<ClientId, Session>,
+            "{}" => r#"{"7f0000010b5400000001":{"name":"Ann"}}"#;
+        /// All uids that are online.
+        "getAllUidList" => GetAllUidList() -> Vec<Uid>,
+            "{}" => r#"["42"]"#;
+        /// How many uids are online.
+        "getAllUidCount" => GetAllUidCount() -> u64,
+            "{}" => "1";
+        /// All groups that have members.
+        "getAllGroupIdList" => GetAllGroupIdList() -> Vec<Group>,
+            "{}" => r#"["room-1"]"#;
+        /// The uids in each group.
+        "getAllGroupUidList" => GetAllGroupUidList() -> BTreeMap<Group, Vec<Uid>>,
+            "{}" => r#"{"room-1":["42"]}"#;
+        /// How many uids are in each group.
+        "getAllGroupUidCount" => GetAllGroupUidCount() -> BTreeMap<Group, u64>,
+            "{}" => r#"{"room-1":1}"#;
+        /// The clients in each group.
+        "getAllGroupClientIdList" => GetAllGroupClientIdList() -> BTreeMap<Group, Vec<ClientId>>,
+            "{}" => r#"{"room-1":["7f0000010b5400000001"]}"#;
+        /// How many clients are in each group.
+        "getAllGroupClientIdCount" => GetAllGroupClientIdCount() -> BTreeMap<Group, u64>,
+            "{}" => r#"{"room-1":1}"#;
+    }
+    "Tasks": {
+        /// Queues a command, or a payload for the webhook: to be carried out at once, later, or whenever a cron says.
+        "addTask" => AddTask("command", "delay", "id") -> Added,
+            r#"{"command":{"op":"sendToAll","message":"happy new year"},"at":4102444800000,"id":"2100"}"# => r#"{"id":"2100"}"#;
+        /// What became of a task; null when none is known by this id.
+        "getTask" => GetTask("id") -> Option<View>,
+            r#"{"id":"2100"}"# => r#"{"id":"2100","state":"waiting","attempts":0,"next_at":4102444800000,"task":{"command":{"op":"sendToAll","message":"happy new year"},"at":4102444800000,"id":"2100"}}"#;
+        /// The tasks in a state, or all: always a page, of 100 unless told.
+        "listTasks" => ListTasks("state", "limit", "cursor") -> Vec<View>,
+            r#"{"state":"dead"}"# => r#"{"items":[],"cursor":null}"#;
+        /// Takes away a task that waits, or a cron; whether there was one. What comes later under this id is not run for 24 h.
+        "cancelTask" => CancelTask("id") -> bool,
+            r#"{"id":"2100"}"# => "true";
+        /// Takes a task off the dead letters and queues it anew; whether there was one.
+        "retryTask" => RetryTask("id") -> bool,
+            r#"{"id":"2100"}"# => "false";
+    }
+    "Batch": {
+        /// Runs commands in order; neighbouring changes of one client are one step. The answer has `results`: of each its `result` or `error`.
+        "batch" => Batch("commands") -> Vec<Value>,
+            r#"{"commands":[{"op":"leaveGroup","uid":42,"group":"room-1"},{"op":"joinGroup","uid":42,"group":"room-2"},{"op":"getAllGroupIdList"}]}"# => r#"[{"result":true},{"result":true},{"result":["room-2"]}]"#;
+    }
 }
 
 /// Schemas by the names they are referred to.
@@ -164,18 +235,24 @@ pub type NamedSchemas = Vec<(String, RefOr<Schema>)>;
 /// One row of the vocabulary.
 #[derive(Debug, Clone)]
 pub struct Operation {
+    /// What it belongs with.
+    pub group: &'static str,
     /// Its name.
     pub name: &'static str,
     /// Other names for it.
     pub aliases: &'static [&'static str],
     /// Fields in the order of the `?method=` form.
     pub args: &'static [&'static str],
-    /// One sentence.
+    /// What it does, in a sentence or two.
     pub about: &'static str,
+    /// Fields of which exactly one is given.
+    pub one_of: &'static [&'static str],
     /// Name and schema of the fields, and the schemas that refers to.
     pub request: fn() -> (Cow<'static, str>, RefOr<Schema>, NamedSchemas),
     /// Schema of the result; it refers to `Sent`, `Added`, `Task`, `Session`, `Uid`, `Group` and `ClientId`.
     pub result: fn() -> RefOr<Schema>,
+    /// Fields, and the result that they have.
+    pub example: (&'static str, &'static str),
 }
 
 /// No operation has this name.
@@ -389,24 +466,19 @@ macro_rules! schema {
 }
 schema! {
     Text: ObjectBuilder::new()
-        .schema_type(SchemaType::AnyValue)
-        .description(Some("A string is sent as it is; any other JSON value as its compact text."));
+        .schema_type(SchemaType::AnyValue);
     Binary: ObjectBuilder::new()
         .schema_type(Type::String)
-        .content_encoding("base64")
-        .description(Some("In place of `message`: a binary message in base64."));
+        .content_encoding("base64");
     Code: ObjectBuilder::new()
         .schema_type(Type::Integer)
-        .default(Some(Close::CLOSED.code.into()))
-        .description(Some("WebSocket close code: 1000, 1001, 1008, 1011 to 1013 or 3000 to 4999."));
+        .default(Some(Close::CLOSED.code.into()));
     Reason: ObjectBuilder::new()
-        .schema_type(Type::String)
-        .description(Some("Reason of the close frame, at most 123 bytes."));
+        .schema_type(Type::String);
     Limit: ObjectBuilder::new()
         .schema_type(Type::Integer)
         .minimum(Some(1))
-        .maximum(Some(MAX_PAGE))
-        .description(Some("Asks for a page of so many items."));
+        .maximum(Some(MAX_PAGE));
     Value: ObjectBuilder::new().schema_type(SchemaType::AnyValue);
 }
 
@@ -491,14 +563,62 @@ pub fn uid_alone(client_id: Option<ClientId>, uid: Option<Uid>) -> Result<Uid, I
     }
 }
 
+/// What `max_attempts` takes.
+fn attempts() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::Integer)
+        .minimum(Some(1))
+        .maximum(Some(MAX_ATTEMPTS))
+        .default(Some(ATTEMPTS.into()))
+}
+
 macro_rules! fields {
-    ($( $(#[doc = $doc:literal])* $name:ident { $( $(#[$attribute:meta])* $field:ident: $type:ty, )* } )*) => { $(
+    ($( $(#[doc = $doc:literal])* $name:ident $(($one:ident | $other:ident))? { $( $(#[$attribute:meta])* $field:ident: $type:ty, )* } )*) => { $(
         $(#[doc = $doc])*
         #[derive(Debug, Clone, DeriveDeserialize, ToSchema)]
         #[serde(deny_unknown_fields)]
         pub struct $name { $( $(#[$attribute])* #[allow(missing_docs)] pub $field: $type, )* }
+
+        impl $name {
+            const ONE_OF: &'static [&'static str] = &[$(stringify!($one), stringify!($other))?];
+        }
     )* };
 }
+
+/// What each field means, in whichever command it is.
+pub const FIELDS: &[(&str, &str)] = &[
+    ("client_id", "A connection, by the id that the node gave it: 20 hex digits. The id ends with the connection."),
+    (
+        "uid",
+        "Your own name for a user: at most 256 bytes, and a number is its digits. A client has one at most, a uid any number of clients.",
+    ),
+    ("group", "A group of clients, by a name like a uid. It is there while it has members."),
+    ("message", "What is sent: a string as it is, any other JSON as its compact text."),
+    ("binary", "A binary frame in place of `message`: base64 with padding."),
+    ("client_ids", "Nobody but these clients; `[]` is nobody at all."),
+    ("exclude", "Clients that are left out."),
+    ("exclude_uid", "Uids whose clients are left out."),
+    ("confirm", "Count the sockets that took the message: `clients` in the answer."),
+    ("code", "Of the close frame: 1000, 1001, 1008, 1011 to 1013 or 3000 to 4999."),
+    (
+        "reason",
+        "Of the close frame: at most 123 bytes. Unless told it is empty; where there is no `code` either, `closed`.",
+    ),
+    ("single", "Close the uid's other clients, with 4001 `replaced`."),
+    ("session", "What you keep about a client: an object or an array, of at most `MAX_SESSION_SIZE`."),
+    ("command", "Any command, its operation in `op`; a `batch`, too."),
+    ("webhook", "In place of `command`: what is POSTed to `WEBHOOK_URL` as event `task`."),
+    ("at", "Not before this time, unix ms."),
+    ("delay", "Not before so many ms from now."),
+    ("cron", "Again and again: 5 fields, or 6 with seconds first. It needs an `id`; the same `id` again replaces it."),
+    ("tz", "The time zone of `cron`, such as `Asia/Shanghai`; UTC unless told."),
+    ("id", "A task's name: like a uid, of a cron at most 240 bytes. A second task with it is not run within 24 h."),
+    ("max_attempts", "How often a task is tried."),
+    ("state", "Only the tasks in this state."),
+    ("limit", "Answer a page of so many items, and a cursor."),
+    ("cursor", "Where to go on: the cursor of the page before."),
+    ("commands", "Any commands but `batch`, each with its operation in `op`."),
+];
 
 /// One uid or several.
 pub type Uids = Many<Uid>;
@@ -511,7 +631,7 @@ pub type UidList = List<Uid>;
 
 fields! {
     /// Fields of `sendToAll`; `client_ids: []` is nobody.
-    SendToAll {
+    SendToAll (message | binary) {
         #[serde(default, deserialize_with = "present")] message: Option<Text>,
         #[serde(default, deserialize_with = "present")] binary: Option<Binary>,
         #[serde(default, deserialize_with = "present")] client_ids: Option<ClientIdList>,
@@ -520,21 +640,21 @@ fields! {
         #[serde(default)] confirm: bool,
     }
     /// Fields of `sendToClient`.
-    SendToClient {
+    SendToClient (message | binary) {
         client_id: ClientId,
         #[serde(default, deserialize_with = "present")] message: Option<Text>,
         #[serde(default, deserialize_with = "present")] binary: Option<Binary>,
         #[serde(default)] confirm: bool,
     }
     /// Fields of `sendToUid`.
-    SendToUid {
+    SendToUid (message | binary) {
         uid: Uids,
         #[serde(default, deserialize_with = "present")] message: Option<Text>,
         #[serde(default, deserialize_with = "present")] binary: Option<Binary>,
         #[serde(default)] confirm: bool,
     }
     /// Fields of `sendToGroup`.
-    SendToGroup {
+    SendToGroup (message | binary) {
         group: Groups,
         #[serde(default, deserialize_with = "present")] message: Option<Text>,
         #[serde(default, deserialize_with = "present")] binary: Option<Binary>,
@@ -572,13 +692,13 @@ fields! {
         #[serde(default, deserialize_with = "present")] uid: Option<Uid>,
     }
     /// Fields of `joinGroup`: `client_id` or `uid`.
-    JoinGroup {
+    JoinGroup (client_id | uid) {
         #[serde(default, deserialize_with = "present")] client_id: Option<ClientId>,
         #[serde(default, deserialize_with = "present")] uid: Option<Uid>,
         group: Groups,
     }
     /// Fields of `leaveGroup`: `client_id` or `uid`.
-    LeaveGroup {
+    LeaveGroup (client_id | uid) {
         #[serde(default, deserialize_with = "present")] client_id: Option<ClientId>,
         #[serde(default, deserialize_with = "present")] uid: Option<Uid>,
         group: Groups,
@@ -590,18 +710,18 @@ fields! {
     /// Fields of `updateSession`.
     UpdateSession { client_id: ClientId, session: Session, }
     /// Fields of `batch`: at most 1,000 commands, each an object with its operation in `op`.
-    Batch { commands: Vec<Value>, }
+    Batch { #[schema(value_type = Vec<Object>)] commands: Vec<Value>, }
 
     /// Fields of `addTask`: `command` or `webhook`.
-    AddTask {
-        #[serde(default, deserialize_with = "present")] command: Option<Value>,
+    AddTask (command | webhook) {
+        #[serde(default, deserialize_with = "present")] #[schema(value_type = Option<Object>)] command: Option<Value>,
         #[serde(default, deserialize_with = "present")] webhook: Option<Value>,
         #[serde(default, deserialize_with = "present")] at: Option<u64>,
         #[serde(default, deserialize_with = "present")] delay: Option<u64>,
         #[serde(default, deserialize_with = "present")] cron: Option<String>,
         #[serde(default, deserialize_with = "present")] tz: Option<String>,
         #[serde(default, deserialize_with = "present")] id: Option<TaskId>,
-        #[serde(default, deserialize_with = "present")] max_attempts: Option<u64>,
+        #[serde(default, deserialize_with = "present")] #[schema(schema_with = attempts)] max_attempts: Option<u64>,
         #[serde(skip)] entry: Option<String>,
     }
     /// Fields of `cancelTask`.
@@ -673,12 +793,14 @@ fields! {
 /// The answer to a send or close.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Sent {
-    /// How many nodes heard; 0 means that nobody is online.
+    /// How many nodes heard, each with somebody there, excluded or not. 0: nobody is online.
     pub nodes: u64,
-    /// With an array of uids: those that are not online.
+    /// Of `sendToUid` with an array: the uids that nobody holds.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offline: Option<Vec<Uid>>,
     /// With `confirm`: how many sockets took the message.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clients: Option<u64>,
 }
@@ -690,6 +812,9 @@ pub struct Added {
     pub id: String,
 }
 
+/// The answer of a change, which is true or an error.
+struct Done;
+
 /// What an operation's result looks like.
 trait Answer {
     fn answer() -> RefOr<Schema>;
@@ -699,6 +824,7 @@ macro_rules! answers {
     ($($type:ty: $schema:expr;)*) => { $( impl Answer for $type { fn answer() -> RefOr<Schema> { $schema.into() } } )* };
 }
 answers! {
+    Done: ObjectBuilder::new().schema_type(Type::Boolean).enum_values(Some([true])).build();
     bool: ObjectBuilder::new().schema_type(Type::Boolean).build();
     u64: ObjectBuilder::new().schema_type(Type::Integer).minimum(Some(0)).build();
     Value: ObjectBuilder::new().schema_type(SchemaType::AnyValue).build();
@@ -724,9 +850,10 @@ impl<T: Answer> Answer for Vec<T> {
     }
 }
 
-impl<T: Answer> Answer for BTreeMap<String, T> {
+impl<K: ToSchema, T: Answer> Answer for BTreeMap<K, T> {
     fn answer() -> RefOr<Schema> {
-        ObjectBuilder::new().additional_properties(Some(T::answer())).build().into()
+        let key = ObjectBuilder::new().schema_type(Type::String).title(Some(K::name()));
+        ObjectBuilder::new().property_names(Some(key)).additional_properties(Some(T::answer())).build().into()
     }
 }
 

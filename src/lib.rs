@@ -2,7 +2,8 @@
 //! reaches a uid, a group, one client or everyone. It speaks the vocabulary of PHP's `GatewayWorker`.
 //!
 //! This page is the map of the house. What users may rely on is said in the README; the API is described by
-//! `/openapi.json`, which [`http::document`] makes from the types in [`command`].
+//! `/openapi.json`, which [`http::document`] makes from the types in [`command`], and by `docs/api.md`, which
+//! `tests/it/reference.rs` makes from the same.
 //!
 //! # The rooms
 //!

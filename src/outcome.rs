@@ -5,6 +5,7 @@ use bytes::Bytes;
 use hyper::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
+use utoipa::openapi::schema::{ObjectBuilder, Type};
 
 use crate::command::{Command, ParseError, Reply};
 use crate::gateway::{BatchFailure, Failure, Gateway};
@@ -75,6 +76,41 @@ impl Outcome {
     }
 }
 
+/// What can go wrong: code, status, and what it means.
+pub const ERRORS: &[(&str, u16, &str)] = &[
+    (
+        "invalid_request",
+        400,
+        "`field` and `detail` say what is wrong. A field that is not known is refused, so that a misspelt `exlude` does not send to all.",
+    ),
+    ("unauthorized", 401, "The token is missing or wrong."),
+    ("forbidden", 403, "Where no token is set: a foreign `Origin`, or a `Host` that is not loopback."),
+    ("unknown_op", 404, "There is no such operation."),
+    ("client_not_found", 404, "A change of a client that is not connected."),
+    ("not_found", 404, "There is no such path."),
+    ("method_not_allowed", 405, "Not with this HTTP method."),
+    (
+        "payload_too_large",
+        413,
+        "More than `API_MAX_BODY` or `MAX_SESSION_SIZE`; among several nodes a message of more than 1 MiB; an answer that needs pages.",
+    ),
+    ("too_many", 429, "Beyond the 16 tails that a node gives its console."),
+    ("internal", 500, "A bug of ours; the node's log says more."),
+    (
+        "redis_unavailable",
+        503,
+        "Redis is away; `Retry-After` says when to ask again. Not known to be done: a change may be repeated safely, a repeated send may arrive twice.",
+    ),
+    ("node_unreachable", 504, "A node did not answer within 2 s. Not known to be done, as above."),
+];
+
+fn codes() -> ObjectBuilder {
+    ObjectBuilder::new()
+        .schema_type(Type::String)
+        .description(Some("The error's stable name."))
+        .enum_values(Some(ERRORS.iter().map(|(code, ..)| *code)))
+}
+
 /// What went wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Problem {
@@ -82,8 +118,8 @@ pub struct Problem {
     pub title: &'static str,
     /// HTTP status.
     pub status: u16,
-    /// Stable name of the error: `invalid_request`, `unauthorized`, `forbidden`, `unknown_op`, `client_not_found`,
-    /// `not_found`, `method_not_allowed`, `payload_too_large`, `too_many`, `redis_unavailable`, `node_unreachable`, `internal`.
+    /// The error's stable name.
+    #[schema(schema_with = codes)]
     pub code: &'static str,
     /// What exactly.
     pub detail: String,

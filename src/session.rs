@@ -11,7 +11,7 @@ use serde::de::{self, Deserialize, Deserializer};
 use serde::{Serialize, Serializer};
 use serde_json::value::RawValue;
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, Schema, Type};
+use utoipa::openapi::schema::{ObjectBuilder, Schema, SchemaType, Type};
 
 use crate::json;
 
@@ -92,7 +92,7 @@ impl<'de> Deserialize<'de> for Session {
 impl utoipa::PartialSchema for Session {
     fn schema() -> RefOr<Schema> {
         ObjectBuilder::new()
-            .schema_type(Type::Object)
+            .schema_type(SchemaType::Array(vec![Type::Object, Type::Array]))
             .description(Some("Session: any JSON object (or array, as PHP writes lists)."))
             .build()
             .into()

@@ -23,10 +23,10 @@ use crate::json::{self, Invalid};
 use crate::trace::{Context, TRACEPARENT, TRACESTATE};
 
 /// How often a task is tried that does not say.
-const ATTEMPTS: u32 = 5;
+pub const ATTEMPTS: u32 = 5;
 
 /// The most that a task may ask for.
-const MAX_ATTEMPTS: u32 = 1000;
+pub const MAX_ATTEMPTS: u32 = 1000;
 
 /// The most bytes of all its fields. A message of 1 MiB fits, also in base64.
 const MAX_LENGTH: usize = 2 << 20;
@@ -450,8 +450,10 @@ pub struct View {
     /// How often it was tried.
     pub attempts: u32,
     /// When it is due, unix ms; null where that is now, or over.
+    #[schema(required = true)]
     pub next_at: Option<u64>,
     /// Why the last attempt failed.
+    #[schema(nullable = false)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// Its fields.

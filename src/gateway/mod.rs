@@ -91,7 +91,7 @@ pub enum Failure {
 }
 
 impl Failure {
-    /// The stable `code`; the README lists them.
+    /// The stable `code`; [`ERRORS`](crate::outcome::ERRORS) lists them.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "invalid_request",

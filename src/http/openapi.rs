@@ -1,21 +1,24 @@
 //! `/openapi.json`: made from the types that parse the requests.
 
 use axum::Json;
+use serde_json::{Value, json};
+use utoipa::openapi::extensions::Extensions;
 use utoipa::openapi::path::{HttpMethod, OperationBuilder, ParameterBuilder, ParameterIn, PathItem};
 use utoipa::openapi::request_body::RequestBodyBuilder;
-use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema};
+use utoipa::openapi::schema::{ArrayBuilder, ObjectBuilder, OneOfBuilder, Schema, SchemaType, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
     ComponentsBuilder, ContentBuilder, InfoBuilder, LicenseBuilder, OpenApi, OpenApiBuilder, PathsBuilder, Ref, RefOr,
-    ResponseBuilder,
+    Response, ResponseBuilder, Tag,
 };
 use utoipa::{PartialSchema as _, ToSchema};
 
 use super::Problem;
 use super::console::Profiles;
-use crate::command::{Added, OPERATIONS, Operation, Sent};
+use crate::command::{Added, FIELDS, OPERATIONS, Operation, Sent};
 use crate::gateway::Sizes;
 use crate::id::{ClientId, Group, Uid};
+use crate::outcome::ERRORS;
 use crate::session::Session;
 use crate::task::{State, View};
 use crate::vitals::Nodes;
@@ -41,10 +44,16 @@ pub fn document() -> OpenApi {
     ] {
         components = components.schema(name, schema);
     }
+    for errors in ERRORS.chunk_by(|(_, one, _), (_, other, _)| one == other) {
+        let about: Vec<_> = errors.iter().map(|(code, _, about)| format!("`{code}`: {about}")).collect();
+        if let [(_, status, _), ..] = errors {
+            components = components.response(status.to_string(), problem(&about.join(" ")));
+        }
+    }
     let mut paths = PathsBuilder::new();
     for row in OPERATIONS {
         let (name, schema, refers_to) = (row.request)();
-        components = components.schema(name, schema).schemas_from_iter(refers_to);
+        components = components.schema(name, described(row, schema)).schemas_from_iter(refers_to);
         paths = paths.path(format!("/api/{}", row.name), PathItem::new(HttpMethod::Post, operation(row)));
     }
     let mut of_console = Vec::new();
@@ -56,6 +65,7 @@ pub fn document() -> OpenApi {
     for (path, about, parameters, kind, answer) in CONSOLE {
         paths = paths.path(*path, looking(about, parameters, kind, *answer));
     }
+    let groups = OPERATIONS.chunk_by(|one, other| one.group == other.group).filter_map(<[_]>::first);
     OpenApiBuilder::new()
         .info(
             InfoBuilder::new()
@@ -67,6 +77,7 @@ pub fn document() -> OpenApi {
                 )),
         )
         .components(Some(components.build()))
+        .tags(Some(groups.map(|row| Tag::new(row.group))))
         .paths(paths)
         .security(Some([SecurityRequirement::default(), SecurityRequirement::new("token", [""; 0])]))
         .build()
@@ -123,12 +134,11 @@ fn looking(
             .build()
     };
     let schema = answer.map_or_else(String::schema, |name| Ref::from_schema_name(name).into());
-    let problem = Ref::from_schema_name("Problem").into();
     let operation = OperationBuilder::new()
         .summary(Some(about))
         .parameters(Some(parameters.iter().map(parameter)))
-        .response("200", json("What was found.", kind, schema))
-        .response("default", json("What went wrong (RFC 9457).", "application/problem+json", problem));
+        .response("200", answers("What was found.", kind, schema, None))
+        .response("default", problem("What went wrong (RFC 9457)."));
     PathItem::new(HttpMethod::Get, operation.build())
 }
 
@@ -138,25 +148,81 @@ fn named<T: ToSchema>() -> (String, RefOr<Schema>) {
 
 fn operation(row: &Operation) -> utoipa::openapi::path::Operation {
     let (name, ..) = (row.request)();
-    let mut about = row.about.trim().to_owned();
+    let mut about = row.about.to_owned();
     if !row.aliases.is_empty() {
         about = format!("{about} Also called {}.", row.aliases.join(", "));
     }
-    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).build();
-    OperationBuilder::new()
+    let (request, result) = row.example;
+    let result = json!({if row.name == "batch" { "results" } else { "result" }: read(result)});
+    let body = ContentBuilder::new().schema(Some(Ref::from_schema_name(name))).example(Some(read(request))).build();
+    let mut operation = OperationBuilder::new()
+        .tag(row.group)
         .operation_id(Some(row.name))
         .summary(Some(about))
         .request_body(Some(RequestBodyBuilder::new().content("application/json", body).build()))
-        .response("200", json("The result.", "application/json", answer(row)))
-        .response(
-            "default",
-            json("What went wrong (RFC 9457).", "application/problem+json", Ref::from_schema_name("Problem").into()),
-        )
-        .build()
+        .response("200", answers("The result.", "application/json", answer(row), Some(result)));
+    for (_, status, _) in ERRORS.iter().filter(|(code, ..)| may_be(row, code)) {
+        operation = operation.response(status.to_string(), Ref::from_response_name(status.to_string()));
+    }
+    operation.build()
 }
 
-fn json(about: &str, kind: &str, schema: RefOr<Schema>) -> utoipa::openapi::Response {
-    ResponseBuilder::new().description(about).content(kind, ContentBuilder::new().schema(Some(schema)).build()).build()
+/// An example's JSON. All are carried out by `tests/it/reference.rs`.
+fn read(example: &str) -> Value {
+    serde_json::from_str(example).unwrap_or_default()
+}
+
+/// Whether a command may be refused so.
+fn may_be(row: &Operation, code: &str) -> bool {
+    match code {
+        "client_not_found" => matches!(row.group, "Bind" | "Groups" | "Sessions") && row.name != "ungroup",
+        "unknown_op" | "not_found" | "method_not_allowed" | "too_many" => false,
+        _ => true,
+    }
+}
+
+/// A command's fields, with what they mean. One that is optional is left out, and not null.
+fn described(row: &Operation, fields: RefOr<Schema>) -> RefOr<Schema> {
+    let RefOr::T(Schema::Object(mut fields)) = fields else { return fields };
+    for (name, property) in &mut fields.properties {
+        if let RefOr::T(Schema::OneOf(either)) = property
+            && let Some(schema) = either.items.iter().find(|item| matches!(item, RefOr::Ref(_)))
+        {
+            *property = schema.clone();
+        }
+        let about = FIELDS.iter().find(|(field, _)| field == name).map(|(_, about)| (*about).to_owned());
+        match property {
+            RefOr::Ref(schema) => schema.description = about.unwrap_or_default(),
+            RefOr::T(Schema::Array(schema)) => schema.description = about,
+            RefOr::T(Schema::Object(schema)) => {
+                if let SchemaType::Array(kinds) = &schema.schema_type
+                    && let [kind, Type::Null] | [Type::Null, kind] = kinds.as_slice()
+                {
+                    schema.schema_type = kind.clone().into();
+                }
+                if schema.schema_type == Type::Boolean.into() {
+                    schema.default = Some(false.into());
+                }
+                schema.description = about;
+            }
+            RefOr::T(_) => {}
+        }
+    }
+    if !row.one_of.is_empty() {
+        // The builder has no word for it.
+        let one_of = row.one_of.iter().map(|field| json!({"required": [field]})).collect::<Value>();
+        fields.extensions = Some(Extensions::from_iter([("oneOf", one_of)]));
+    }
+    Schema::Object(fields).into()
+}
+
+fn answers(about: &str, kind: &str, schema: RefOr<Schema>, example: Option<Value>) -> Response {
+    let content = ContentBuilder::new().schema(Some(schema)).example(example).build();
+    ResponseBuilder::new().description(about).content(kind, content).build()
+}
+
+fn problem(about: &str) -> Response {
+    answers(about, "application/problem+json", Ref::from_schema_name("Problem").into(), None)
 }
 
 /// `{"result": …}`; a batch has `{"results": […]}`, and what takes `limit` may answer a page.
@@ -164,7 +230,9 @@ fn answer(row: &Operation) -> RefOr<Schema> {
     let problem = || ObjectBuilder::new().property("error", Ref::from_schema_name("Problem")).required("error");
     let object = |result: RefOr<Schema>| ObjectBuilder::new().property("result", result).required("result");
     if row.name == "batch" {
-        let item = OneOfBuilder::new().item(object(ObjectBuilder::new().into())).item(problem());
+        let item = OneOfBuilder::new()
+            .item(object(ObjectBuilder::new().schema_type(SchemaType::AnyValue).into()))
+            .item(problem());
         return ObjectBuilder::new()
             .property("results", ArrayBuilder::new().items(RefOr::T(Schema::from(item.build()))))
             .required("results")
@@ -194,18 +262,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_operation_is_described_and_every_reference_resolves() {
+    fn every_operation_and_every_field_is_described_and_every_reference_resolves() {
         let json = serde_json::to_value(document()).unwrap();
+        let schemas = &json["components"]["schemas"];
         for row in OPERATIONS {
             assert!(json["paths"][format!("/api/{}", row.name)]["post"]["requestBody"].is_object(), "{}", row.name);
+            let (name, ..) = (row.request)();
+            for (field, property) in schemas[&*name]["properties"].as_object().into_iter().flatten() {
+                assert!(property["description"].is_string(), "{field} of {}", row.name);
+            }
         }
         let text = json.to_string();
-        for reference in text.split("\"#/components/schemas/").skip(1) {
-            let name = reference.split('"').next().unwrap();
-            assert!(json["components"]["schemas"][name].is_object(), "{name}");
+        for reference in text.split("\"#/components/").skip(1) {
+            let reference = reference.split('"').next().unwrap();
+            assert!(json["components"].pointer(&format!("/{reference}")).is_some_and(Value::is_object), "{reference}");
         }
-        let fields = &json["components"]["schemas"]["SendToGroup"];
+        let fields = &schemas["SendToGroup"];
         assert_eq!(fields["additionalProperties"], false);
-        assert_eq!(fields["required"], serde_json::json!(["group"]));
+        assert_eq!(fields["required"], json!(["group"]));
+        assert_eq!(fields["oneOf"], json!([{"required": ["message"]}, {"required": ["binary"]}]));
     }
 }

@@ -18,7 +18,7 @@ import unittest
 from pathlib import Path
 
 import redis
-from support import BINARY, DEADLINE, ROOT, Program, end, free_port, http, wait_for
+from support import BINARY, DEADLINE, ENVIRONMENT, ROOT, Program, end, free_port, http, wait_for
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
@@ -323,6 +323,35 @@ class Documents(World):
         [letters] = [answer for line, answer in answers.items() if "XRANGE" in line]
         self.assertIn("uuid", letters)
         self.assertEqual(self.ask("getTask", id="reminder-17"), {"result": None})
+
+    def check_reference(self, document):
+        """Each line, with a client of its own that is prepared as the page says; its answer stands below it."""
+        self.start_node()
+        text = self.here(Path(ROOT, document).read_text()).replace("target/release/moongate", BINARY)
+        blocks = re.findall(r"```sh\n(.*?)```", text, re.S)
+        [prepare] = [block for block in blocks if block.startswith("api()")]
+        prepared = prepare.splitlines()[-1].removeprefix("# ")
+        environment = ENVIRONMENT | {"MOONGATE_API_LISTEN": f"127.0.0.1:{self.api}"}
+        blocks.remove(prepare)
+        for line, answer in re.findall(r"^([^#].*)\n(?:# (.*))?", "".join(blocks), re.M):
+            client = Client(self)
+            done = subprocess.run(
+                prepare + line, shell=True, capture_output=True, text=True, timeout=DEADLINE, env=environment
+            )
+            self.assertEqual((done.returncode, done.stderr), (0, ""), line)
+            if answer:
+                answers = [prepared, answer.replace("7f0000010b5400000001", client.id)]
+                self.assertEqual(done.stdout.splitlines(), answers, line)
+            else:
+                self.assertIn(client.hears(), ("hello", "你好"), line)
+            client.socket.close()
+            wait_for("the client is gone", lambda: self.ask("getAllClientIdCount") == {"result": 0})
+
+    def test_the_lines_of_the_reference_answer_as_it_says(self):
+        self.check_reference("docs/api.md")
+
+    def test_the_lines_of_the_chinese_reference_answer_as_it_says(self):
+        self.check_reference("docs/api.zh-CN.md")
 
     def test_the_lines_about_tasks_do_what_is_said(self):
         self.start_node()

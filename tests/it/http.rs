@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Instant;
 
+use moongate::outcome::ERRORS;
 use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -26,6 +27,7 @@ fn is_problem(what: &str, answer: &Answer, status: u16, code: &str) -> Value {
     let problem = answer.json();
     assert_eq!(problem["status"], status, "{what}: {problem}");
     assert_eq!(problem["code"], code, "{what}: {problem}");
+    assert!(ERRORS.iter().any(|(known, of, _)| (*known, *of) == (code, status)), "{what}: {code} is not listed");
     for words in ["title", "detail"] {
         assert!(problem[words].as_str().is_some_and(|words| !words.is_empty()), "{what}: {problem}");
     }

@@ -244,7 +244,8 @@ async fn of_several_addresses_each_attempt_takes_the_next_and_a_good_one_is_kept
     let node = Node::start().await;
     let (address, serving) = closer().await;
     let visitor = Visitor::come().await;
-    let urls = json!([format!("ws://{address}/1012"), format!("ws://{address}/1001"), format!("ws://{}/", node.clients)]);
+    let urls =
+        json!([format!("ws://{address}/1012"), format!("ws://{address}/1001"), format!("ws://{}/", node.clients)]);
     visitor.page.eval(&format!("hurry(), visit({urls}, {{timeout: PATIENCE}})")).await;
     let id = visitor.welcomed().await;
     let codes: Vec<_> = visitor.heard("close").await.iter().map(|close| close["code"].clone()).collect();

@@ -43,6 +43,7 @@ mod process;
 mod proxy;
 mod receiver;
 mod redis;
+mod reference;
 mod streams;
 mod tail;
 mod tasks;
