@@ -7,3 +7,4 @@ export MOONGATE_LEAVE_MESSAGE='{"type":"close","uname":"{session.uname}","tab":"
 pages="  Open the room at node 1   $app/
   and at node 2             ${app/127.0.0.1/localhost}/?node=2
                             (another name of this machine, so another cookie: two users in one browser)"
+modules=redis

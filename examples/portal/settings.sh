@@ -1,11 +1,6 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 # Sourced by examples/run: what the nodes are told for the portal, and what there is to open.
 
-php -m | grep -ix pdo_sqlite >/dev/null || {
-    echo "SQLite for PHP is missing: apt-get install php-sqlite3" >&2
-    exit 1
-}
-
 export MOONGATE_INIT_MESSAGE='{"type":"SERVER_INIT","client_id":"{client_id}","message":"Welcome to the shop.","timestamp":{timestamp}}'
 
 # The page's own heartbeat is what keeps its connection: where PING_DATA is set, only messages are signs of life. A page that says
@@ -21,3 +16,4 @@ export MOONGATE_WEBHOOK_SECRET
 pages="  Open the shop as a customer, at node 1   $app/
   and as one of the staff, at node 2       ${app/127.0.0.1/localhost}/?node=2
                                            (another name of this machine, so another cookie)"
+modules=pdo_sqlite
