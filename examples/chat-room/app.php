@@ -157,9 +157,13 @@ if ($method === 'GET' && $path === '/') {
     echo str_replace('__NODES__', htmlspecialchars(NODES), file_get_contents(__DIR__ . '/index.html'));
     return;
 }
-if ($method === 'GET' && $path === '/moongate.js') {
-    header('Content-Type: text/javascript; charset=utf-8');
-    readfile(__DIR__ . '/../../clients/js/dist/moongate.classic.js');
+const FILES = [
+    '/moongate.js' => ['text/javascript', '/../../clients/js/dist/moongate.classic.js'],
+    '/style.css' => ['text/css', '/../style.css'],
+];
+if ($method === 'GET' && isset(FILES[$path])) {
+    header('Content-Type: ' . FILES[$path][0]);
+    readfile(__DIR__ . FILES[$path][1]);
     return;
 }
 try {

@@ -146,6 +146,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, "text/html", (here / "index.html").read_text().replace("__NODES__", html.escape(NODES)))
         elif path == "/moongate.js":
             self.answer(200, "text/javascript", (here / "../../clients/js/dist/moongate.classic.js").read_text())
+        elif path == "/style.css":
+            self.answer(200, "text/css", (here / "../style.css").read_text())
         else:
             self.answer(404, "text/plain", "no such page")
 

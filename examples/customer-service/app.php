@@ -582,9 +582,13 @@ if ($method === 'GET' && $page) {
     echo str_replace('__SHARED__', $shared, file_get_contents(__DIR__ . "/$page"));
     return;
 }
-if ($method === 'GET' && $path === 'moongate.js') {
-    header('Content-Type: text/javascript');
-    readfile(__DIR__ . '/../../clients/js/dist/moongate.classic.js');
+const FILES = [
+    'moongate.js' => ['text/javascript', '/../../clients/js/dist/moongate.classic.js'],
+    'style.css' => ['text/css', '/../style.css'],
+];
+if ($method === 'GET' && isset(FILES[$path])) {
+    header('Content-Type: ' . FILES[$path][0]);
+    readfile(__DIR__ . FILES[$path][1]);
     return;
 }
 try {

@@ -262,9 +262,13 @@ if ($asked === 'GET/') {
     echo str_replace('__NODES__', htmlspecialchars(getenv('NODES')), file_get_contents(__DIR__ . '/index.html')); // push
     return;
 }
-if ($asked === 'GET/moongate.js') { // push
-    header('Content-Type: text/javascript');
-    readfile(__DIR__ . '/../../clients/js/dist/moongate.classic.js');
+const FILES = [
+    'GET/style.css' => ['text/css', '/../style.css'],
+    'GET/moongate.js' => ['text/javascript', '/../../clients/js/dist/moongate.classic.js'], // push
+];
+if (isset(FILES[$asked])) {
+    header('Content-Type: ' . FILES[$asked][0]);
+    readfile(__DIR__ . FILES[$asked][1]);
     return;
 }
 try {
