@@ -101,7 +101,11 @@ pub const ERRORS: &[(&str, u16, &str)] = &[
         503,
         "Redis is away; `Retry-After` says when to ask again. Not known to be done: a change may be repeated safely, a repeated send may arrive twice.",
     ),
-    ("node_unreachable", 504, "A node did not answer within 2 s. Not known to be done, as above."),
+    (
+        "node_unreachable",
+        504,
+        "A node did not answer within 2 s. Not known to be done: a change may be repeated safely, a repeated send may arrive twice.",
+    ),
 ];
 
 fn codes() -> ObjectBuilder {

@@ -30,7 +30,8 @@ def wait_for(what, condition):
 def free_port(*addresses, offsets=(0,)):
     """A port that is free on all these addresses, and so are those at the offsets; none that the kernel gives away."""
     while True:
-        port = random.randrange(20000, 30000)
+        # Others choose at the same moment, each among its own.
+        port = 20000 + os.getpid() % 10 * 1000 + random.randrange(1000)
         try:
             for address in addresses:
                 for offset in offsets:

@@ -5,10 +5,20 @@
 // It knows its users by a cookie, and never believes a uid from a page. Changes and questions go to a node of Moongate
 // by HTTP, messages through Redis.
 
-define('SECRET', getenv('APP_SECRET') ?: exit('APP_SECRET is not set'));
+define('SECRET', setting('APP_SECRET'));
 define('NODES', getenv('NODES') ?: 'ws://127.0.0.1:7272/ ws://127.0.0.1:7282/'); // where pages connect
 define('APIS', getenv('APIS') ?: 'http://127.0.0.1:7273 http://127.0.0.1:7283'); // where this program asks
 const ROOMS = ['1', '2', '3'];
+
+/** A setting that must be there. An empty answer with 200 would be a yes to whoever asks. */
+function setting(string $name): string
+{
+    if (!getenv($name)) {
+        http_response_code(500);
+        exit("$name is not set");
+    }
+    return getenv($name);
+}
 
 /** What is not done, with the HTTP status for its code. */
 class Refused extends Exception
@@ -40,7 +50,7 @@ function batch(array $commands): array
 function publish(string $target, array $message): int
 {
     $redis = new Redis(); // phpredis
-    $redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279), 5);
+    $redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279), 5, null, 0, 5);
     return $redis->publish("mg:$target", json($message));
 }
 

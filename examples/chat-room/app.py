@@ -138,6 +138,7 @@ def logout(request, given):
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    timeout = 30
     routes = {"/login": login, "/bind": bind, "/say": say, "/logout": logout}
 
     def do_GET(self):

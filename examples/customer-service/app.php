@@ -9,10 +9,20 @@
 // SQLite stands for your MySQL. One transaction at a time is what everything here rests on: so it is decided once who
 // serves whom, and the ids of messages grow in the order in which they can be seen.
 
-define('SECRET', getenv('APP_SECRET') ?: exit('APP_SECRET is not set'));
+define('SECRET', setting('APP_SECRET'));
 define('GRACE', getenv('GRACE') ?: 15); // seconds in which who has lost his connection may come back, and nobody notices
-define('CRON', getenv('STATISTICS_CRON') ?: '* * * * *');
+define('EVERY', (int) (getenv('STATISTICS_EVERY') ?: 60)); // seconds from one row of statistics to the next
 const MOST = 3; // conversations that an agent has at once
+
+/** A setting that must be there. An empty answer with 200 would be a yes to whoever asks. */
+function setting(string $name): string
+{
+    if (!getenv($name)) {
+        http_response_code(500);
+        exit("$name is not set");
+    }
+    return getenv($name);
+}
 
 /** What is not done, with the HTTP status for its code. */
 class Refused extends Exception
@@ -43,7 +53,7 @@ function publish(string $target, array $message): int
     static $redis; // phpredis
     if (!$redis) {
         $redis = new Redis();
-        $redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279), 5);
+        $redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279), 5, null, 0, 5);
     }
     return $redis->publish("mg:$target", json($message));
 }
@@ -63,6 +73,7 @@ function db(): PDO
             CREATE TABLE IF NOT EXISTS conversations (id INTEGER PRIMARY KEY, visitor TEXT, agent TEXT, began INTEGER,
                 ended INTEGER, rating INTEGER, comment TEXT, rated INTEGER);
             CREATE INDEX IF NOT EXISTS last ON conversations (visitor, id);
+            CREATE INDEX IF NOT EXISTS ended ON conversations (ended);
             CREATE UNIQUE INDEX IF NOT EXISTS one_each ON conversations (visitor) WHERE ended IS NULL;
             CREATE TABLE IF NOT EXISTS messages (id INTEGER PRIMARY KEY AUTOINCREMENT, prev INTEGER, visitor TEXT,
                 author TEXT, name TEXT, text TEXT, at INTEGER, unread INTEGER, key TEXT, UNIQUE (author, key));
@@ -187,7 +198,9 @@ function change(callable $what): mixed
         foreach ($stood + $stands as $visitor => $_) {
             if (($stood[$visitor] ?? null) !== ($stands[$visitor] ?? null)) {
                 tell($visitor);
-                later(fn () => regroup($visitor));
+                if (is_string($stood[$visitor] ?? 0) || is_string($stands[$visitor] ?? 0)) { // his agent, and not his place
+                    later(fn () => regroup($visitor));
+                }
             }
         }
         if (($now = desk()) !== $desk) {
@@ -358,7 +371,7 @@ function login(array $in): void
     run("INSERT INTO people (uid, name, state) VALUES (?, ?, 'gone')
         ON CONFLICT (uid) DO UPDATE SET state = 'gone' WHERE state = 'out'", "agent-$name", $name);
     // The same again changes nothing; a real application does this when it is deployed.
-    batch([['op' => 'addTask', 'id' => 'statistics', 'cron' => CRON, 'webhook' => ['do' => 'statistics']]]);
+    batch([['op' => 'addTask', 'id' => 'statistics', 'cron' => EVERY < 60 ? '*/' . EVERY . ' * * * * *' : '* * * * *', 'webhook' => ['do' => 'statistics']]]);
     set_cookie('agent', "agent-$name");
 }
 
@@ -412,6 +425,11 @@ function say(array $in, array $me): array
         }
         if ($begins && !ongoing($visitor)) {
             run('INSERT INTO conversations (visitor, began) VALUES (?, ?)', $visitor, now());
+            // Who is not connected, or not yet, is waited for like one who has lost his connection.
+            if (run("UPDATE people SET state = 'away' WHERE uid = ? AND state = 'gone'", $visitor)->rowCount()) {
+                $task = expiry($visitor, $me['seq'], '-' . db()->lastInsertId());
+                later(fn () => batch([$task]));
+            }
         }
         must_be_in($me, $visitor);
         return store($visitor, $me['uid'], $me['name'], $text, $key);
@@ -463,10 +481,9 @@ function notice(array $in, array $me): void
 /** Puts a visitor on the blacklist. */
 function block(array $in, array $me): void
 {
+    finish($in, $me);
     $visitor = about($in, $me);
-    must_be_in($me, $visitor);
     run("UPDATE people SET state = 'out' WHERE uid = ?", $visitor);
-    run('UPDATE conversations SET ended = ? WHERE visitor = ? AND ended IS NULL', now(), $visitor);
     later(fn () => batch([['op' => 'closeUid', 'uid' => $visitor, 'code' => 4403, 'reason' => 'blocked']]));
 }
 
@@ -513,14 +530,20 @@ function presence(array $event): void
         default => $was['state'],
     };
     run('UPDATE people SET state = ?, seq = ? WHERE uid = ?', $is, $seq, $uid);
-    $task = ['do' => 'gone', 'uid' => $uid, 'seq' => $seq];
     $command = match (true) {
         $is === 'out' && $here => ['op' => 'closeUid', 'uid' => $uid], // he was let in a moment before
         $is === 'here' && $was['state'] === 'away' => ['op' => 'cancelTask', 'id' => "gone-$uid-$was[seq]"],
-        $is === 'away' => ['op' => 'addTask', 'id' => "gone-$uid-$seq", 'delay' => GRACE * 1000, 'webhook' => $task],
+        $is === 'away' => expiry($uid, $seq),
         default => null,
     };
     $command && later(fn () => batch([$command]));
+}
+
+/** The task that says who was away for GRACE. */
+function expiry(string $uid, int $seq, string $more = ''): array
+{
+    $task = ['do' => 'gone', 'uid' => $uid, 'seq' => $seq];
+    return ['op' => 'addTask', 'id' => "gone-$uid-$seq$more", 'delay' => GRACE * 1000, 'webhook' => $task];
 }
 
 /** He did not come back in time. A task may come twice, or though it was cancelled: then seq or state have changed. */
@@ -546,8 +569,7 @@ function leave(string $uid): void
 function statistics(array $event): void
 {
     $at = (int) substr(strrchr($event['id'], '@'), 1);
-    $since = run('SELECT max(at) FROM statistics WHERE at < ?', $at)->fetchColumn() ?? 0;
-    $then = "BETWEEN $since + 1 AND $at";
+    $then = 'BETWEEN ' . ($at - EVERY * 1000 + 1) . " AND $at"; // and not since the last row: a task may be overtaken
     run("INSERT INTO statistics SELECT $at,
         (SELECT count(*) FROM people WHERE uid LIKE 'agent-%' AND state IN ('here', 'away')),
         (SELECT count(*) FROM conversations WHERE agent IS NULL AND ended IS NULL),
@@ -566,7 +588,7 @@ function json(array $value): string
 function signed(string $body): string
 {
     preg_match('/^t=(\d+),v1=(\w+)$/D', $_SERVER['HTTP_MOONGATE_SIGNATURE'] ?? '', $is) || $is = ['', '0', ''];
-    $secret = getenv('MOONGATE_WEBHOOK_SECRET') ?: exit('MOONGATE_WEBHOOK_SECRET is not set');
+    $secret = setting('MOONGATE_WEBHOOK_SECRET');
     if (!hash_equals(hash_hmac('sha256', "$is[1].$body", $secret), $is[2]) || abs(time() - $is[1]) > 300) {
         throw new Refused('not signed', 400);
     }

@@ -83,7 +83,7 @@ class Push
     public static function event(string $body, string $signature, string $secret): ?array
     {
         preg_match('/^t=(\d+),v1=(\w+)$/D', $signature, $is);
-        $good = $is && hash_equals(hash_hmac('sha256', "$is[1].$body", $secret), $is[2]) && abs(time() - $is[1]) < 300;
+        $good = $is && $secret !== '' && hash_equals(hash_hmac('sha256', "$is[1].$body", $secret), $is[2]) && abs(time() - $is[1]) < 300;
         return $good ? json_decode($body, true) : null;
     }
 

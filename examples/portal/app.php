@@ -5,8 +5,8 @@
 
 require __DIR__ . '/Push.php'; // push
 
-define('SECRET', getenv('APP_SECRET') ?: exit('APP_SECRET is not set'));
-define('DATA', getenv('DATA') ?: exit('DATA is not set')); // where the database is
+define('SECRET', setting('APP_SECRET'));
+define('DATA', setting('DATA')); // where the database is
 const USERS = [
     1 => ['name' => 'Mei', 'role' => 'staff'],
     42 => ['name' => 'Ann', 'role' => 'customer'],
@@ -21,6 +21,16 @@ const TABLES = '
         (id TEXT PRIMARY KEY, at INTEGER, step0 INTEGER, step1 INTEGER, step2 INTEGER, step3 INTEGER);
     CREATE TABLE IF NOT EXISTS presence (uid TEXT PRIMARY KEY, seq INTEGER, online INTEGER, seen INTEGER DEFAULT 0);
 ';
+
+/** A setting that must be there. An empty answer with 200 would be a yes to whoever asks. */
+function setting(string $name): string
+{
+    if (!getenv($name)) {
+        http_response_code(500);
+        exit("$name is not set");
+    }
+    return getenv($name);
+}
 
 /** What is not done, with the HTTP status for its code. */
 class Refused extends Exception
@@ -113,12 +123,12 @@ function logout(): array
 function home(): array
 {
     $me = user();
-    $home = ['me' => $me, 'notices' => db('SELECT * FROM notices')->fetchAll()];
+    $home = ['me' => $me, 'notices' => db('SELECT * FROM notices ORDER BY at DESC LIMIT 20')->fetchAll()];
     if ($me['role'] === 'customer') {
-        return $home + ['orders' => db('SELECT * FROM orders WHERE uid = ?', [$me['uid']])->fetchAll()];
+        return $home + ['orders' => db('SELECT * FROM orders WHERE uid = ? ORDER BY id DESC LIMIT 200', [$me['uid']])->fetchAll()];
     }
     return $home + [
-        'orders' => db('SELECT * FROM orders')->fetchAll(),
+        'orders' => db('SELECT * FROM orders ORDER BY id DESC LIMIT 200')->fetchAll(),
         'users' => USERS,
         'presence' => db('SELECT * FROM presence')->fetchAll(),
         'reports' => db('SELECT * FROM reports ORDER BY at DESC LIMIT 5')->fetchAll(),

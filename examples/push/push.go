@@ -9,6 +9,7 @@ import (
 	"log"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/gomodule/redigo/redis"
 )
@@ -23,7 +24,7 @@ func main() {
 		url = "redis://127.0.0.1:7279"
 	}
 	// With go-redis: redis.NewClient(must(redis.ParseURL(url))), and its Publish, XAdd, BLPop, SMembers and HGet.
-	conn := must(redis.DialURL(url))
+	conn := must(redis.DialURL(url, redis.DialConnectTimeout(5*time.Second), redis.DialReadTimeout(20*time.Second)))
 	defer conn.Close()
 
 	// Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on

@@ -4,7 +4,7 @@
 
 $client = $argv[1];
 $redis = new Redis(); // phpredis
-$redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279));
+$redis->connect('127.0.0.1', (int) (getenv('REDIS_PORT') ?: 7279), 5, null, 0, 20); // seconds: to connect, for an answer
 // With Predis (2.0 or newer) these lines instead, and below xadd('mg:tasks', $fields) for xAdd('mg:tasks', '*', …):
 // require 'vendor/autoload.php';
 // $redis = new Predis\Client('tcp://127.0.0.1:7279', ['read_write_timeout' => 20]);

@@ -191,7 +191,7 @@ class Service(Example):
 
 
 class CustomerService(Service, unittest.TestCase):
-    environment = Service.environment | {"GRACE": str(GRACE), "STATISTICS_CRON": "* * * * * *"}
+    environment = Service.environment | {"GRACE": str(GRACE), "STATISTICS_EVERY": "1"}
 
     def test_visitors_wait_in_a_queue_and_hear_how_many_are_ahead_until_an_agent_is_free(self):
         ann = Agent(self, "Ann", 1)
@@ -283,7 +283,7 @@ class CustomerService(Service, unittest.TestCase):
 
         def speak(person, name):
             number = 0
-            while not stop.is_set():
+            while not stop.is_set() and number < 250:  # a page keeps 1,000 lines
                 text = f"{name} {number}"
                 status, _, _ = person.ask("say", visitor=uid, text=text, key=text)
                 # An agent who serves him no more is told so; what is refused stands nowhere.
@@ -418,8 +418,11 @@ class CustomerService(Service, unittest.TestCase):
         tab = ann.tab(2)
         dan.says("hello")
         ann.serves("Dan")
+        heard = "SELECT seq FROM people WHERE uid = 'agent-Ann'"
+        before = self.query(heard)
         ann.click("#logout")
         dan.stands("You are the next")
+        wait_for("her pages' end to be told", lambda: self.query(heard) > before)
         self.assertEqual(self.query("SELECT state FROM people WHERE uid = 'agent-Ann'"), [("out",)])
         self.assertEqual(self.tasks("waiting") + self.tasks("done"), [], "nothing was waited for")
         for page in (ann, tab):

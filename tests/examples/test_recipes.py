@@ -287,6 +287,8 @@ class PresenceDots(Recipe):
         wait_for("the question whether he is away", lambda: not self.redis.zcard("app:presence:left"))
         wait_for("the tab to be gone", lambda: self.online("bob") == {again.id})
         self.has_heard(self.last_event()[0])
+        self.redis.publish("mg:uid:ann", json.dumps({"type": "presence", "uid": "end", "online": True}))
+        ann.draws("dot", "end", True)
         self.assertNotIn(False, self.dots(ann, "bob")[1:])
 
         again.socket.close()
@@ -515,6 +517,9 @@ class LongRequest(Recipe):
         self.ask("unbindUid", client_id=page.eval("gate.clientId"))
         page.eval("report().then(show); 0")
         wait_for("the result", lambda: len(self.redis.keys("app:report:42:*")) == 2)
+        page.eval("gate.on('message', data => { if (data === 'end') window.ended = true; }); 0")
+        self.redis.publish("mg:all", "end")
+        page.until("window.ended")
         self.assertEqual(page.drawn("show"), [])
         page.is_lost()
         page.until("drawn.length === 1")

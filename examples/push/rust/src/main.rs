@@ -2,13 +2,14 @@
 
 use redis::TypedCommands;
 use serde_json::{Value, json};
-use std::{env, error::Error};
+use std::{env, error::Error, time::Duration};
 use uuid::Uuid;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let client = env::args().nth(1).ok_or("a client id is missing")?;
     let url = env::var("REDIS_URL").unwrap_or_else(|_| "redis://127.0.0.1:7279".into());
-    let mut redis = redis::Client::open(url)?.get_connection()?;
+    let mut redis = redis::Client::open(url)?.get_connection_with_timeout(Duration::from_secs(5))?;
+    redis.set_read_timeout(Some(Duration::from_secs(20)))?;
 
     // Bind with certainty: by a queued task, and wait for its answer. After a bindUid that is only published, on
     // mg:cmd, the next PUBLISH, on another channel, may come first, and finds nobody.
