@@ -795,8 +795,8 @@ fields! {
 pub struct Sent {
     /// How many nodes heard, each with somebody there, excluded or not. 0: nobody is online.
     pub nodes: u64,
-    /// Of `sendToUid` with an array: the uids that nobody holds.
-    #[schema(nullable = false)]
+    /// Of `sendToUid` with an array: the uids that nobody holds, as strings, in no order.
+    #[schema(nullable = false, value_type = Option<Vec<String>>)]
     #[serde(skip_serializing_if = "Option::is_none")]
     pub offline: Option<Vec<Uid>>,
     /// With `confirm`: how many sockets took the message.

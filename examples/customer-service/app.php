@@ -539,7 +539,7 @@ function presence(array $event): void
     $command && later(fn () => batch([$command]));
 }
 
-/** The task that says who was away for GRACE. */
+/** The task that says that somebody was away for GRACE. */
 function expiry(string $uid, int $seq, string $more = ''): array
 {
     $task = ['do' => 'gone', 'uid' => $uid, 'seq' => $seq];

@@ -336,9 +336,7 @@ class Cluster(unittest.TestCase):
 
     def assert_all_gone(self):
         for offset in self.OFFSETS:
-            with socket.socket() as trial:
-                refused = trial.connect_ex(("127.0.0.1", self.port + offset))
-                self.assertEqual(refused, errno.ECONNREFUSED, f"something still listens on {self.port + offset}")
+            self.assertTrue(self.is_free(offset), f"something still listens on {self.port + offset}")
 
     def test_the_lines_to_paste_reach_a_client_of_the_other_node(self):
         self.start()
@@ -358,6 +356,23 @@ class Cluster(unittest.TestCase):
                 client.recv(DEADLINE)
             self.assertEqual(closed.exception.rcvd.code, 1012)
         self.assert_all_gone()
+
+    def test_they_are_stopped_though_what_read_its_lines_was_stopped_first(self):
+        self.port = free_port("127.0.0.1", offsets=self.OFFSETS)
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("MOONGATE_")}
+        read = subprocess.Popen(
+            ["bash", "-c", f"'{ROOT}/scripts/cluster' '{BINARY}' 2>&1 | cat >/dev/null"],
+            env=environment | {"PORT": str(self.port)},
+            start_new_session=True,
+        )
+        self.addCleanup(read.wait, DEADLINE)
+        wait_for("the second node", lambda: http(f"http://127.0.0.1:{self.port + 11}/readyz")[0] == 200)
+        os.killpg(read.pid, signal.SIGTERM)
+        wait_for("all to be gone", lambda: all(map(self.is_free, self.OFFSETS)))
+
+    def is_free(self, offset):
+        with socket.socket() as trial:
+            return trial.connect_ex(("127.0.0.1", self.port + offset)) == errno.ECONNREFUSED
 
     def test_when_one_of_them_dies_it_is_named_and_the_others_are_stopped(self):
         for name in ("node-2", "redis-server"):

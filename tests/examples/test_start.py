@@ -13,6 +13,24 @@ from browser import Browser, Page
 from support import BINARY, DEADLINE, ENVIRONMENT, ROOT, Program, end, free_port, http, wait_for
 
 
+# What the page says, in the language of the document.
+WORDS = {
+    "docs/start.md": {
+        "first": "log in first",
+        "you": "you are",
+        "sent": "sent",
+        "away": "is not here: store it, or send a mail",
+        "lost": "no connection, again in ",
+    },
+    "docs/start.zh-CN.md": {
+        "first": "请先登录",
+        "you": "你是",
+        "sent": "已发送",
+        "away": "不在线：存起来，或者发邮件",
+        "lost": "连接断开，",
+    },
+}
+
 class Start(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
@@ -50,10 +68,10 @@ class Start(unittest.TestCase):
 
     def log_in(self, name):
         page = Page(self.browser, self.browser.profile(self), self.address)
-        self.sees(page, "log in first")
+        self.sees(page, self.words["first"])
         self.fill(page, "name", name)
         page.click("form button")
-        self.sees(page, f"you are {name}")
+        self.sees(page, f"{self.words['you']} {name}")
         return page
 
     def fill(self, page, field, text):
@@ -70,7 +88,7 @@ class Start(unittest.TestCase):
         page.until(f"[...document.querySelectorAll('#log li')].filter({begins}).length >= {times}")
 
     def test_each_application_pushes_to_its_users_and_its_page_comes_back_to_two_nodes(self):
-        for document in ("docs/start.md", "docs/start.zh-CN.md"):
+        for document, self.words in WORDS.items():
             *_, hello, page, php, python, node, push, _, cluster = self.read(document)
             gateway = self.start_node()
             self.assertEqual(json.loads(self.paste(hello)), {"result": {"nodes": 0}})
@@ -81,9 +99,9 @@ class Start(unittest.TestCase):
                     ann, bob = self.log_in("ann"), self.log_in("小明")
                     self.push(bob, "ann", "你好 <b>")
                     self.sees(ann, "小明: 你好 <b>")
-                    self.sees(bob, "sent")
+                    self.sees(bob, self.words["sent"])
                     self.push(ann, "eve", "hi")
-                    self.sees(ann, "eve is not here: store it, or send a mail")
+                    self.sees(ann, f"eve {self.words['away']}")
                     self.push(ann, "e" * 257, "hi")
                     self.sees(ann, "invalid_request")
                     self.assertEqual(json.loads(self.paste(push)), {"result": {"nodes": 1}})
@@ -94,12 +112,12 @@ class Start(unittest.TestCase):
                     bob.close()
 
             self.assertEqual(gateway.stop(), 0)
-            self.sees(ann, "no connection, again in ")
+            self.sees(ann, self.words["lost"])
             two = Program(self, ["scripts/cluster", BINARY], PORT=str(self.port), MOONGATE_LOG="error")
             # Killed, it would leave its children.
             self.addCleanup(two.stop)
             two.until("Ctrl-C ends all three")
-            self.sees(ann, "you are ann", times=2)
+            self.sees(ann, f"{self.words['you']} ann", times=2)
             self.assertEqual(self.paste(cluster), '{"result":{"nodes":1}}\n1\n')
             for text in re.findall('"text":"(.*?)"', cluster):
                 self.sees(ann, text)
