@@ -413,6 +413,14 @@ class CustomerService(Service, unittest.TestCase):
         gil.socket.close()
         wait_for("to move up", lambda: hal.heard("state")[-1]["ahead"] == 0)
 
+    def test_who_says_something_and_never_connects_is_waited_for_no_longer_than_others(self):
+        ghost = Person(self, "visitor", "Gus")
+        waiting = "SELECT count(*) FROM conversations WHERE ended IS NULL"
+        for text in ("hello", "hello again"):
+            ghost.says(text)
+            self.assertEqual(self.query(waiting), [(1,)])
+            wait_for("the queue to be empty", lambda: self.query(waiting) == [(0,)])
+
     def test_an_agent_who_logs_out_is_gone_at_once_on_all_tabs(self):
         ann, dan = Agent(self, "Ann", 1), Visitor(self, "Dan", 1)
         tab = ann.tab(2)
@@ -604,7 +612,16 @@ SCENES = {
 }
 
 
-class Looks(Service, unittest.TestCase):
+class AsItIs(Service, unittest.TestCase):
+    def test_of_two_rows_of_statistics_that_overtake_each_other_each_counts_its_own_minute(self):
+        dan = Person(self, "visitor", "Dan")
+        dan.says("hello")
+        [[began]] = self.query("SELECT began FROM conversations WHERE visitor = ?", dan.uid)
+        for at, count in ((began + 60001, 0), (began + 30000, 1)):
+            task = {"event": "task", "id": f"statistics@{at}", "payload": {"do": "statistics"}}
+            self.assertEqual(self.tell(task), 200)
+            self.assertEqual(self.query("SELECT began FROM statistics WHERE at = ?", at), [(count,)])
+
     def test_the_pages_speak_both_languages_and_fit_a_phone(self):
         login = Agent(self, "Out", 1)
         login.click("#logout")

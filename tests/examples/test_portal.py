@@ -243,6 +243,21 @@ class AsItIs(Portal, unittest.TestCase):
         signature = hmac.new(SECRET.encode(), b"%d." % now + body, hashlib.sha256).hexdigest()
         return self.ask("hook", None, body, {"Moongate-Signature": f"t={now},v1={signature}"})
 
+    def test_without_a_secret_no_event_is_believed(self):
+        event = "Push::event('{}', 't=' . time() . ',v1=' . hash_hmac('sha256', time() . '.{}', $key), $key)"
+        script = f"require '{ROOT}/examples/portal/Push.php'; foreach (['key', ''] as $key) echo json_encode({event});"
+        self.assertEqual(subprocess.check_output(["php", "-r", script], text=True), "[]null")
+
+    def test_a_page_asks_until_it_is_answered(self):
+        ann = self.visitor(ANN, 1)
+        ann.command("Network.enable")
+        ann.command("Network.setBlockedURLs", urls=["*/home"])
+        ann.go(self.address)
+        self.assertFalse(ann.eval("ask('home').then((answer) => answer.ok)"))
+        ann.command("Network.setBlockedURLs", urls=[])
+        ann.until("me")
+        ann.is_live()
+
     def test_an_event_that_comes_twice_or_late_changes_nothing(self):
         mei = self.cookie(MEI)
 
