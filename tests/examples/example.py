@@ -40,11 +40,17 @@ class Example:
         self.program.reading.join(DEADLINE)
         self.assertFalse(self.program.reading.is_alive(), "a process is left")
 
+    def starts(self, number):
+        """The process ids that a node has had."""
+        return [int(pid) for pid in re.findall(rf"node {number} runs;.*kill -9 (\d+)", self.program.printed())]
+
+    def node(self, number):
+        return self.starts(number)[-1]
+
     def kill_node(self, number):
-        started = re.findall(rf"node {number} runs;.*kill -9 (\d+)", self.program.printed())
-        os.kill(int(started[-1]), signal.SIGKILL)
-        again = len(started) + 1
-        wait_for("it starts again", lambda: len(re.findall(rf"node {number} runs", self.program.printed())) == again)
+        killed = self.node(number)
+        os.kill(killed, signal.SIGKILL)
+        wait_for("it starts again", lambda: self.node(number) != killed)
 
 
 def looks():
