@@ -27,19 +27,26 @@ def wait_for(what, condition):
     raise AssertionError(f"{what}: not within {DEADLINE} s")
 
 
+GIVEN = set()
+
+
 def free_port(*addresses, offsets=(0,)):
     """A port that is free on all these addresses, and so are those at the offsets; none that the kernel gives away."""
     while True:
-        # Others choose at the same moment, each among its own.
+        # Others choose at the same moment, each among its own; and what was given may not be in use yet.
         port = 20000 + os.getpid() % 10 * 1000 + random.randrange(1000)
+        ports = {port + offset for offset in offsets}
+        if ports & GIVEN:
+            continue
         try:
             for address in addresses:
-                for offset in offsets:
-                    with socket.create_server((address, port + offset)):
+                for each in ports:
+                    with socket.create_server((address, each)):
                         pass
-            return port
         except OSError:
             continue
+        GIVEN.update(ports)
+        return port
 
 
 def http(url, body=None, token=None):

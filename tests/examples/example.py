@@ -44,13 +44,13 @@ class Example:
         """The process ids that a node has had."""
         return [int(pid) for pid in re.findall(rf"node {number} runs;.*kill -9 (\d+)", self.program.printed())]
 
-    def node(self, number):
+    def node_pid(self, number):
         return self.starts(number)[-1]
 
     def kill_node(self, number):
-        killed = self.node(number)
+        killed = self.node_pid(number)
         os.kill(killed, signal.SIGKILL)
-        wait_for("it starts again", lambda: self.node(number) != killed)
+        wait_for("it starts again", lambda: self.node_pid(number) != killed)
 
 
 def looks():

@@ -164,7 +164,7 @@ class ChatRoom(Example):
         ann.sees("Bob", "Cid")
         back = "[...document.querySelectorAll('.notice')].filter(e => e.textContent === 'Connected again.').length"
         # Cid's page goes with the node, as when both lose their network: the node hears nothing of him any more.
-        os.kill(self.node(1), signal.SIGSTOP)
+        os.kill(self.node_pid(1), signal.SIGSTOP)
         cid.command("Network.enable")
         offline = {"offline": True, "latency": 0, "downloadThroughput": -1, "uploadThroughput": -1}
         cid.command("Network.emulateNetworkConditions", **offline)
