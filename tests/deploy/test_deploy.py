@@ -18,7 +18,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import yaml
-from support import BINARY, DEADLINE, ROOT, end, free_port, http, wait_for
+from support import BINARY, DEADLINE, ENVIRONMENT, ROOT, end, free_port, http, wait_for
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
@@ -303,10 +303,9 @@ class Cluster(unittest.TestCase):
 
     def start(self):
         self.port = free_port("127.0.0.1", offsets=self.OFFSETS)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MOONGATE_")}
         self.script = subprocess.Popen(
             [ROOT / "scripts/cluster", BINARY],
-            env=environment | {"PORT": str(self.port)},
+            env=ENVIRONMENT | {"PORT": str(self.port)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -359,10 +358,9 @@ class Cluster(unittest.TestCase):
 
     def test_they_are_stopped_though_what_read_its_lines_was_stopped_first(self):
         self.port = free_port("127.0.0.1", offsets=self.OFFSETS)
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("MOONGATE_")}
         read = subprocess.Popen(
             ["bash", "-c", f"'{ROOT}/scripts/cluster' '{BINARY}' 2>&1 | cat >/dev/null"],
-            env=environment | {"PORT": str(self.port)},
+            env=ENVIRONMENT | {"PORT": str(self.port)},
             start_new_session=True,
         )
         self.addCleanup(read.wait, DEADLINE)

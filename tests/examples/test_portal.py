@@ -328,7 +328,7 @@ class AsItIs(Portal, unittest.TestCase):
         mei, ann = self.visitor(MEI, 2), self.visitor(ANN, 1)
         ann.orders("pot")
         mei.shows(1, 0)
-        nodes = [int(pid) for pid in re.findall(r"node \d runs;.*kill -9 (\d+)", self.program.printed())]
+        nodes = [self.node_pid(number) for number in (1, 2)]
         try:
             for node in nodes:
                 os.kill(node, signal.SIGSTOP)
